@@ -1,0 +1,1 @@
+"""The network of the paper and the geometry that joins its two grids."""
