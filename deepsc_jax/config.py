@@ -1,8 +1,9 @@
 """The configuration: frozen, validated dataclasses, and one absl flag per field.
 
-A program calls `define_flags()` at import and `from_flags()` in main. Every hyper-parameter's help
-begins with its origin: `paper:` where the DeepSC-COVID text states the value, `assumed:` where the
-choice is ours. A combination that cannot work is refused when the flags are parsed.
+A program calls `define_flags()` at import and `from_flags()` in main; `program.run` parses. Every
+hyper-parameter's help begins with its origin: `paper:` where the DeepSC-COVID text states the
+value, `assumed:` where the choice is ours. A combination that cannot work is refused when the flags
+are parsed.
 """
 
 import dataclasses
@@ -324,13 +325,11 @@ class _TupleSerializer(flags.ArgumentSerializer):
 
 
 def define_flags() -> None:
-    """Define one absl flag per field, and a validator that builds the whole configuration."""
-    names = []
+    """Define one absl flag per field of every section."""
     for section in SECTIONS.values():
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
             kind, text = hints[field.name], field.metadata["help"]
-            names.append(field.name)
             if kind is bool:
                 flags.DEFINE_bool(field.name, field.default, text)
             elif kind is int:
@@ -342,15 +341,6 @@ def define_flags() -> None:
             else:
                 parser, serializer = _TupleParser(kind), _TupleSerializer()
                 flags.DEFINE(parser, field.name, field.default, text, serializer=serializer)
-
-    def validate(values: Mapping[str, Any]) -> bool:
-        try:
-            _build(values)
-        except ValueError as error:
-            raise flags.ValidationError(str(error)) from error
-        return True
-
-    flags.register_multi_flags_validator(names, validate)
 
 
 def _build(values: Mapping[str, Any]) -> Config:
