@@ -1,0 +1,52 @@
+PYTHON ?= python3
+SCAN ?=
+# Passed to pip, e.g. PIP_FLAGS='--find-links ~/wheels'.
+PIP_FLAGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint types
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
+	  awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@echo "  variables: PYTHON=python3.12  SCAN=path/to/scan.nii.gz  PIP_FLAGS='...'"
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo 'not a Python'):" \
+	    "Python 3.11 or newer is needed: name one with PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(PY)
+	@echo "installing the package into $(VENV)"
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e .
+	@touch $@
+
+$(INSTALLED_TEST): pyproject.toml | $(PY)
+	@echo "installing the package and its test extra into $(VENV) (PyTorch is in it: minutes)"
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[test]'
+	@touch $@ $(INSTALLED)
+
+venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
+
+demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
+	$(PY) -m deepsc_jax.demo $(if $(SCAN),--scan="$(SCAN)")
+
+lint: $(INSTALLED_TEST) ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(INSTALLED_TEST) ## pyright
+	$(PY) -m pyright --pythonpath $(PY)
+
+test: lint types ## lint, types and the quick tests
+	$(PY) -m pytest -m 'not slow'
+
+test-slow: $(INSTALLED_TEST) ## the tests that take minutes each
+	$(PY) -m pytest -m slow
