@@ -1,0 +1,210 @@
+"""Convolution, normalisation, pooling and upsampling of channel-last volumes.
+
+Every function takes `(batch, depth, height, width, channel)`. Depth may be padded: `valid` gives,
+per batch element, how many slices are real, and what is computed for those never depends on how
+many padded slices follow. `mask_depth` restores zeros there, which a zero-padded convolution of
+the unpadded volume would have seen.
+
+Convolutions have two forms with the same result. `native` is one 3D convolution. `folded` writes it
+as 2D convolutions with depth folded into the batch, several times faster on XLA's CPU backend:
+shifted slices are stacked along channels, or, from `STACKED_CHANNELS` input channels up, one 2D
+convolution per kernel slice is summed.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+Volume = Float[Array, "batch depth height width channel"]
+Valid = Int[Array, "batch"] | None
+ConvForm = Literal["native", "folded"]
+STACKED_CHANNELS = 32
+NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
+
+kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+
+
+def depth_mask(valid: Int[Array, "batch"], depth: int) -> Array:
+    """True for the real slices: `(batch, depth, 1, 1, 1)`."""
+    return (jnp.arange(depth) < valid[:, None])[:, :, None, None, None]
+
+
+def mask_depth(x: Volume, valid: Valid) -> Volume:
+    """`x` with its padded slices set to zero."""
+    if valid is None:
+        return x
+    return jnp.where(depth_mask(valid, x.shape[1]), x, jnp.zeros((), x.dtype))
+
+
+def halve(valid: Valid, times: int = 1) -> Valid:
+    """Real slices after `times` poolings by 2: a half-filled last slice counts as real."""
+    return None if valid is None else -(-valid // 2**times)
+
+
+def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, form: str) -> Volume:
+    """Convolution with zero padding of k // 2 on both sides (torch's `padding=k // 2`).
+
+    Args:
+      x: `(batch, depth, height, width, cin)`.
+      kernel: odd sizes.
+      stride: in-plane; depth keeps stride 1.
+      form: `native` or `folded`.
+    """
+    depth_taps, *in_plane = kernel.shape[:3]
+    padding = [(k // 2, k // 2) for k in kernel.shape[:3]]
+    if form == "native":
+        dims = ("NDHWC", "DHWIO", "NDHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (1, stride, stride), padding, dimension_numbers=dims
+        )
+    if kernel.shape[:3] == (1, 1, 1) and stride == 1:
+        return x @ kernel[0, 0, 0]
+
+    batch, depth, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    shifted = [padded[:, i : i + depth] for i in range(depth_taps)]
+
+    def conv2d(volume: Volume, weights: Float[Array, "kh kw cin cout"]) -> Volume:
+        slices = volume.reshape(batch * depth, height, width, -1)
+        dims = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(
+            slices, weights, (stride, stride), padding[1:], dimension_numbers=dims
+        )
+        return y.reshape(batch, depth, *y.shape[1:])
+
+    if depth_taps == 1:
+        return conv2d(x, kernel[0])
+    if channels < STACKED_CHANNELS:
+        stacked = kernel.transpose(1, 2, 0, 3, 4).reshape(*in_plane, depth_taps * channels, -1)
+        return conv2d(jnp.concatenate(shifted, axis=-1), stacked)
+    total = conv2d(shifted[0], kernel[0])
+    for i in range(1, depth_taps):
+        total += conv2d(shifted[i], kernel[i])
+    return total
+
+
+class Conv(nn.Module):
+    """3D convolution without bias, computed in `dtype`; parameter `kernel (kd, kh, kw, in, out)`."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    form: ConvForm = "native"
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = kernel_init
+
+    @nn.compact
+    def __call__(self, x: Volume) -> Volume:
+        shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return conv3d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.form)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over a volume's real slices (Wu and He 2018), padded slices set to zero.
+
+    Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
+    products, which XLA's CPU backend runs on all cores, unlike its reductions.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Volume, valid: Valid) -> Volume:
+        batch, depth, height, width, channels = x.shape
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = mask_depth(x, valid)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        rows = wide.reshape(batch, depth * height, width * channels)
+        ones = jnp.ones(rows.shape[:2], rows.dtype)
+
+        def group_sums(values: Array) -> Array:
+            sums = jnp.einsum("br,brc->bc", ones, values)
+            sums = sums.reshape(batch, width, self.groups, channels // self.groups)
+            return sums.sum(axis=(1, 3))
+
+        slices = jnp.full((batch,), depth) if valid is None else valid
+        per_slice = height * width * channels // self.groups
+        count = jnp.maximum(slices, 1).astype(rows.dtype)[:, None] * per_slice
+        mean = group_sums(rows) / count
+        variance = jnp.maximum(group_sums(rows * rows) / count - mean * mean, 0.0)
+        inverse = lax.rsqrt(variance + NORM_EPSILON)
+
+        def per_channel(values: Array) -> Array:
+            return jnp.repeat(values, channels // self.groups, axis=1)
+
+        slope = per_channel(inverse) * scale
+        offset = bias - per_channel(mean) * slope
+        y = wide * slope[:, None, None, None] + offset[:, None, None, None]
+        return mask_depth(y.astype(x.dtype), valid)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, group norm, ReLU."""
+
+    features: int
+    groups: int
+    kernel: int = 3
+    stride: int = 1
+    form: ConvForm = "native"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Volume, valid: Valid) -> Volume:
+        x = Conv(self.features, self.kernel, self.stride, self.form, self.dtype, name="conv")(x)
+        return nn.relu(GroupNorm(self.groups, name="norm")(x, valid))
+
+
+class Deconv(nn.Module):
+    """Transposed convolution with kernel 2 and stride 2: a matrix product and a depth-to-space."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Volume) -> Volume:
+        batch, depth, height, width, channels = x.shape
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=-2)
+        kernel = self.param("kernel", init, (2, 2, 2, channels, self.features))
+        flat = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, -1).astype(self.dtype)
+        y = (x.astype(self.dtype) @ flat).reshape(batch, depth, height, width, 2, 2, 2, -1)
+        y = y.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
+
+
+def max_pool(x: Volume) -> Volume:
+    """2x2x2 maximum with stride 2; sides must be even.
+
+    A reshape and a maximum: tied values share the gradient (torch's `amax`; `max_pool3d` picks
+    one), and it is deterministic on GPU. Inputs are activations >= 0 with zeros in padded slices,
+    so a half-filled last slice pools to its real half.
+    """
+    batch, depth, height, width, channels = x.shape
+    x = x.reshape(batch, depth // 2, 2, height // 2, 2, width // 2, 2, channels)
+    return x.max(axis=(2, 4, 6))
+
+
+def average_in_plane(x: Volume, factor: int) -> Volume:
+    """Mean over `factor` x `factor` in-plane blocks; sides must be multiples of `factor`."""
+    batch, depth, height, width, channels = x.shape
+    blocks = x.reshape(batch, depth, height // factor, factor, width // factor, factor, channels)
+    return blocks.mean(axis=(3, 5))
+
+
+def resolve_form(form: str, platform: str) -> ConvForm:
+    """The convolution form that `auto` stands for on `platform` (`jax.default_backend()`)."""
+    if form == "auto":
+        return "folded" if platform == "cpu" else "native"
+    return "native" if form == "native" else "folded"
+
+
+def resolve_dtype(name: str, platform: str) -> jnp.dtype:
+    """The compute dtype that `auto` stands for on `platform`."""
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
