@@ -1,0 +1,220 @@
+"""From single scans to `metrics.json` and the printed table.
+
+Undefined figures are None (`null` in JSON), never a number and never left out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from deepsc_jax.config import CLASSES
+from deepsc_jax.metrics import classification
+from deepsc_jax.metrics.overlap import dice, sensitivity, specificity
+from deepsc_jax.metrics.surface import normalized_surface_dice, root_mean_square_surface_distance
+
+# Key in metrics.json, and how the table prints it: name, factor, unit.
+SEGMENTATION = {
+    "dsc": ("DSC", 100, "%"),
+    "sensitivity": ("sensitivity", 100, "%"),
+    "specificity": ("specificity, lung", 100, "%"),
+    "specificity_scan": ("specificity, scan", 100, "%"),
+    "nsd": ("NSD", 100, "%"),
+    "rmsd_mm": ("RMSD", 1, "mm"),
+}
+CLASSIFICATION = {
+    "accuracy": classification.accuracy,
+    "sensitivity": classification.macro_sensitivity,
+    "specificity": classification.macro_specificity,
+    "f1": classification.macro_f1,
+    "auc": classification.macro_auc,
+}
+
+
+def per_scan(
+    pred: Bool[np.ndarray, "D H W"],
+    truth: Bool[np.ndarray, "D H W"],
+    lung: Bool[np.ndarray, "D H W"],
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = 3.0,
+) -> dict[str, Any]:
+    """The segmentation figures of one scan, a row for `summarise` once it has a `label`.
+
+    Args:
+        pred: the predicted lesion mask.
+        truth: the true lesion mask.
+        lung: the lung mask, over which `specificity` is taken.
+        spacing_mm: voxel spacing in (D, H, W) order, mm.
+        tolerance_mm: of the normalised surface Dice.
+
+    Returns:
+        `dsc`, `sensitivity`, `specificity` (over the lung), `specificity_scan`, `nsd` as shares;
+        `rmsd_mm`; `lesion_ml`, `predicted_ml`, `false_positive_ml` in ml; `has_lesion`: the truth
+        has one; `missed`: it has one and nothing was predicted, so that `dsc` and `nsd` are 0 and
+        `rmsd_mm` is None. Without a lesion `dsc`, `sensitivity`, `nsd`, `rmsd_mm` are None.
+
+    Raises:
+        ValueError: the masks are not boolean volumes of one shape, or a spacing is not positive.
+    """
+    has_lesion = bool(truth.any())
+    row: dict[str, Any] = {
+        "dsc": dice(pred, truth) if has_lesion else None,
+        "sensitivity": _defined(sensitivity(pred, truth)),
+        "specificity": _defined(specificity(pred, truth, lung)),
+        "specificity_scan": _defined(specificity(pred, truth)),
+        "nsd": None,
+        "rmsd_mm": None,
+        "has_lesion": has_lesion,
+        "missed": has_lesion and not pred.any(),
+    }
+    if has_lesion:
+        row["nsd"] = normalized_surface_dice(pred, truth, spacing_mm, tolerance_mm)
+        row["rmsd_mm"] = _defined(root_mean_square_surface_distance(pred, truth, spacing_mm))
+    voxel_ml = math.prod(spacing_mm) / 1000
+    for name, mask in (("lesion", truth), ("predicted", pred), ("false_positive", pred & ~truth)):
+        row[f"{name}_ml"] = float(np.count_nonzero(mask) * voxel_ml)
+    return row
+
+
+def summarise(
+    rows: Sequence[Mapping[str, Any]] = (),
+    labels: Int[np.ndarray, "scans"] | None = None,
+    probabilities: Float[np.ndarray, "scans classes"] | None = None,
+    classes: Sequence[str] = CLASSES,
+) -> dict[str, Any]:
+    """The content of `metrics.json`.
+
+    `segmentation` holds each figure of `per_scan` as `{"mean", "sd", "n"}` over the scans that have
+    truth lesions (n: of them, those where it is defined; sd: sample standard deviation, None for
+    n < 2), `missed` (scans with lesions and nothing predicted), the same again for the scans of
+    each class that has lesions (`covid-19`, `cap`), and `lesion_free` for the others: share of
+    scans with any false positive voxel, and their ml. `classification` holds the figures of the one
+    run (sd is None), `confusion` (rows: label; columns: given class) and `classes`.
+
+    Args:
+        rows: one `per_scan` of each scan, with its class name as `label` where it has one.
+        labels: the true class ids; left out for a segmentation-only run.
+        probabilities: the class probabilities, a row per label.
+        classes: the class names, by id.
+
+    Raises:
+        ValueError: labels and probabilities do not fit each other.
+    """
+    document: dict[str, Any] = {}
+    if rows:
+        with_lesions = [row for row in rows if row["has_lesion"]]
+        segmentation = _over_lesions(with_lesions)
+        for name in classes:
+            of_class = [row for row in with_lesions if row.get("label") == name]
+            if of_class:
+                segmentation[name] = _over_lesions(of_class)
+        segmentation["lesion_free"] = _over_lesion_free(
+            [row for row in rows if not row["has_lesion"]]
+        )
+        document["segmentation"] = segmentation
+    if labels is not None and probabilities is not None:
+        document["classification"] = {
+            key: {"mean": _defined(measure(labels, probabilities)), "sd": None, "n": len(labels)}
+            for key, measure in CLASSIFICATION.items()
+        } | {
+            "confusion": classification.confusion_matrix(labels, probabilities).tolist(),
+            "classes": list(classes),
+        }
+    return document
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """What `summarise` returned, as text to print."""
+    parts = []
+    if "segmentation" in metrics:
+        parts.append(_segmentation_table(metrics["segmentation"]))
+    if "classification" in metrics:
+        parts.append(_classification_table(metrics["classification"]))
+    return "\n\n".join(parts)
+
+
+def _over_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    figures: dict[str, Any] = {key: _spread([row[key] for row in rows]) for key in SEGMENTATION}
+    return figures | {"n": len(rows), "missed": sum(row["missed"] for row in rows)}
+
+
+def _over_lesion_free(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    false_positive_ml = [row["false_positive_ml"] for row in rows]
+    found = sum(volume > 0 for volume in false_positive_ml)
+    return {
+        "n": len(rows),
+        "with_false_positives": found,
+        "share": found / len(rows) if rows else None,
+        "false_positive_ml": _spread(false_positive_ml),
+        "specificity": _spread([row["specificity"] for row in rows]),
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    defined = [value for value in values if value is not None]
+    return {
+        "mean": float(np.mean(defined)) if defined else None,
+        "sd": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
+        "n": len(defined),
+    }
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _segmentation_table(segmentation: Mapping[str, Any]) -> str:
+    groups = {"all": segmentation} | {
+        name: group
+        for name, group in segmentation.items()
+        if isinstance(group, Mapping) and "dsc" in group
+    }
+    head = ["lesions", *(f"{name} (n={group['n']})" for name, group in groups.items())]
+    lines = [
+        [f"{name} [{unit}]", *(_figure(group[key], factor) for group in groups.values())]
+        for key, (name, factor, unit) in SEGMENTATION.items()
+    ]
+    missed = ["missed scans", *(str(group["missed"]) for group in groups.values())]
+    text = _aligned([head, *lines, missed])
+    notes = (
+        ["missed scans count as DSC = NSD = 0 and have no RMSD"] if segmentation["missed"] else []
+    )
+    return "\n".join([text, *notes, _lesion_free_line(segmentation["lesion_free"])])
+
+
+def _lesion_free_line(free: Mapping[str, Any]) -> str:
+    if not free["n"]:
+        return "no lesion-free scans"
+    volume = _figure(free["false_positive_ml"], 1)
+    return (
+        f"lesion-free scans: {free['with_false_positives']} of {free['n']} with false positives, "
+        f"{volume} ml a scan"
+    )
+
+
+def _classification_table(figures: Mapping[str, Any]) -> str:
+    scans = f"all (n={figures['accuracy']['n']})"
+    lines = [[f"{key} [%]", _figure(figures[key], 100)] for key in CLASSIFICATION]
+    confusion = [
+        [f"is {name}", *map(str, counts)]
+        for name, counts in zip(figures["classes"], figures["confusion"], strict=True)
+    ]
+    given = ["", *(f"given {name}" for name in figures["classes"])]
+    return f"{_aligned([['diagnosis', scans], *lines])}\n\n{_aligned([given, *confusion])}"
+
+
+def _figure(spread: Mapping[str, Any], factor: float) -> str:
+    if spread["mean"] is None:
+        return "-"
+    mean = f"{factor * spread['mean']:.1f}"
+    return mean if spread["sd"] is None else f"{mean} ± {factor * spread['sd']:.1f}"
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
