@@ -21,7 +21,7 @@ def dice(pred: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -> float
     """
     check_masks(pred=pred, truth=truth)
     total = np.count_nonzero(pred) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(pred & truth) / total if total else math.nan
+    return float(2 * np.count_nonzero(pred & truth) / total) if total else math.nan
 
 
 def sensitivity(pred: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -> float:
@@ -36,7 +36,7 @@ def sensitivity(pred: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -
     """
     check_masks(pred=pred, truth=truth)
     positives = np.count_nonzero(truth)
-    return np.count_nonzero(pred & truth) / positives if positives else math.nan
+    return float(np.count_nonzero(pred & truth) / positives) if positives else math.nan
 
 
 def specificity(
@@ -64,7 +64,7 @@ def specificity(
         check_masks(pred=pred, truth=truth, region=region)
         negative = region & ~truth
     negatives = np.count_nonzero(negative)
-    return np.count_nonzero(negative & ~pred) / negatives if negatives else math.nan
+    return float(np.count_nonzero(negative & ~pred) / negatives) if negatives else math.nan
 
 
 def check_masks(**masks: np.ndarray) -> None:
