@@ -48,10 +48,11 @@ def prepare(
     """Preprocess `cases` into `out`/store, which appears only when it is complete.
 
     Returns:
-      One line for each case that could not be prepared and was left out.
+      One line for each case that could not be prepared and was left out. If that is all of them,
+      there is no store.
 
     Raises:
-      InputError: there is a store already, or no case could be prepared.
+      InputError: there is a store already, and `overwrite` does not allow to replace it.
     """
     final, partial = out / "store", out / "store.partial"
     refuse_existing(out, overwrite)
@@ -68,9 +69,7 @@ def prepare(
             records.append(result)
     if not records:
         shutil.rmtree(partial)
-        raise InputError(
-            f"{out}: none of {len(cases)} cases could be prepared; the first: {failures[0]}"
-        )
+        return failures
     store.write_index(partial, data, records, final)
     if final.exists():
         shutil.rmtree(final)
@@ -273,14 +272,16 @@ def _report(
     splits = ", ".join(f"{tally[split]} {split}" for split in SPLITS)
     print(f"Preparing {len(cases)} cases ({splits}) into {out / 'store'} ...", flush=True)
     failures = prepare(cases, out, data, workers=workers, overwrite=overwrite)
-    unknown = [c for c in store.Store(out / "store").cases() if not c.lesions_known]
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    if len(failures) == len(cases):
+        raise InputError(f"{out / 'store'}: not written, for no case could be prepared: mend them")
+    unknown = [case for case in store.Store(out / "store").cases() if not case.lesions_known]
     if unknown:
         print(
             f"note: {len(unknown)} pneumonia cases have no lesion mask: only the classification "
             "stage trains on them"
         )
-    for line in failures:
-        print(f"error: {line}", file=sys.stderr)
     size = sum(path.stat().st_size for path in (out / "store").rglob("*") if path.is_file())
     print(
         f"Wrote {out / 'store'}: {len(cases) - len(failures)} of {len(cases)} cases, "

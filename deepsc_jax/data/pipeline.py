@@ -57,6 +57,7 @@ def batches(
     train: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    read_threads: int | None = None,
 ) -> grain.IterDataset:
     """The batches of one process, read ahead by threads.
 
@@ -72,6 +73,8 @@ def batches(
         batch filled up by its last case, and as many batches for every process.
       process_index: which of the processes this one is.
       process_count: the number of processes.
+      read_threads: threads that make batches ahead of time, 0 for none; by default as many as there
+        are cores, within 2 GiB of batches. The batches do not depend on it.
 
     Returns:
       A dataset whose iterators have `get_state` and `set_state` (a small JSON-able dictionary).
@@ -104,9 +107,9 @@ def batches(
     ahead = int(
         np.clip(_PREFETCHED_BYTES // reader.batch_bytes(batch_size), 2, _PREFETCHED_BATCHES)
     )
-    threads = min(ahead, os.cpu_count() or 1)
+    threads = os.cpu_count() or 1 if read_threads is None else read_threads
     return dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
     )
 
 
@@ -116,7 +119,7 @@ def padded_depth(store: Store, split: str, config: Config) -> int:
 
 
 def slice_indices(depth: int, count: int) -> np.ndarray:
-    """The slices the classifier sees, floor(i D / T) for i < T: paper, section IV-A."""
+    """The slices the classifier sees, floor(i D / T) for i < T: paper, section V-A."""
     return np.arange(count) * depth // count
 
 

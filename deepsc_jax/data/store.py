@@ -214,17 +214,19 @@ class Store:
             wanted = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
             pending.append((box[inside], source[wanted].read()))
         for target, future in pending:
-            target[...] = _decode(future.result(), array)
+            target[...] = _decode(self._result(future, case, array), array)
         return boxes
 
     def read_slices(self, case: str, indices: np.ndarray) -> np.ndarray:
         """Whole slices of the volume, (len(indices), H, W) float32 in [0, 1], repeats allowed."""
         unique, place = np.unique(indices, return_inverse=True)
-        return _decode(self._array(case, "volume")[unique].read().result(), "volume")[place]
+        future = self._array(case, "volume")[unique].read()
+        return _decode(self._result(future, case, "volume"), "volume")[place]
 
     def lesion_voxels(self, case: str) -> np.ndarray:
         """Up to `SAMPLED_VOXELS` lesion voxels, (N, 3) int32."""
-        return np.asarray(self._array(case, "lesion_voxels").read().result(), np.int32)
+        future = self._array(case, "lesion_voxels").read()
+        return np.asarray(self._result(future, case, "lesion_voxels"), np.int32)
 
     def _array(self, case: str, array: str) -> ts.TensorStore:
         with self._lock:
@@ -237,15 +239,18 @@ class Store:
                     "recheck_cached_data": False,
                     "recheck_cached_metadata": False,
                 }
-                try:
-                    found = ts.open(spec, open=True, read=True, context=self._context).result()
-                except ValueError as error:
-                    raise InputError(
-                        f"{self.path}/cases/{case}/{array}: not a readable array; "
-                        "prepare the store again"
-                    ) from error
-                self._open[case, array] = found
+                opening = ts.open(spec, open=True, read=True, context=self._context)
+                found = self._open[case, array] = self._result(opening, case, array)
         return found
+
+    def _result(self, future: ts.Future, case: str, array: str) -> Any:
+        try:
+            return future.result()
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"{self.path}/cases/{case}/{array}: missing or damaged: copy it again, or prepare "
+                "the store again"
+            ) from error
 
     def _read_index(self) -> dict[str, Any]:
         try:
