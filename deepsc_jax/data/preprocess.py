@@ -1,0 +1,278 @@
+"""From a scan to what the network sees, and from its probabilities back to the scan's grid.
+
+Paper, section V-A: HU clipped to [-1400, 200], scaled to [0, 1], multiplied by the lung mask;
+slices as they come. A config may ask for a smaller working grid (assumed): then the normalised
+image is resampled first and masked after, so that everything outside the working lung mask is
+exactly 0.
+
+Coordinates are edges: source voxel j spans [j, j + 1) and has its centre at j + ½.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Bool, Float32, Int64, Num
+
+from deepsc_jax.config import DataConfig
+from deepsc_jax.data.scans import Mask, Scan, Volume
+from deepsc_jax.errors import InputError
+
+AnyVolume = Num[np.ndarray, "depth height width"] | Bool[np.ndarray, "depth height width"]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class WorkingGrid:
+    """Where the working array lies in its source, all in canonical (depth, height, width) order."""
+
+    shape: tuple[int, int, int]
+    """Of the working array."""
+    start: Triple
+    """Source coordinate of the first working voxel's lower edge; may be negative."""
+    step: Triple
+    """Source voxels per working voxel."""
+    source_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan on its working grid."""
+
+    volume: Volume
+    """In [0, 1]; exactly 0 outside the lungs."""
+    lung: Mask
+    lesion: Mask | None
+    grid: WorkingGrid
+
+
+def working_grid(
+    source_shape: tuple[int, int, int],
+    spacing_mm: Triple,
+    lung_mask: Mask | None,
+    config: DataConfig,
+) -> WorkingGrid:
+    """Place the working grid of a scan.
+
+    Depth is never cropped: it stays as it is, or is divided into round(D · spacing / wanted) equal
+    slices. In-plane, an axis whose wanted spacing is 0 is scaled to the working size over the whole
+    field of view; otherwise the window of that size is centred on the bounding box of the lungs,
+    and coarsened, both axes by one factor, until the box and one source voxel around it fit.
+
+    Args:
+        source_shape: (D, H, W) of the scan.
+        spacing_mm: its voxel size, same order.
+        lung_mask: needed where an in-plane working spacing is positive.
+        config: `working_spacing_mm` and `working_size` are read.
+
+    Raises:
+        ValueError: the lung mask is needed and absent or empty.
+    """
+    wanted = config.working_spacing_mm
+    depth = source_shape[0]
+    slices = depth if wanted[0] == 0 else max(1, round(depth * spacing_mm[0] / wanted[0]))
+    shape = [slices, *config.working_size]
+    start = [0.0, 0.0, 0.0]
+    step = [source_shape[axis] / shape[axis] for axis in range(3)]
+
+    windowed = [axis for axis in (1, 2) if wanted[axis] > 0]
+    if windowed:
+        if lung_mask is None or not lung_mask.any():
+            raise ValueError("a working spacing in mm needs a lung mask that is not empty")
+        boxes = {axis: _extent(lung_mask, axis) for axis in windowed}
+        for axis in windowed:
+            ratio = wanted[axis] / spacing_mm[axis]
+            # A float32 affine makes 0.7 mm 0.69999999: that is no reason to interpolate.
+            step[axis] = 1.0 if abs(ratio - 1) * source_shape[axis] < 1e-3 else ratio
+        coarser = max(
+            (high + 1 - (low - 1)) / (shape[axis] * step[axis])
+            for axis, (low, high) in boxes.items()
+        )
+        for axis, (low, high) in boxes.items():
+            step[axis] *= max(1.0, coarser)
+            start[axis] = (low + high) / 2 - shape[axis] * step[axis] / 2
+            if step[axis] == 1:  # on whole voxels, so that the image is copied, not blurred
+                start[axis] = float(np.floor(start[axis]))
+    return WorkingGrid(_three(shape), _three(start), _three(step), source_shape)
+
+
+def to_working(array: AnyVolume, grid: WorkingGrid) -> Volume:
+    """Resample a source array onto the working grid.
+
+    Separable and linear; where the working voxel is larger than the source's, the triangle is as
+    wide as it (antialiasing). Weights are normalised over the source voxels in reach; a working
+    voxel whose centre lies outside the source is 0. Where the grids coincide, values are copied.
+    """
+    _check_shape(array, grid.source_shape)
+    return _separable(array, [_forward_weights(grid, axis) for axis in range(3)])
+
+
+def to_source(array: AnyVolume, grid: WorkingGrid) -> Volume:
+    """Bring a working array (probabilities, not labels) back to the source's grid.
+
+    Separable and linear between the working voxels' centres, held from the outermost centre to the
+    edge of the working window, 0 beyond it. Where the grids coincide, values are copied.
+    """
+    _check_shape(array, grid.shape)
+    return _separable(array, [_backward_weights(grid, axis) for axis in range(3)])
+
+
+def normalise(
+    values: Num[np.ndarray, "*shape"], config: DataConfig
+) -> Float32[np.ndarray, "*shape"]:
+    """Map intensities to [0, 1].
+
+    `intensity='hu'`: clipped to `hu_window` and scaled. `intensity='unit'`: divided by 255 if any
+    value exceeds 1, else taken as they are; so give it whole scans, not single slices.
+    """
+    low, high = config.hu_window if config.intensity == "hu" else _unit_range(values)
+    scaled = np.clip(np.asarray(values, np.float32), np.float32(low), np.float32(high))
+    scaled -= np.float32(low)
+    scaled /= np.float32(high - low)
+    return scaled
+
+
+def prepare_scan(
+    scan: Scan, lung_mask: Mask, config: DataConfig, lesion_mask: Mask | None = None
+) -> Prepared:
+    """Normalise a scan, bring it and its masks to the working grid, and mask it by the lungs.
+
+    A working voxel belongs to a mask if the resampled mask is at least ½ there.
+
+    Raises:
+        InputError: the lung mask is empty, at the source or on the working grid.
+    """
+    for mask in (lung_mask, lesion_mask):
+        if mask is not None:
+            _check_shape(mask, _three(scan.values.shape))
+    if not lung_mask.any():
+        raise InputError(
+            f"{scan.name}: its lung mask is empty, expected lungs: give another mask, or check "
+            "that the file is a chest CT"
+        )
+    grid = working_grid(_three(scan.values.shape), scan.spacing_mm, lung_mask, config)
+    lung = to_working(lung_mask, grid) >= 0.5
+    if not lung.any():
+        raise InputError(
+            f"{scan.name}: its lungs vanish on the working grid of {grid.shape} voxels: "
+            "check the lung mask, or choose a finer --working_spacing_mm or --working_size"
+        )
+    lesion = None if lesion_mask is None else to_working(lesion_mask, grid) >= 0.5
+    volume = to_working(normalise(scan.values, config), grid)
+    volume *= lung
+    return Prepared(volume, lung, lesion, grid)
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """Resampling along one axis: out[i] = Σ_k values[i, k] · source[columns[i, k]]."""
+
+    values: Float32[np.ndarray, "out taps"]
+    columns: Int64[np.ndarray, "out taps"]
+    source: int
+    """Length of the source axis."""
+
+    def is_identity(self) -> bool:
+        ones = self.values == 1
+        return (
+            len(self.values) == self.source
+            and bool((ones.sum(axis=1) == 1).all())
+            and np.array_equal(self.columns[ones], np.arange(self.source))
+        )
+
+    def matrix(self) -> scipy.sparse.csr_array:
+        rows, taps = np.nonzero(self.values)
+        entries = (self.values[rows, taps], (rows, self.columns[rows, taps]))
+        return scipy.sparse.csr_array(entries, shape=(len(self.values), self.source))
+
+
+def _extent(mask: Mask, axis: int) -> tuple[int, int]:
+    """Lower and upper edge of the mask's bounding box along `axis`, in voxels."""
+    others = tuple(other for other in range(3) if other != axis)
+    (inside,) = np.nonzero(mask.any(axis=others))
+    return int(inside[0]), int(inside[-1]) + 1
+
+
+def _unit_range(values: np.ndarray) -> tuple[float, float]:
+    return (0.0, 255.0) if values.max(initial=0) > 1 else (0.0, 1.0)
+
+
+def _forward_weights(grid: WorkingGrid, axis: int) -> _Weights:
+    """(working, source) weights of one axis: see `to_working`."""
+    n = grid.source_shape[axis]
+    step = grid.step[axis]
+    radius = max(step, 1.0)
+    centres = grid.start[axis] + (np.arange(grid.shape[axis]) + 0.5) * step
+    first = np.floor(centres - 0.5 - radius).astype(int)
+    reach = first[:, None] + np.arange(int(np.ceil(2 * radius)) + 2)
+    weights = np.clip(1 - np.abs(reach + 0.5 - centres[:, None]) / radius, 0, None)
+    weights[(reach < 0) | (reach >= n)] = 0
+    weights[(centres < 0) | (centres > n)] = 0
+    total = weights.sum(axis=1, keepdims=True)
+    return _Weights(
+        (weights / np.where(total > 0, total, 1)).astype(np.float32), np.clip(reach, 0, n - 1), n
+    )
+
+
+def _backward_weights(grid: WorkingGrid, axis: int) -> _Weights:
+    """(source, working) weights of one axis: see `to_source`."""
+    n = grid.shape[axis]
+    edges = (np.arange(grid.source_shape[axis]) + 0.5 - grid.start[axis]) / grid.step[axis]
+    index = np.clip(edges - 0.5, 0, n - 1)
+    low = np.minimum(np.floor(index).astype(int), max(n - 2, 0))
+    upper = index - low
+    weights = np.stack([1 - upper, upper], axis=1)
+    weights[(edges < 0) | (edges > n)] = 0
+    return _Weights(
+        weights.astype(np.float32), np.minimum(np.stack([low, low + 1], axis=1), n - 1), n
+    )
+
+
+def _separable(array: AnyVolume, axes: list[_Weights]) -> Volume:
+    """Apply the weights of each axis, slice by slice.
+
+    Beside the result only a few in-plane results are held: those that the current slice needs.
+    """
+    depth, height, width = axes
+    shape = (len(depth.values), len(height.values), len(width.values))
+    out = np.zeros(shape, np.float32)
+    in_plane = _in_plane(height, width)
+    held: dict[int, np.ndarray] = {}
+    for index in range(shape[0]):
+        used = depth.values[index] > 0
+        sources = depth.columns[index][used].tolist()
+        held = {source: held[source] for source in sources if source in held}
+        for source, weight in zip(sources, depth.values[index][used], strict=True):
+            if source not in held:
+                held[source] = in_plane(np.asarray(array[source], np.float32))
+            if weight == 1:
+                out[index] = held[source]
+            else:
+                out[index] += weight * held[source]
+    return out
+
+
+def _in_plane(height: _Weights, width: _Weights) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that resamples one slice, (source H, source W) to (H, W)."""
+    rows = None if height.is_identity() else height.matrix()
+    columns = None if width.is_identity() else width.matrix()
+
+    def resample(image: np.ndarray) -> np.ndarray:
+        if rows is not None:
+            image = rows @ image
+        if columns is not None:
+            image = (columns @ np.ascontiguousarray(image.T)).T
+        return image
+
+    return resample
+
+
+def _check_shape(array: np.ndarray, expected: tuple[int, int, int]) -> None:
+    if array.shape != expected:
+        raise ValueError(f"array is {array.shape}, its grid {expected}")
+
+
+def _three(values) -> tuple:
+    first, second, third = values
+    return first, second, third
