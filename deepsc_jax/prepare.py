@@ -11,7 +11,9 @@ code is 1.
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
+import json
 import multiprocessing
 import pathlib
 import shutil
@@ -27,10 +29,10 @@ import rich.console
 import rich.progress as bars
 from absl import flags
 
-from deepsc_jax import config, program
+from deepsc_jax import __version__, config, program
 from deepsc_jax.data import datasets, lungs, phantom, scans, store
 from deepsc_jax.data.datasets import SPLITS, Case
-from deepsc_jax.data.preprocess import prepare_scan
+from deepsc_jax.data.preprocess import Prepared, prepare_scan
 from deepsc_jax.errors import InputError
 
 # Of a case's lesion voxels, outside of its lung mask: more than this is worth a line.
@@ -47,6 +49,8 @@ def prepare(
 ) -> list[str]:
     """Preprocess `cases` into `out`/store, which appears only when it is complete.
 
+    What a stopped run has done is found in `out`/store.partial and not done again.
+
     Returns:
       One line for each case that could not be prepared and was left out. If that is all of them,
       there is no store.
@@ -56,24 +60,29 @@ def prepare(
     """
     final, partial = out / "store", out / "store.partial"
     refuse_existing(out, overwrite)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    (partial / "cases").mkdir(parents=True, exist_ok=True)
     job = functools.partial(prepare_case, folder=partial, data=data)
     records, failures = [], []
     for case, result in zip(cases, _in_parallel(job, cases, workers, "store"), strict=True):
         if isinstance(result, InputError):
             text = str(result)
             failures.append(text if text.startswith(f"{case.name}:") else f"{case.name}: {text}")
-            shutil.rmtree(partial / "cases" / case.name, ignore_errors=True)
         else:
             records.append(result)
     if not records:
         shutil.rmtree(partial)
         return failures
+    names = {record.name for record in records}
+    for folder in (partial / "cases").iterdir():
+        if folder.name not in names:
+            shutil.rmtree(folder)
     store.write_index(partial, data, records, final)
+    replaced = out / "store.replaced"
+    shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(replaced)
     partial.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
     return failures
 
 
@@ -87,7 +96,37 @@ def refuse_existing(out: pathlib.Path, overwrite: bool) -> None:
 
 
 def prepare_case(case: Case, folder: pathlib.Path, data: config.DataConfig) -> store.StoredCase:
-    """Load, preprocess and write one case into the store at `folder`."""
+    """Load, preprocess and write one case into the store at `folder`, unless that is done."""
+    made_from = _made_from(case, data)
+    done = folder / "cases" / case.name / "record.json"
+    try:
+        document = json.loads(done.read_text(encoding="utf-8"))
+        if document["made_from"] == made_from:
+            return store.record_from_json(document["record"], folder.parent)
+    except (OSError, KeyError, TypeError, ValueError):
+        pass  # not begun, or stopped on the way
+    done.unlink(missing_ok=True)
+    record = store.write_case(folder, case, _load_and_prepare(case, data))
+    document = {"made_from": made_from, "record": store.record_to_json(record, folder.parent)}
+    aside = done.with_name("record.partial")
+    aside.write_text(json.dumps(document), encoding="utf-8")
+    aside.replace(done)
+    return record
+
+
+def _made_from(case: Case, data: config.DataConfig) -> str:
+    """What the stored case depends on: configuration, case, and its files' sizes and times."""
+    files = [path.stat() for path in case.files() if path.exists()]
+    facts = {
+        "version": [store.VERSION, __version__],
+        "data": dataclasses.asdict(data),
+        "case": dataclasses.asdict(case),
+        "files": [[file.st_size, file.st_mtime_ns] for file in files],
+    }
+    return json.dumps(facts, default=str)
+
+
+def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
     scan = scans.load_scan(case.scan, data.intensity)
     if case.lung_mask is None:
         lung = lungs.find_lungs(scan, data.intensity)
@@ -103,7 +142,7 @@ def prepare_case(case: Case, folder: pathlib.Path, data: config.DataConfig) -> s
                 "mask, where the network sees nothing: check the lung mask",
                 file=sys.stderr,
             )
-    return store.write_case(folder, case, prepare_scan(scan, lung, data, lesion))
+    return prepare_scan(scan, lung, data, lesion)
 
 
 def write_phantoms(

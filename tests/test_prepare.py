@@ -1,5 +1,6 @@
 """The program that makes a store: from phantoms, from a case list, and from bad cases."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -133,6 +134,45 @@ def test_no_store_is_left_where_no_case_could_be_prepared(case_list, tmp_path):
     _, *bad = datasets.read_cases(case_list, check_files=False)
     assert len(prepare.prepare(bad, tmp_path / "out", DATA, workers=1)) == 4
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_stopped_run_goes_on_where_it_was(phantoms, tmp_path, monkeypatch):
+    cases = datasets.read_cases(phantoms / "cases.csv")[:3]
+    loaded, sound = [], scans.load_scan
+
+    def stop_at_the_second(path, intensity):
+        loaded.append(path)
+        if len(loaded) == 2:
+            raise KeyboardInterrupt
+        return sound(path, intensity)
+
+    monkeypatch.setattr(scans, "load_scan", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(cases, tmp_path, DATA, workers=1)
+    assert not (tmp_path / "store").exists()
+    assert prepare.prepare(cases[:2], tmp_path, DATA, workers=1) == []
+    assert loaded == [cases[0].scan, cases[1].scan, cases[1].scan]
+    fresh = tmp_path / "fresh"
+    prepare.prepare(cases[:2], fresh, DATA, workers=1)
+    here, there = store.Store(tmp_path / "store"), store.Store(fresh / "store")
+    assert here.cases() == there.cases()
+    for case in cases[:2]:
+        np.testing.assert_array_equal(
+            here.read(case.name, "volume"), there.read(case.name, "volume")
+        )
+
+
+def test_what_was_done_is_done_again_if_it_was_made_from_something_else(phantoms, tmp_path):
+    case, other = datasets.read_cases(phantoms / "cases.csv")[:2]
+    narrow = dataclasses.replace(DATA, hu_window=(-1000.0, 200.0))
+    partial = tmp_path / "store.partial"
+    partial.mkdir()
+    prepare.prepare_case(case, partial, narrow)
+    prepare.prepare_case(other, partial, DATA)
+    prepare.prepare([case], tmp_path, DATA, workers=1)
+    volume = store.Store(tmp_path / "store").read(case.name, "volume")
+    np.testing.assert_array_equal(volume, store.Store(phantoms / "store").read(case.name, "volume"))
+    assert [folder.name for folder in (tmp_path / "store/cases").iterdir()] == [case.name]
 
 
 def test_a_defect_in_one_case_spares_the_others(phantoms, tmp_path, monkeypatch):

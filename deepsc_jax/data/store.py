@@ -129,7 +129,7 @@ def write_index(
     Source paths inside the folder that holds `final` are stored relative to it.
     """
     base = final.absolute().parent
-    records = ",\n".join(json.dumps(_to_json(case, base)) for case in cases)
+    records = ",\n".join(json.dumps(record_to_json(case, base)) for case in cases)
     made_with = json.dumps(dataclasses.asdict(data))
     text = f'{{"version": {VERSION},\n"data": {made_with},\n"cases": [\n{records}\n]}}\n'
     (folder / "index.json").write_text(text, encoding="utf-8")
@@ -155,7 +155,7 @@ class Store:
         base = pathlib.Path(path).absolute().parent
         try:
             self.data: DataConfig = from_document(DataConfig, document["data"])
-            self._cases = [_from_json(record, base) for record in document["cases"]]
+            self._cases = [record_from_json(record, base) for record in document["cases"]]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.path}/index.json: not an index of this version ({error!r}): prepare again"
@@ -324,7 +324,8 @@ def _flag_text(value: Any) -> str:
     return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
-def _to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
+def record_to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
+    """A record as the index has it; source paths inside `base` become relative to it."""
     grid = {
         field.name: np.asarray(getattr(case.grid, field.name)).tolist()
         for field in dataclasses.fields(WorkingGrid)
@@ -337,7 +338,8 @@ def _to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
     return record | paths | {"label": CLASSES[case.label], "depth": case.depth, "grid": grid}
 
 
-def _from_json(record: dict[str, Any], base: pathlib.Path) -> StoredCase:
+def record_from_json(record: dict[str, Any], base: pathlib.Path) -> StoredCase:
+    """What `record_to_json` made. Raises KeyError, TypeError or ValueError if it did not."""
     values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
     for name in ("scan", "lesion_mask", "lung_mask"):
         values[name] = base / values[name] if values[name] else None
