@@ -109,8 +109,7 @@ def depth_weights(source: Grid, target: Grid) -> Float[Array, "m n"]:
     """The matrix that brings slices at `source` to the slice centres of `target`."""
     centres, last = source.centres, jnp.maximum(source.count - 1, 0)
     at = target.centres
-    below = jnp.searchsorted(centres, at, side="right") - 1
-    below = jnp.clip(below, 0, last)
+    below = jnp.clip((centres <= at[:, None]).sum(axis=1) - 1, 0, last)
     above = jnp.minimum(below + 1, last)
     gap = centres[above] - centres[below]
     share = jnp.where(gap > 0, (at - centres[below]) / jnp.where(gap > 0, gap, 1.0), 0.0)

@@ -1,0 +1,93 @@
+"""Devices: the mesh, its shardings, and the per-device program over it.
+
+The mesh has two axes. `data` splits the batch and is manual: `over_data` runs one program per
+device, as `pmap` did, so the gradient stays in float32 and is reduced where the program says, once.
+`space` splits the depth of a scan and is left to XLA's partitioner. No other file names them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from deepsc_jax.config import PlatformConfig
+from deepsc_jax.errors import InputError
+
+DATA, SPACE = "data", "space"
+
+
+def make_mesh(platform: PlatformConfig) -> Mesh:
+    """The mesh of `platform.data` x `platform.space` devices.
+
+    Raises:
+      InputError: there are not so many devices.
+    """
+    found = jax.device_count()
+    data = platform.data or found // platform.space
+    needed = data * platform.space
+    if data < 1 or needed > found:
+        raise InputError(
+            f"--data={platform.data} --space={platform.space}: {max(needed, 1)} devices are needed "
+            f"and {found} were found: lower one of them"
+        )
+    devices = np.array(jax.devices()[:needed]).reshape(data, platform.space)
+    return Mesh(devices, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_batch(batch: int, mesh: Mesh, flag: str) -> None:
+    """Refuse a global batch that the `data` axis does not divide.
+
+    Raises:
+      InputError: naming `flag`.
+    """
+    if batch % mesh.shape[DATA]:
+        raise InputError(
+            f"--{flag}={batch}: the batch is split over {mesh.shape[DATA]} devices: "
+            "give a multiple of that, or lower --data"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters and optimizer state: a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis over `data`."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's share of a batch, as global arrays over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def over_data(program: Callable[..., Any], mesh: Mesh, *, gathered: bool = False) -> Callable:
+    """`program(replicated, batch)`, run by every device of the `data` axis on its share.
+
+    Its first argument arrives as a device's own copy, so that gradients with respect to it are the
+    device's own too, until `sum_over_data`. Results are the same on all devices, or, where
+    `gathered`, one row per example.
+    """
+
+    def per_device(shared: Any, batch: Any) -> Any:
+        return program(jax.lax.pcast(shared, (DATA,), to="varying"), batch)
+
+    return jax.shard_map(
+        per_device,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(DATA)),
+        out_specs=PartitionSpec(DATA) if gathered else PartitionSpec(),
+        axis_names={DATA},
+    )
+
+
+def sum_over_data(values: Any) -> Any:
+    """The sum of every device's `values`, inside a program of `over_data`."""
+    return jax.lax.psum(values, DATA)

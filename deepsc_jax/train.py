@@ -1,0 +1,48 @@
+"""Train DeepSC-COVID: `python -m deepsc_jax.train --flagfile=... --data=DIR --workdir=DIR`."""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from deepsc_jax import config, program
+from deepsc_jax.config import STAGES
+from deepsc_jax.data.store import Store
+from deepsc_jax.errors import InputError
+from deepsc_jax.training import loop
+
+config.define_flags()
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints and logs go; a stopped run resumes from it.", required=True
+)
+STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all runs them in order.")
+
+
+def main() -> None:
+    """Run the stages that the flags name."""
+    settings = config.from_flags()
+    workdir = pathlib.Path(WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    saved = workdir / "config.json"
+    if saved.exists() and not _same_run(config.load(saved), settings):
+        raise InputError(
+            f"{saved}: the run was begun with other settings: give another --workdir, or the same "
+            "flags to resume"
+        )
+    config.save(settings, saved)
+    stages = STAGES if STAGE.value == "all" else (STAGE.value,)
+    store = Store(
+        pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib
+    )
+    loop.train(settings, store, workdir, stages)
+    print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")
+
+
+def _same_run(one: config.Config, other: config.Config) -> bool:
+    """Whether two configurations compute the same thing, on whatever devices."""
+    return dataclasses.replace(one, platform=other.platform) == other
+
+
+if __name__ == "__main__":
+    program.run(main)

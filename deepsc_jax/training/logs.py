@@ -1,0 +1,68 @@
+"""What a training run writes down: metrics.jsonl, TensorBoard, and a line on the terminal."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+
+class MetricsLog:
+    """Scalars of every stage, in `workdir/metrics.jsonl` and `workdir/tensorboard/<stage>`.
+
+    A line is `{"stage", "step", ...scalars}`. On resuming a stage at some step, its later lines are
+    dropped: they are written again.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self.path = workdir / "metrics.jsonl"
+        self._tensorboard = workdir / "tensorboard"
+        self._writers: dict[str, EventFileWriter] = {}
+
+    def resume(self, stage: str, step: int) -> None:
+        """Forget what `stage` logged after `step`."""
+        if not self.path.exists():
+            return
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        aside = self.path.with_name(self.path.name + ".partial")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        aside.replace(self.path)
+
+    def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
+        """Append one line, and one TensorBoard event."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step} | scalars) + "\n")
+        if stage not in self._writers:
+            self._writers[stage] = EventFileWriter(str(self._tensorboard / stage))
+        values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._writers[stage].add_event(event)
+
+    def close(self) -> None:
+        """Flush TensorBoard's files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+class Progress:
+    """One line of progress with the time left; on a terminal it is rewritten in place."""
+
+    def __init__(self, label: str, total: int, start: int = 0):
+        self._label, self._total, self._start = label, total, start
+        self._begun = time.monotonic()
+        self._live = sys.stdout.isatty()
+
+    def show(self, step: int, **values: Any) -> None:
+        """Report `step` of the total, with some values."""
+        rate = (time.monotonic() - self._begun) / max(step - self._start, 1)
+        left = rate * (self._total - step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        minutes, seconds = divmod(round(left), 60)
+        line = f"{self._label} {step}/{self._total}  {text}  {minutes}:{seconds:02d} left"
+        end = "" if self._live and step < self._total else "\n"
+        print(("\r\033[K" if self._live else "") + line, end=end, flush=True)

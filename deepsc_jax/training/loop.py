@@ -1,0 +1,173 @@
+"""The two-stage training: pre-train both tasks apart, then all three subnets together."""
+
+import dataclasses
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from deepsc_jax import losses, parallel
+from deepsc_jax.config import CLASSES, STAGES, Config, Stage
+from deepsc_jax.data import pipeline
+from deepsc_jax.data.store import Store
+from deepsc_jax.errors import InputError
+from deepsc_jax.metrics.classification import macro_auc
+from deepsc_jax.models import deepsc
+from deepsc_jax.training import state as states
+from deepsc_jax.training.checkpoint import Checkpoints, load_params
+from deepsc_jax.training.logs import MetricsLog, Progress
+from deepsc_jax.training.step import THRESHOLDS, make_eval_step, make_train_step
+
+SPLIT_SEEDS = {"segmentation": 1, "classification": 2, "joint": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a training run share."""
+
+    config: Config
+    store: Store
+    workdir: pathlib.Path
+    mesh: Mesh
+    model: deepsc.DeepSC
+    log: MetricsLog
+
+
+def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Stage, ...]) -> None:
+    """Run `stages` in order, each from where it was stopped.
+
+    The joint stage starts from the best checkpoints of both pre-trainings in `workdir`.
+
+    Raises:
+      InputError: the joint stage lacks a pre-training, or devices and batches do not fit.
+      FloatingPointError: the loss is not finite.
+    """
+    mesh = parallel.make_mesh(config.platform)
+    for stage in stages:
+        parallel.check_batch(config.train.batch(stage), mesh, f"{stage}_batch")
+    model = deepsc.build(config, jax.default_backend())
+    log = MetricsLog(workdir)
+    run = Run(config, store, workdir, mesh, model, log)
+    for stage in stages:
+        run_stage(run, stage)
+    log.close()
+
+
+def run_stage(run: Run, stage: Stage) -> None:
+    """Train one stage to its last step, validating and saving on the way."""
+    config, train_config = run.config, run.config.train
+    total = train_config.steps(stage)
+    checkpoints = Checkpoints(run.workdir / stage)
+    reached = checkpoints.latest_step()
+    if reached == total:
+        print(f"{stage}: already trained for {total} steps")
+        checkpoints.close()
+        return
+
+    state = jax.device_put(_first_state(run, stage, reached), parallel.replicated(run.mesh))
+    batches = iter(_batches(run, "train", stage, train=True))
+    if reached is not None:
+        contents = checkpoints.load(state, reached)
+        state = contents["state"]
+        batches.set_state(contents["data"])
+        run.log.resume(stage, reached)
+        print(f"{stage}: resumed at step {reached}")
+    labels = [case.label for case in run.store.cases("train")]
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    step_fn = make_train_step(
+        config, stage, run.model, run.mesh, losses.class_weights(jnp.asarray(counts))
+    )
+    eval_fn = make_eval_step(config, stage, run.model, run.mesh)
+
+    step = reached or 0
+    progress = Progress(stage, total, step)
+    begun, logged = time.monotonic(), step
+    while step < total:
+        batch = parallel.put_batch(next(batches), run.mesh)
+        state, scalars = step_fn(state, batch)
+        step += 1
+        if step % train_config.log_every == 0 or step == total:
+            values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+            if not math.isfinite(values["loss"]):
+                raise FloatingPointError(f"{stage}: loss is {values['loss']} at step {step}")
+            values["seconds_per_step"] = (time.monotonic() - begun) / (step - logged)
+            values["scans_per_second"] = train_config.batch(stage) / values["seconds_per_step"]
+            run.log.write(stage, step, values)
+            progress.show(step, loss=values["loss"])
+            begun, logged = time.monotonic(), step
+        record = None
+        paused = time.monotonic()
+        if step % train_config.evaluate_every == 0 or step == total:
+            record = validate(run, stage, eval_fn, state.params)
+            found = {k: v for k, v in record.items() if v is not None}
+            run.log.write(stage, step, {f"validation_{k}": v for k, v in found.items()})
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
+            print(f"{stage} {step}/{total}  validation  {shown}")
+        if record is not None or step % train_config.checkpoint_every == 0:
+            checkpoints.save(state, batches.get_state(), record)
+        begun += time.monotonic() - paused
+    checkpoints.close()
+
+
+def _first_state(run: Run, stage: Stage, reached: int | None) -> states.State:
+    """The state at the stage's first step; only its shapes matter where the stage is resumed."""
+    params = states.initial_params(run.config, run.model)
+    if stage == "joint" and reached is None:
+        pretrained = {}
+        for part in STAGES[:2]:
+            like = jax.device_put(
+                states.create(run.config, part, params), parallel.replicated(run.mesh)
+            )
+            pretrained[part] = load_params(run.workdir / part, like)[0]
+        params = states.join(pretrained["segmentation"], pretrained["classification"])
+    return states.create(run.config, stage, params)
+
+
+def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> Any:
+    return pipeline.batches(
+        run.store,
+        split,
+        stage,
+        run.config,
+        seed=run.config.train.seed * len(STAGES) + SPLIT_SEEDS[stage],
+        batch_size=run.config.train.batch(stage) // jax.process_count(),
+        train=train,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def validate(run: Run, stage: Stage, eval_fn: Any, params: Any) -> dict[str, float | None]:
+    """Mean DSC on the working grid at its best threshold, and macro AUC, over validation.
+
+    `score`, their sum, decides which checkpoint is the best. None where the stage lacks a task.
+    """
+    dice, probabilities, labels = [], [], []
+    for batch in _batches(run, "validation", stage, train=False):
+        real = batch["valid"]
+        inputs = {k: v for k, v in batch.items() if k not in ("valid", "case")}
+        out = jax.device_get(eval_fn(params, parallel.put_batch(inputs, run.mesh)))
+        labels.append(batch["label"][real])
+        if "dice" in out:
+            dice.append(out["dice"][real])
+        if "probabilities" in out:
+            probabilities.append(out["probabilities"][real])
+    record: dict[str, float | None] = {"dsc": None, "threshold": None, "auc": None}
+    if dice:
+        means = np.nanmean(np.concatenate(dice), axis=0)
+        best = int(np.argmax(means))
+        record |= {"dsc": float(means[best]), "threshold": THRESHOLDS[best]}
+    if probabilities:
+        record["auc"] = macro_auc(np.concatenate(labels), np.concatenate(probabilities))
+    if dice and math.isnan(record["dsc"] or 0.0):
+        raise InputError(
+            "validation: no scan has a lesion, at least 1 expected to choose the best checkpoint: "
+            "add one to the case list"
+        )
+    record["score"] = (record["dsc"] or 0.0) + (record["auc"] or 0.0)
+    return record

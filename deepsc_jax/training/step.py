@@ -1,0 +1,131 @@
+"""The train step and the evaluation step: one of each for all stages and any number of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from deepsc_jax import losses, parallel
+from deepsc_jax.config import Config, Stage
+from deepsc_jax.models.deepsc import DeepSC, evidence
+from deepsc_jax.training.optimizer import learning_rate, make_optimizer
+from deepsc_jax.training.state import State
+
+Batch = dict[str, Array]
+Losses = dict[str, Float[Array, "batch"]]
+
+
+def scan_losses(
+    config: Config, stage: Stage, out: dict, batch: Batch, class_weights: Float[Array, "class"]
+) -> Losses:
+    """Every loss term of `stage`, per scan, and their weighted sum `loss` (paper, equation 11)."""
+    weights, terms = config.loss, {}
+    total = jnp.zeros(batch["depth"].shape)
+    if stage != "classification":
+        count = config.train.gradient_tiles if stage == "joint" else 0
+        count = count or batch["tiles"].shape[1]
+        probability, truth = out["lesion"][:, :count, ..., 0], batch["lesions"][:, :count]
+        valid = losses.valid_voxels(batch["origins"][:, :count], batch["depth"], config.data.tile)
+        terms["dice"] = losses.dice_loss(probability, truth, valid, weights.dice_epsilon)
+        terms["focal"] = losses.focal_loss(
+            probability, truth, valid, weights.focal_alpha, weights.focal_gamma
+        )
+        segmentation = weights.dice_weight * terms["dice"] + weights.focal_weight * terms["focal"]
+        total += weights.segmentation_weight * segmentation
+    if stage != "segmentation":
+        terms["cross_entropy"] = losses.cross_entropy(out["logits"], batch["label"], class_weights)
+        total += weights.classification_weight * terms["cross_entropy"]
+    if stage == "joint" and weights.task_aware_weight > 0:
+        predicted = jnp.argmax(out["logits"], axis=-1)
+        classes = predicted if weights.evidence_class == "predicted" else batch["label"]
+        terms["task_aware"] = losses.task_aware_loss(
+            out["scales"],
+            evidence(out, classes),
+            out["logits"],
+            batch["label"],
+            batch["origins"],
+            batch["depth"],
+            weights,
+            config.data,
+            config.model,
+        )
+        total += weights.task_aware_weight * terms["task_aware"]
+    return terms | {"loss": total}
+
+
+def make_train_step(
+    config: Config, stage: Stage, model: DeepSC, mesh: Mesh, class_weights: Float[Array, "class"]
+) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+    """One optimizer step on a global batch; the state is donated.
+
+    Every device sums the gradient of its own scans in float32; one all-reduce adds them up.
+    Returns the next state and the scalars `loss`, its terms, `learning_rate` and `gradient_norm`.
+    """
+    optimizer, schedule = make_optimizer(config, stage), learning_rate(config, stage)
+    scans = config.train.batch(stage)
+    gradient_tiles = config.train.gradient_tiles
+
+    def share_of_loss(params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        out = model.apply({"params": params}, batch, stage, gradient_tiles)
+        terms = scan_losses(config, stage, out, batch, class_weights)
+        means = jax.tree.map(lambda x: x.sum() / scans, terms)
+        return means["loss"], means
+
+    def per_device(params: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
+        gradient, means = jax.grad(share_of_loss, has_aux=True)(params, batch)
+        return parallel.sum_over_data((gradient, means))
+
+    gradients = parallel.over_data(per_device, mesh)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        gradient, means = gradients(state.params, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        means["learning_rate"] = jnp.asarray(schedule(state.step))
+        means["gradient_norm"] = optax.global_norm(gradient)
+        return State(state.step + 1, params, opt_state), means
+
+    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    return jax.jit(
+        step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0
+    )
+
+
+THRESHOLDS = tuple(i / 20 for i in range(2, 19))
+
+
+def make_eval_step(
+    config: Config, stage: Stage, model: DeepSC, mesh: Mesh
+) -> Callable[[Any, Batch], dict[str, Array]]:
+    """Per-scan results on the working grid, for validation.
+
+    Returns `dice (batch, threshold)` at `THRESHOLDS` over all tiles (nan where the scan has no
+    lesion) and `probabilities (batch, class)`, each where the stage has it.
+    """
+
+    def program(params: Any, batch: Batch) -> dict[str, Array]:
+        out, result = model.apply({"params": params}, batch, stage), {}
+        if "lesion" in out:
+            truth = batch["lesions"] > 0
+            volume, axes = truth.sum((1, 2, 3, 4)), (1, 2, 3, 4)
+            rows = []
+            for threshold in THRESHOLDS:
+                found = out["lesion"][..., 0] >= threshold
+                overlap = (found & truth).sum(axes)
+                rows.append(2 * overlap / jnp.maximum(found.sum(axes) + volume, 1))
+            dice = jnp.stack(rows, axis=1)
+            result["dice"] = jnp.where(volume[:, None] > 0, dice, jnp.nan)
+        if "logits" in out:
+            result["probabilities"] = jax.nn.softmax(out["logits"])
+        return result
+
+    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    return jax.jit(
+        parallel.over_data(program, mesh, gathered=True),
+        in_shardings=(whole, split),
+        out_shardings=whole,
+    )
