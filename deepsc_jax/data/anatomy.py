@@ -119,12 +119,12 @@ def draw_nuisances(rng, size: int) -> dict[str, float]:
         "in_plane_mm": rng.uniform(3.2, 3.9) * 96 / size,
         "slice_mm": chest_mm / slices,
         "slices": float(slices),
-        "noise_hu": rng.uniform(8, 24),
+        "noise_hu": rng.uniform(6, 18),
         "blur": rng.uniform(0.02, 0.06),
         "motion": float(rng.uniform() < 0.5) * rng.uniform(0.2, 0.4),
-        "lung_hu": rng.uniform(-915, -780),
-        "gravity_hu": rng.uniform(40, 190),
-        "mosaic_hu": rng.uniform(30, 60),
+        "lung_hu": rng.uniform(-945, -790),
+        "gravity_hu": rng.uniform(50, 200),
+        "mosaic_hu": rng.uniform(40, 75),
         "opacities": float(rng.integers(3, 9)),
         "atelectasis_hu": float(rng.uniform() < 0.85) * rng.uniform(150, 550),
         "nodules": float(rng.integers(2, 9)),
@@ -186,7 +186,7 @@ def build_thorax(rng, frame: Frame, drawn: dict[str, float]) -> Thorax:
     parenchyma = (
         drawn["lung_hu"]
         + drawn["gravity_hu"] * (y / (2 * cavity_y))
-        + drawn["mosaic_hu"] * smooth_field(rng, frame, 55.0)
+        + drawn["mosaic_hu"] * smooth_field(rng, frame, 65.0)
         + 10.0 * smooth_field(rng, frame, 8.0)
     ).astype(np.float32)
     opacities = _distractors(rng, frame, lung, wall, drawn)
@@ -307,7 +307,7 @@ def _distractors(rng, frame, lung, wall, drawn) -> np.ndarray:
         radii = rng.uniform(16, 40, 3)
         edge = _ellipsoid(frame, centre, radii)
         # No border to point at: the slope takes as long as the patch itself.
-        added += rng.choice([-60.0, rng.uniform(80, 190)], p=[0.25, 0.75]) * expit(-edge / 10)
+        added += rng.choice([-60.0, rng.uniform(120, 240)], p=[0.2, 0.8]) * expit(-edge / 11)
     if drawn["atelectasis_hu"]:
         layer = np.exp(np.clip(wall, None, 0) / rng.uniform(4, 9))
         back = np.clip(frame.y / 25 - 0.4, 0, 1)

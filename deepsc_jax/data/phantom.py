@@ -20,7 +20,7 @@ from deepsc_jax.data.lesion_findings import PERIPHERY_MM, depth_in_lung, voxel_m
 
 COVID, CAP, NON_PNEUMONIA = 0, 1, 2
 CORE_MM = 5.0  # every lesion's smallest radius
-TEXTURE_HU = 65.0  # standard deviation of the pattern inside ground glass
+TEXTURE_HU = 55.0  # standard deviation of the pattern inside ground glass
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ DISEASES = {
         plr=(0.624, 0.10),
         plr_fall=0.09,
         consolidation=(0.0, 0.0),
-        contrast_hu=(130, 180),
+        contrast_hu=(160, 200),
         size_spread=0.40,
         tall=1.2,
         apart_mm=(32, 1000),
@@ -89,7 +89,7 @@ DISEASES = {
         plr=(0.245, 0.12),
         plr_fall=0.0,
         consolidation=(0.10, 0.56),
-        contrast_hu=(130, 190),
+        contrast_hu=(160, 215),
         size_spread=0.12,
         tall=1.25,
         apart_mm=(34, 75),
@@ -189,7 +189,7 @@ def _seeds(rng, frame, thorax, disease, count: int, depth) -> np.ndarray:
     voxels = np.argwhere(zone)
     points = frame.points(voxels)
     on_right = np.broadcast_to(thorax.right, zone.shape)[tuple(voxels.T)]
-    weight = np.exp(0.008 * points[:, 1] - 0.003 * points[:, 0])  # more behind and below
+    weight = np.exp(0.005 * points[:, 1] - 0.003 * points[:, 0])  # more behind and below
     if not peripheral:
         hilum = thorax.hila_mm[np.where(on_right, 0, 1)]
         weight = weight * np.exp(-np.linalg.norm(points - hilum, axis=1) / 30)
