@@ -24,7 +24,7 @@ ConvForm = Literal["native", "folded"]
 STACKED_CHANNELS = 32
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 
-kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")  # He et al. 2015
 
 
 def depth_mask(valid: Int[Array, "batch"], depth: int) -> Array:
@@ -168,7 +168,7 @@ class Deconv(nn.Module):
     @nn.compact
     def __call__(self, x: Volume) -> Volume:
         batch, depth, height, width, channels = x.shape
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=-2)
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
         kernel = self.param("kernel", init, (2, 2, 2, channels, self.features))
         flat = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, -1).astype(self.dtype)
         y = (x.astype(self.dtype) @ flat).reshape(batch, depth, height, width, 2, 2, 2, -1)

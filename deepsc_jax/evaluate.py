@@ -1,0 +1,148 @@
+"""Evaluate a trained network on a split of a prepared data set, on every scan's own grid.
+
+    python -m deepsc_jax.evaluate --checkpoint=WORKDIR --data_dir=DIR --out=DIR [--baselines]
+
+Prints a table and writes OUT/metrics.json (the summary) and OUT/scans.json (a row per scan). With
+--baselines it also scores what needs no network: the best HU band inside the lungs and logistic
+regressions, all tuned on validation.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from deepsc_jax import baselines, inference, program
+from deepsc_jax.config import CLASSES, STAGES
+from deepsc_jax.data import preprocess, scans
+from deepsc_jax.data.datasets import SPLITS
+from deepsc_jax.data.store import Store, StoredCase
+from deepsc_jax.errors import InputError
+from deepsc_jax.inference import Predictor
+from deepsc_jax.metrics.summary import per_scan, summarise, table
+from deepsc_jax.training.logs import Progress
+
+
+def evaluate(predictor: Predictor, store: Store, split: str) -> tuple[dict, list[dict]]:
+    """The summary of a split and one row per scan.
+
+    Lesion masks are compared on the source's grid: probabilities are brought there and cut at the
+    validation threshold. A scan of a pneumonia class without a lesion mask counts for the
+    classification only.
+
+    Raises:
+      InputError: the split is empty, or the store was made with other preprocessing.
+    """
+    store.require(predictor.config.data)
+    cases = store.cases(split)
+    if not cases:
+        raise InputError(f"{store.path}: split {split} has no case: name another with --split")
+    progress = Progress(f"evaluate {split}", len(cases))
+    rows, probabilities = [], []
+    for i, case in enumerate(cases, start=1):
+        prediction = predictor(store.read(case.name, "volume"))
+        row: dict[str, Any] = {"case": case.name, "label": CLASSES[case.label]}
+        if prediction.lesion is not None and case.lesions_known:
+            truth = source_case(store, case, predictor.config.data.intensity)
+            found = preprocess.to_source(prediction.lesion, case.grid) >= predictor.threshold
+            row |= per_scan(found, truth.lesion, truth.lung, truth.spacing_mm)
+        if prediction.probabilities is not None:
+            probabilities.append(prediction.probabilities)
+            row["probabilities"] = dict(zip(CLASSES, prediction.probabilities.tolist(), strict=True))
+        rows.append(row)
+        progress.show(i)
+    labels = np.array([case.label for case in cases])
+    return (
+        summarise(
+            [row for row in rows if "has_lesion" in row],
+            labels if probabilities else None,
+            np.array(probabilities) if probabilities else None,
+        ),
+        rows,
+    )
+
+
+def source_case(
+    store: Store, case: StoredCase, intensity: str, nuisances: dict[str, float] | None = None
+) -> baselines.BaselineCase:
+    """A stored case's values, lesions and lungs on its source's grid."""
+    scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit")
+    if case.lung_mask is None:
+        lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
+    else:
+        lung = scans.load_mask(case.lung_mask, scan, "lung mask")
+    if case.lesion_mask is None:
+        lesion = np.zeros(scan.values.shape, bool)
+    else:
+        lesion = scans.load_mask(case.lesion_mask, scan)
+    return baselines.BaselineCase(
+        scan.values, lesion, lung, scan.spacing_mm, case.label, nuisances or {}
+    )
+
+
+def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[str, float]:
+    """What `baselines.run_baselines` says: tuned on validation, scored on `split`.
+
+    Phantoms bring their nuisances in `data_dir`/nuisances.json.
+    """
+    file = data_dir / "nuisances.json"
+    nuisances = json.loads(file.read_text()) if file.exists() else {}
+
+    def read(name: str) -> list[baselines.BaselineCase]:
+        return [
+            source_case(store, case, store.data.intensity, nuisances.get(case.name))
+            for case in store.cases(name)
+        ]
+
+    return baselines.run_baselines(read("validation"), read(split))
+
+
+def write_json(document: Any, path: pathlib.Path) -> None:
+    """Write JSON aside, then rename."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(document, indent=2) + "\n")
+    aside.replace(path)
+
+
+def baseline_table(figures: dict[str, float]) -> str:
+    """The baselines as lines to print below the model's table."""
+    band = "best HU band [{:.0f}, {:.0f}), sigma {:.1f} mm, at least {:.2f} ml".format(
+        *(figures[f"band_{k}"] for k in ("low_hu", "high_hu", "sigma_mm", "min_ml"))
+    )
+    lines = [
+        "Without a network (tuned on validation)",
+        f"  DSC       {figures['band_dsc']:.3f}  {band}",
+        f"  accuracy  {figures['band_accuracy']:.3f}  logistic regression on that band's findings",
+        f"  accuracy  {figures['true_mask_accuracy']:.3f}  the same on the true lesion masks",
+        f"  accuracy  {figures['nuisance_accuracy']:.3f}  on the nuisances alone (1/3 is chance)",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Evaluate what the flags name."""
+    options = flags.FLAGS
+    predictor = inference.load(pathlib.Path(options.checkpoint), options.stage)
+    data_dir, out = pathlib.Path(options.data_dir), pathlib.Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    store = Store(data_dir / "store", predictor.config.data)
+    metrics, rows = evaluate(predictor, store, options.split)
+    print(table(metrics))
+    if options.baselines:
+        metrics["baselines"] = score_baselines(store, data_dir, options.split)
+        print(baseline_table(metrics["baselines"]))
+    write_json(rows, out / "scans.json")
+    write_json(metrics, out / "metrics.json")
+    print(f"wrote {out / 'metrics.json'} and {out / 'scans.json'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
+    flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+    flags.DEFINE_enum("split", "test", SPLITS, "Split to evaluate; test is to be read once.")
+    flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
+    flags.DEFINE_bool("baselines", False, "Also score what needs no network.")
+    program.run(main)

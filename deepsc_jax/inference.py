@@ -1,0 +1,196 @@
+"""Inference: a preprocessed scan in, lesion and class probabilities and evidence out.
+
+F_c is computed once per scan; tiles pass through one program in chunks, each adding its share of
+to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only those sums and
+one chunk of tiles are on the device, so memory does not grow with the scan, and the programs' shapes
+do not depend on it: a second scan never compiles again.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from deepsc_jax import config as configs
+from deepsc_jax.config import STAGES, Config, Stage
+from deepsc_jax.data.pipeline import slice_indices
+from deepsc_jax.errors import InputError
+from deepsc_jax.models import deepsc, geometry
+from deepsc_jax.training import state as states
+from deepsc_jax.training.checkpoint import load_params
+
+CHUNK_VOXELS = 2**21  # of tiles that pass through the network at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network says of a scan, on its working grid.
+
+    Attributes:
+      lesion: lesion probability (D, H, W), or None after a classification-only run.
+      probabilities: one per class, or None after a segmentation-only run.
+      evidence: M_1, M_2, M_3 (3, D, H, W) in [0, 1] for the most probable class, or None.
+    """
+
+    lesion: Float[np.ndarray, "depth height width"] | None
+    probabilities: Float[np.ndarray, "class"] | None
+    evidence: Float[np.ndarray, "3 depth height width"] | None
+
+
+class Predictor:
+    """A trained network, ready for any number of scans.
+
+    Attributes:
+      config: the configuration it was trained with.
+      stage: the stage whose best checkpoint it is.
+      threshold: lesion probability from which a voxel is lesion, chosen on validation.
+    """
+
+    def __init__(self, config: Config, stage: Stage, params: Any, threshold: float):
+        self.config, self.stage, self.threshold = config, stage, threshold
+        self._params = params
+        self._model = deepsc.build(config, jax.default_backend())
+        self._features = jax.jit(self._call("slice_features"))
+        self._segment = jax.jit(self._call("segment"))
+        self._mix = jax.jit(self._call("mix_features"))
+        self._classify = jax.jit(self._classify_program)
+        self._evidence = jax.jit(self._evidence_program)
+
+    def __call__(self, volume: Float[np.ndarray, "depth height width"]) -> Prediction:
+        """Predict one preprocessed scan (`preprocess.Prepared.volume`)."""
+        depth = jnp.asarray([len(volume)], jnp.int32)
+        features = sums = out = lesion = None
+        if self.stage != "segmentation":
+            slices = volume[slice_indices(len(volume), self.config.data.slices)]
+            features = self._features(self._params, jnp.asarray(slices[None]))
+        if self.stage != "classification":
+            shared = features if self.stage == "joint" else None
+            lesion, sums = self._lesions(volume, depth, shared)
+        if features is not None:
+            if sums is None:
+                scan_lesion = jnp.zeros((*features.shape[:-1], 1), features.dtype)
+            else:
+                features = self._mix(self._params, features, sums["scan_features"])
+                scan_lesion = sums["scan_lesion"]
+            out = self._classify(self._params, features, scan_lesion)
+        if out is None:
+            return Prediction(lesion, None, None)
+        evidence = self._evidence_masks(out["evidence"], depth, len(volume))
+        return Prediction(lesion, np.asarray(out["probabilities"][0]), evidence)
+
+    def _call(self, method: str) -> Any:
+        def program(params: Any, *arguments: Array) -> Any:
+            return self._model.apply({"params": params}, *arguments, method=method)
+
+        return program
+
+    def _classify_program(self, params: Any, features: Array, scan_lesion: Array) -> dict:
+        out = self._call("classify")(params, features, scan_lesion)
+        masks = deepsc.evidence(out, jnp.argmax(out["logits"], axis=-1))
+        return {"probabilities": jax.nn.softmax(out["logits"]), "evidence": masks}
+
+    def _evidence_program(self, masks: tuple[Array, ...], origins: Array, depth: Array) -> Array:
+        """The masks on tiles at `origins (K, 3)`: `(K, 3, d, h, w)`."""
+        data = self.config.data
+
+        def one(origin: Array) -> Array:
+            target = geometry.tile_grid(origin, data.tile, depth[0])
+            parts = []
+            for level, mask in enumerate(masks, start=1):
+                source = geometry.slice_grid(depth[0], data.slices, data.working_size, 2**level)
+                parts.append(geometry.to_tile(mask[0, ..., None], source, target)[..., 0])
+            return jnp.stack(parts)
+
+        return jax.vmap(one)(origins)
+
+    def _lesions(
+        self, volume: np.ndarray, depth: Array, features: Array | None
+    ) -> tuple[np.ndarray, dict[str, Array] | None]:
+        lesion = np.zeros(volume.shape, np.float32)
+        sums = None
+        for origins, corners in self._chunks(len(volume)):
+            tiles = np.stack([_cut(volume, origin, self.config.data.tile) for origin in origins])
+            out = self._segment(
+                self._params,
+                jnp.asarray(tiles[None]),
+                jnp.asarray(origins[None]),
+                depth,
+                features,
+            )
+            found = np.asarray(out["lesion"][0, ..., 0])
+            for tile, corner in zip(found, corners, strict=False):
+                _paste(lesion, tile, corner)
+            if features is not None:
+                share = {name: out[name] for name in ("scan_features", "scan_lesion")}
+                sums = share if sums is None else jax.tree.map(jnp.add, sums, share)
+        return lesion, sums
+
+    def _evidence_masks(self, masks: Any, depth: Array, slices: int) -> np.ndarray:
+        evidence = np.zeros((3, slices, *self.config.data.working_size), np.float32)
+        for origins, corners in self._chunks(slices):
+            tiles = np.asarray(self._evidence(masks, jnp.asarray(origins), depth))
+            for tile, corner in zip(tiles, corners, strict=False):
+                for level in range(3):
+                    _paste(evidence[level], tile[level], corner)
+        return evidence
+
+    def _chunks(self, depth: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tile origins in chunks of one size, filled up beyond the scan, and the real ones."""
+        data = self.config.data
+        counts = data.tile_counts(depth)
+        corners = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), axis=-1)
+        corners = (corners.reshape(-1, 3) * np.asarray(data.tile)).astype(np.int32)
+        size = max(1, CHUNK_VOXELS // int(np.prod(data.tile)))
+        if jax.default_backend() == "cpu":
+            size = min(size, 4)
+        for start in range(0, len(corners), size):
+            real = corners[start : start + size]
+            beyond = np.full((size - len(real), 3), (counts[0] * data.tile[0], 0, 0), np.int32)
+            yield np.concatenate([real, beyond]), real
+
+
+def _cut(volume: np.ndarray, origin: np.ndarray, tile: tuple[int, int, int]) -> np.ndarray:
+    part = volume[tuple(slice(o, o + t) for o, t in zip(origin, tile, strict=True))]
+    return np.pad(part, [(0, t - n) for t, n in zip(tile, part.shape, strict=True)])
+
+
+def _paste(volume: np.ndarray, tile: np.ndarray, origin: np.ndarray) -> None:
+    depth, height, width = (int(o) for o in origin)
+    room = volume[depth : depth + tile.shape[0], height:, width:]
+    room[:, : tile.shape[1], : tile.shape[2]] = tile[: len(room)]
+
+
+def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
+    """The best checkpoint of a training run.
+
+    Args:
+      workdir: the run's `--workdir`.
+      stage: whose checkpoint; by default the last stage that has one.
+
+    Raises:
+      InputError: no run or no checkpoint there.
+    """
+    settings = workdir / "config.json"
+    if not settings.is_file():
+        raise InputError(
+            f"{workdir}: no config.json found: give --checkpoint the --workdir of a training run"
+        )
+    config = configs.load(settings)
+    if stage is None:
+        trained = [s for s in STAGES if (workdir / s).is_dir()]
+        stage = trained[-1] if trained else "joint"
+    model = deepsc.build(config, jax.default_backend())
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(
+        lambda: states.create(config, stage, states.initial_params(config, model))
+    )
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+    )
+    params, record = load_params(workdir / stage, like)
+    return Predictor(config, stage, params, record.get("threshold") or 0.5)
