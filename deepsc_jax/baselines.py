@@ -126,7 +126,7 @@ def classification_baseline(train_x, train_y, test_x, test_y) -> float:
 
 def run_baselines(
     validation: Sequence[BaselineCase], test: Sequence[BaselineCase]
-) -> dict[str, float | dict[str, float]]:
+) -> dict[str, float]:
     """The four figures a model is printed beside.
 
     The band is tuned, and every logistic regression fitted, on the validation cases alone (C by
@@ -137,7 +137,7 @@ def run_baselines(
         `band_accuracy`: logistic regression on `lesion_features` of the band's masks;
         `true_mask_accuracy`: the same on the true masks;
         `nuisance_accuracy`: on the nuisances alone (nan without nuisances);
-        `band`: the band's own numbers.
+        `band_low_hu`, `band_high_hu`, `band_sigma_mm`, `band_min_ml`: the band chosen.
     """
     band = fit_band(validation)
     train_y = np.array([case.label for case in validation])
@@ -160,12 +160,10 @@ def run_baselines(
         "nuisance_accuracy": accuracy(lambda case: [case.nuisances[name] for name in names])
         if names
         else float("nan"),
-        "band": {
-            "low_hu": band.low,
-            "high_hu": band.high,
-            "sigma_mm": band.sigma_mm,
-            "min_ml": band.min_ml,
-        },
+        "band_low_hu": band.low,
+        "band_high_hu": band.high,
+        "band_sigma_mm": band.sigma_mm,
+        "band_min_ml": band.min_ml,
     }
 
 

@@ -48,6 +48,16 @@ class Frame:
             axis=1,
         )
 
+    def around(self, centre_mm: np.ndarray, reach_mm: float):
+        """The box (slices) within reach of a point, and the offsets (z, y, x) in mm inside it."""
+        box, offsets = [], []
+        for axis, values in enumerate((self.z, self.y, self.x)):
+            near = np.abs(values - centre_mm[axis]) <= reach_mm
+            inside = np.flatnonzero(near)
+            box.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0))
+            offsets.append(np.take(values, inside, axis) - centre_mm[axis])
+        return tuple(box), offsets
+
     def splat(self, points_mm: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """Share weights among the eight voxels around each point (n, 3); float32 (D, H, W)."""
         origin = np.array([self.z.flat[0], self.y.flat[0], self.x.flat[0]])
@@ -125,10 +135,10 @@ def draw_nuisances(rng, size: int) -> dict[str, float]:
         "lung_hu": rng.uniform(-945, -790),
         "gravity_hu": rng.uniform(50, 200),
         "mosaic_hu": rng.uniform(40, 75),
-        "opacities": float(rng.integers(3, 9)),
-        "atelectasis_hu": float(rng.uniform() < 0.85) * rng.uniform(150, 550),
+        "opacities": float(rng.integers(4, 11)),
+        "atelectasis_hu": float(rng.uniform() < 0.9) * rng.uniform(200, 650),
         "nodules": float(rng.integers(2, 9)),
-        "plates": float(rng.integers(0, 4)),
+        "plates": float(rng.integers(1, 6)),
         "body": rng.uniform(0.455, 0.485),
         "flatness": rng.uniform(0.66, 0.74),
         "wall_mm": rng.uniform(24, 34),
@@ -235,12 +245,6 @@ def _chest_wall(rng, frame, u, wall, sizes, spine, spine_y) -> np.ndarray:
     return hu
 
 
-def _line(start, end, step_mm: float = 1.5) -> np.ndarray:
-    """Points (n, 3) from start to end, about `step_mm` apart."""
-    along = np.linspace(0, 1, max(int(np.linalg.norm(end - start) / step_mm), 2))[:, None]
-    return start * (1 - along) + end * along
-
-
 def _trachea(frame, hu, lung, carina_z, hila) -> None:
     """Carve trachea and main bronchi, with walls, into the tissue between the lungs."""
     x, y, z = frame.x, frame.y, frame.z
@@ -259,39 +263,42 @@ def _trachea(frame, hu, lung, carina_z, hila) -> None:
 
 def _trees(rng, frame, lung, right, hila, leaves: int = 180):
     """Branching vessels and bronchi of both lungs: shares in [0, 1] of blood and of air."""
-    points, masses, air_points, air_masses = [], [], [], []
+    segments = []
     for side, hilum in zip((right, ~right), hila, strict=True):
         voxels = np.argwhere(lung & side)
         targets = frame.points(voxels[rng.integers(len(voxels), size=leaves)])
         targets = targets[np.argsort(np.linalg.norm(targets - hilum, axis=1))]
-        nodes, parents = [np.asarray(hilum)], [-1]
-        for target in targets:
-            known = np.asarray(nodes)
-            nearest = int(np.argmin(np.linalg.norm(known - target, axis=1)))
+        bends = rng.normal(0, 2.5, targets.shape)
+        nodes = np.concatenate([hilum[None], np.zeros((2 * leaves, 3))])
+        parents = np.zeros(len(nodes), int)
+        for leaf, target in enumerate(targets):
+            known = nodes[: 2 * leaf + 1]
+            nearest = int(np.argmin(((known - target) ** 2).sum(axis=1)))
             # A node halfway bends the branch and gives later targets a place to join.
-            bend = (known[nearest] + target) / 2 + rng.normal(0, 2.5, 3)
-            nodes += [bend, target]
-            parents += [nearest, len(nodes) - 2]
+            nodes[2 * leaf + 1] = (known[nearest] + target) / 2 + bends[leaf]
+            nodes[2 * leaf + 2] = target
+            parents[2 * leaf + 1 : 2 * leaf + 3] = nearest, 2 * leaf + 1
         flow = np.zeros(len(nodes))
         flow[2::2] = 1
         for node in range(len(nodes) - 1, 0, -1):
             flow[parents[node]] += flow[node]
-        for node in range(1, len(nodes)):
-            start, end = nodes[parents[node]], nodes[node]
-            radius = min(0.75 * flow[node] ** 0.42, 5.5)  # Murray's law, a little flattened
-            line = _line(start, end)
-            strands = max(int(radius**2), 1)
-            line = np.repeat(line, strands, axis=0)
-            line = line + rng.uniform(-0.6, 0.6, line.shape) * radius
-            points.append(line)
-            step = np.linalg.norm(end - start) / (len(line) / strands)
-            masses.append(np.full(len(line), np.pi * radius**2 * step / strands))
-            if radius > 2.0:
-                air_points.append(line + np.array([0.0, 2.2 * radius, 0.0]))
-                air_masses.append(masses[-1] * 0.5)
-    ml = np.prod(frame.spacing_mm)
-    blood = frame.splat(np.concatenate(points), np.concatenate(masses) / ml)
-    air = frame.splat(np.concatenate(air_points), np.concatenate(air_masses) / ml)
+        radius = np.minimum(0.75 * flow**0.42, 5.5)  # Murray's law, a little flattened
+        segments.append(np.column_stack([nodes[parents], nodes, radius])[1:])
+    segments = np.concatenate(segments)
+
+    # Fill each segment with points: about 1.5 mm apart, in more strands where it is thick.
+    length = np.linalg.norm(segments[:, 3:6] - segments[:, :3], axis=1)
+    strands = np.maximum(segments[:, 6] ** 2, 1).astype(int)
+    number = np.maximum((length / 1.5).astype(int), 2) * strands
+    start, end, radius = np.split(np.repeat(segments, number, axis=0), [3, 6], axis=1)
+    points = start + (end - start) * rng.uniform(size=radius.shape)
+    points += rng.uniform(-0.6, 0.6, points.shape) * radius
+    volume = np.repeat(np.pi * segments[:, 6] ** 2 * length / number, number)
+    share = volume / np.prod(frame.spacing_mm)
+    blood = frame.splat(points, share)
+    wide = radius[:, 0] > 2
+    beside = np.column_stack([np.zeros(wide.sum()), 2.2 * radius[wide, 0], np.zeros(wide.sum())])
+    air = frame.splat(points[wide] + beside, 0.5 * share[wide])
     return np.clip(blood, 0, 1), np.clip(air, 0, 1)
 
 
@@ -318,12 +325,13 @@ def _distractors(rng, frame, lung, wall, drawn) -> np.ndarray:
         centre = np.array([min(centre[0], low), *centre[1:]])
         normal = rng.normal(0, [1.0, 0.4, 0.4])
         normal /= np.linalg.norm(normal)
-        offset = [frame.z - centre[0], frame.y - centre[1], frame.x - centre[2]]
+        box, offset = frame.around(centre, 45.0)
         across = sum(n * o for n, o in zip(normal, offset, strict=True))
         away = np.sqrt(sum(o**2 for o in offset))
         plate = np.exp(-((across / 2.5) ** 2)) * expit((rng.uniform(15, 32) - away) / 3)
-        added += rng.uniform(400, 750) * plate
+        added[box] += rng.uniform(400, 750) * plate
     for centre in somewhere(int(drawn["nodules"])):
-        edge = _ellipsoid(frame, centre, np.full(3, rng.uniform(2.5, 6.0)))
-        added += rng.uniform(500, 850) * np.clip(0.5 - edge / 3, 0, 1)
+        box, offset = frame.around(centre, 9.0)
+        edge = np.sqrt(sum(o**2 for o in offset)) - rng.uniform(2.5, 6.0)
+        added[box] += rng.uniform(500, 850) * np.clip(0.5 - edge / 3, 0, 1)
     return added

@@ -89,7 +89,7 @@ DISEASES = {
         plr=(0.245, 0.12),
         plr_fall=0.0,
         consolidation=(0.10, 0.56),
-        contrast_hu=(160, 215),
+        contrast_hu=(165, 220),
         size_spread=0.12,
         tall=1.25,
         apart_mm=(34, 75),
@@ -132,11 +132,12 @@ def make_phantom(seed: int, index: int, size: int = 96) -> Phantom:
 def _quasi_random(seed: int, label: int, sample: int) -> np.ndarray:
     """Four numbers in (0, 1) per sample: a Kronecker sequence with a start per seed and class.
 
-    The steps are powers of the real root of g^5 = g + 1 (the R4 sequence), which fills the
-    unit cube evenly for every run of consecutive samples.
+    The steps are quadratic irrationals, linearly independent over the rationals, so that every
+    run of consecutive samples fills each axis evenly. The golden ratio, the evenest of them,
+    goes to the lesion count, whose steps are the largest.
     """
     start = np.random.default_rng([seed, label, 1 << 20]).uniform(size=4)
-    step = 1.1673039782614187 ** -np.arange(1, 5)
+    step = np.array([(5**0.5 - 1) / 2, 2**0.5, 3**0.5, 7**0.5])
     return np.clip((start + sample * step) % 1, 1e-3, 1 - 1e-3)
 
 
