@@ -1,0 +1,263 @@
+"""Convolution forms, normalisation, pooling and upsampling, against plain numpy."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepsc_jax.models import layers
+from deepsc_jax.models.layers import conv3d
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def convolve(x, kernel, stride):
+    """The textbook sum over kernel offsets, zero padding k // 2, in float64."""
+    taps = kernel.shape[:3]
+    padded = np.pad(x.astype(np.float64), [(0, 0), *((k // 2, k // 2) for k in taps), (0, 0)])
+    sides = [x.shape[1], -(-x.shape[2] // stride), -(-x.shape[3] // stride)]
+    y = np.zeros((len(x), *sides, kernel.shape[-1]))
+    for d, h, w in np.ndindex(*taps):
+        rows = slice(h, h + stride * (sides[1] - 1) + 1, stride)
+        columns = slice(w, w + stride * (sides[2] - 1) + 1, stride)
+        y += padded[:, d : d + sides[0], rows, columns] @ kernel[d, h, w]
+    return y
+
+
+def sums_and_gradients(x, kernel, probe, stride, form):
+    def probed(x, kernel):
+        y = conv3d(x, kernel, stride, form)
+        return (y * probe).sum(), y
+
+    return jax.value_and_grad(probed, argnums=(0, 1), has_aux=True)(x, kernel)
+
+
+both_forms = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "shape", "channels"),
+    [
+        (1, 1, (3, 5, 4), 3),
+        (1, 2, (3, 5, 4), 3),
+        (3, 1, (4, 5, 6), 3),
+        (3, 2, (4, 6, 5), 3),
+        (5, 1, (3, 7, 6), 2),
+        (5, 2, (2, 7, 8), 2),
+        (3, 1, (1, 4, 4), layers.STACKED_CHANNELS - 1),
+        (3, 1, (3, 4, 4), layers.STACKED_CHANNELS),
+        (3, 2, (3, 5, 4), layers.STACKED_CHANNELS + 1),
+    ],
+)
+def test_both_forms_are_the_textbook_convolution(kernel, stride, shape, channels):
+    x = draw(2, *shape, channels)
+    weights = draw(kernel, kernel, kernel, channels, 2, seed=1)
+    expected = convolve(x, weights, stride)
+    probe = draw(*expected.shape, seed=2)
+    results = [both_forms(x, weights, probe, stride, form) for form in ("native", "folded")]
+    for (_, values), _ in results:
+        # Sums of up to 900 products of float32 normals.
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=2e-5)
+    (_, native), (_, folded) = results
+    for one, other in zip(native, folded, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+
+
+def test_a_kernel_need_not_be_a_cube():
+    x, weights = draw(1, 4, 5, 6, 2), draw(1, 3, 5, 2, 3, seed=1)
+    for form in ("native", "folded"):
+        found = jax.jit(conv3d, static_argnums=(2, 3))(x, weights, 1, form)
+        np.testing.assert_allclose(found, convolve(x, weights, 1), rtol=1e-5, atol=1e-5)
+
+
+def group_norm(x, groups, scale, bias, valid=None):
+    """Wu and He's definition over the real slices of each scan, one group at a time."""
+    y = np.zeros(x.shape)
+    width = x.shape[-1] // groups
+    for b, g in np.ndindex(len(x), groups):
+        real = slice(0, x.shape[1] if valid is None else valid[b])
+        channels = slice(g * width, (g + 1) * width)
+        part = x[b, real, :, :, channels].astype(np.float64)
+        normal = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
+        y[b, real, :, :, channels] = normal * scale[channels] + bias[channels]
+    return y
+
+
+@pytest.fixture(scope="module")
+def normalise():
+    """GroupNorm of 2 groups over 6 channels, with values and gradients of a weighted sum."""
+
+    @jax.jit
+    def run(x, scale, bias, valid, probe):
+        def summed(x, scale, bias):
+            variables = {"params": {"scale": scale, "bias": bias}}
+            y = layers.GroupNorm(2).apply(variables, x, valid)
+            return (y * probe).sum(), y
+
+        gradients, y = jax.grad(summed, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
+        return y, gradients
+
+    return run
+
+
+SCALE, BIAS = draw(6, seed=5) + 1, draw(6, seed=6)
+
+
+def test_group_norm_is_the_definition_over_real_slices(normalise):
+    x, probe = draw(2, 4, 3, 5, 6) * 3 + 2, draw(2, 4, 3, 5, 6, seed=1)
+    found, _ = normalise(x, SCALE, BIAS, np.array([4, 4]), probe)
+    np.testing.assert_allclose(found, group_norm(x, 2, SCALE, BIAS), rtol=1e-5, atol=1e-5)
+    found, _ = normalise(x, SCALE, BIAS, np.array([3, 1]), probe)
+    expected = group_norm(x, 2, SCALE, BIAS, [3, 1])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert not np.any(found[0, 3:])
+    assert not np.any(found[1, 1:])
+
+
+def test_group_norm_without_valid_sees_every_slice():
+    x = draw(2, 4, 3, 5, 6)
+    variables = {"params": {"scale": SCALE, "bias": BIAS}}
+    found = jax.jit(lambda x: layers.GroupNorm(2).apply(variables, x, None))(x)
+    np.testing.assert_allclose(found, group_norm(x, 2, SCALE, BIAS), rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_has_torchs_epsilon(normalise):
+    x = np.zeros((1, 4, 3, 5, 6), np.float32)
+    x[:, 0] = 1e-3  # a variance of 2e-7, far below epsilon
+    found, _ = normalise(x, np.ones(6), np.zeros(6), np.array([4]), x)
+    peak = 0.75e-3 / np.sqrt(1e-6 * 3 / 16 + 1e-5)
+    np.testing.assert_allclose(found[0, 0], peak, rtol=1e-4)
+
+
+def test_group_norm_keeps_its_digits_on_large_means(normalise):
+    # Sums of squares round by 6e-8 of them: of the variance (mean / deviation)^2 times as much,
+    # 6e-4 at 100 for each of a few roundings.
+    x = draw(2, 4, 3, 5, 6) + 100
+    found, _ = normalise(x, SCALE, BIAS, np.array([4, 3]), x)
+    expected = group_norm(x, 2, SCALE, BIAS, [4, 3])
+    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=5e-3)
+
+
+def test_group_norm_gradients_match_finite_differences(normalise):
+    x, probe = draw(2, 4, 3, 5, 6), draw(2, 4, 3, 5, 6, seed=1)
+    valid, step = np.array([4, 2]), 1e-5
+    _, gradients = normalise(x, SCALE, BIAS, valid, probe)
+    assert not np.any(gradients[0][1, 2:])
+
+    def summed(x, scale, bias):
+        return (group_norm(x, 2, scale, bias, valid) * probe).sum()
+
+    for i, gradient in enumerate(gradients):
+        direction = draw(*gradient.shape, seed=7 + i).astype(np.float64)
+        ahead, behind = ([a.astype(np.float64) for a in (x, SCALE, BIAS)] for _ in range(2))
+        ahead[i] += step * direction
+        behind[i] -= step * direction
+        slope = (summed(*ahead) - summed(*behind)) / (2 * step)
+        # Cancellation among 360 terms of float32.
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-3, abs=1e-3)
+
+
+def test_a_scan_without_a_real_slice_is_zero_not_nan(normalise):
+    x = draw(2, 4, 3, 5, 6)
+    found, gradients = normalise(x, SCALE, BIAS, np.array([0, 4]), x)
+    assert not np.any(found[0])
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_padded_slices_never_change_real_ones(normalise):
+    x = draw(2, 4, 3, 5, 6)
+    valid = np.array([3, 2])
+    other = x.copy()
+    other[0, 3:], other[1, 2:] = 1e4, -50
+    np.testing.assert_array_equal(
+        normalise(x, SCALE, BIAS, valid, x)[0], normalise(other, SCALE, BIAS, valid, x)[0]
+    )
+
+    class Unit(nn.Module):
+        """Masked before a convolution, as every caller does."""
+
+        @nn.compact
+        def __call__(self, x, valid):
+            x = layers.mask_depth(x, valid)
+            return layers.ConvNormAct(4, 2, form="folded")(x, valid)
+
+    params = jax.jit(Unit().init)(jax.random.key(0), x, valid)
+    apply = jax.jit(Unit().apply)
+    short = np.concatenate([x[:1, :3], np.zeros((1, 3, 3, 5, 6), np.float32)], axis=1)
+    long = apply(params, short, np.array([3]))[0, :3]
+    np.testing.assert_array_equal(apply(params, x, valid), apply(params, other, valid))
+    np.testing.assert_allclose(apply(params, x, valid)[0, :3], long, rtol=1e-5, atol=1e-5)
+
+
+def test_deconvolution_writes_one_block_per_voxel():
+    x = draw(2, 2, 3, 4, 5)
+    module = layers.Deconv(3)
+    params = module.init(jax.random.key(0), x)
+    kernel = np.asarray(params["params"]["kernel"], np.float64)
+    expected = np.zeros((2, 4, 6, 8, 3))
+    for d, h, w in np.ndindex(2, 2, 2):
+        expected[:, d::2, h::2, w::2] = x.astype(np.float64) @ kernel[d, h, w]
+    found = jax.jit(module.apply)(params, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    # lax's transposed convolution reads the kernel backwards.
+    dims = ("NDHWC", "DHWIO", "NDHWC")
+    backwards = kernel[::-1, ::-1, ::-1].astype(np.float32)
+    general = jax.lax.conv_transpose(x, backwards, (2, 2, 2), "VALID", dimension_numbers=dims)
+    np.testing.assert_allclose(found, general, rtol=1e-5, atol=1e-5)
+
+
+def test_max_pool_takes_each_block_and_shares_ties():
+    x = draw(2, 4, 2, 6, 3)
+    found = layers.max_pool(jnp.asarray(x))
+    assert found.shape == (2, 2, 1, 3, 3)
+    for b, d, w, c in np.ndindex(2, 2, 3, 3):
+        block = x[b, 2 * d : 2 * d + 2, :, 2 * w : 2 * w + 2, c]
+        assert found[b, d, 0, w, c] == block.max()
+    tied = jnp.zeros((1, 2, 2, 2, 1)).at[0, 0, :, 0, 0].set(5.0)
+    gradient = jax.grad(lambda x: layers.max_pool(x).sum())(tied)
+    assert gradient[0, :, :, :, 0].tolist() == [[[0.5, 0], [0.5, 0]], [[0, 0], [0, 0]]]
+
+
+def test_a_half_filled_slice_pools_to_its_real_half():
+    x = np.abs(draw(1, 4, 2, 2, 1)).astype(np.float32)
+    x[:, 3:] = 0
+    found = layers.max_pool(jnp.asarray(x))
+    assert found[0, 1].item() == x[0, 2].max()
+    assert layers.halve(jnp.array([3, 4, 1, 0])).tolist() == [2, 2, 1, 0]
+    assert layers.halve(jnp.array([9, 8, 1, 17]), 3).tolist() == [2, 1, 1, 3]
+    assert layers.halve(None, 2) is None
+
+
+def test_average_in_plane_is_the_mean_of_blocks():
+    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4, 1)
+    found = layers.average_in_plane(jnp.asarray(x), 2)
+    assert found[0, 0, :, :, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+
+
+def test_auto_is_resolved_by_platform():
+    assert layers.resolve_form("auto", "cpu") == "folded"
+    assert layers.resolve_form("auto", "gpu") == "native"
+    assert [layers.resolve_form(f, "cpu") for f in ("native", "folded")] == ["native", "folded"]
+    assert layers.resolve_dtype("auto", "cpu") == jnp.float32
+    assert layers.resolve_dtype("auto", "tpu") == jnp.bfloat16
+    assert layers.resolve_dtype("float32", "gpu") == jnp.float32
+
+
+def test_half_precision_convolves_in_it_and_normalises_in_single():
+    x = jnp.asarray(draw(1, 2, 4, 4, 6))
+    module = layers.ConvNormAct(4, 2, dtype=jnp.dtype(jnp.bfloat16))
+    abstract = functools.partial(jax.eval_shape, module.init, jax.random.key(0))
+    params = abstract(x, None)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    assert jax.eval_shape(module.apply, params, x, None).dtype == jnp.bfloat16
+    # Mean 2 and deviation 1; a sum taken in bfloat16 would stop growing at 512 of these 2048.
+    flat = jnp.full((1, 4, 16, 16, 2), 1.0, jnp.bfloat16).at[:, ::2].set(3.0)
+    norm = layers.GroupNorm(1)
+    found = jax.jit(norm.apply)(norm.init(jax.random.key(0), flat, None), flat, None)
+    assert found.dtype == jnp.bfloat16
+    assert np.unique(np.asarray(found, np.float32)).tolist() == [-1.0, 1.0]
