@@ -375,7 +375,9 @@ def load(path: pathlib.Path) -> Config:
     """
     try:
         document = json.loads(path.read_text())
-        sections = {name: from_document(section, document[name]) for name, section in SECTIONS.items()}
+        sections = {
+            name: from_document(section, document[name]) for name, section in SECTIONS.items()
+        }
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a configuration of this version ({error!r})") from error
     return Config(**sections)

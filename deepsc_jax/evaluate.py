@@ -50,7 +50,9 @@ def evaluate(predictor: Predictor, store: Store, split: str) -> tuple[dict, list
             row |= per_scan(found, truth.lesion, truth.lung, truth.spacing_mm)
         if prediction.probabilities is not None:
             probabilities.append(prediction.probabilities)
-            row["probabilities"] = dict(zip(CLASSES, prediction.probabilities.tolist(), strict=True))
+            row["probabilities"] = dict(
+                zip(CLASSES, prediction.probabilities.tolist(), strict=True)
+            )
         rows.append(row)
         progress.show(i)
     labels = np.array([case.label for case in cases])

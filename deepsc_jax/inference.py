@@ -189,8 +189,6 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
     shapes = jax.eval_shape(
         lambda: states.create(config, stage, states.initial_params(config, model))
     )
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
-    )
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     params, record = load_params(workdir / stage, like)
     return Predictor(config, stage, params, record.get("threshold") or 0.5)

@@ -150,6 +150,8 @@ def write_phantoms(
 ) -> list[Case]:
     """Write phantoms as NIfTI files below `out`/scans, and their list, `out`/cases.csv.
 
+    What varies between them whatever their class is in `out`/nuisances.json.
+
     Args:
       counts: phantoms of each split, in the order of `SPLITS`; their classes take turns.
       out: the folder.
@@ -160,16 +162,20 @@ def write_phantoms(
     (out / "scans").mkdir(parents=True, exist_ok=True)
     wanted = [(split, index) for split, n in zip(SPLITS, counts, strict=True) for index in range(n)]
     job = functools.partial(_write_phantom, out=out, seed=seed, size=size)
-    cases = []
+    cases, nuisances = [], {}
     for result in _in_parallel(job, wanted, workers, "phantoms"):
         if isinstance(result, InputError):
             raise result
-        cases.append(result)
+        case, nuisances[result[0].name] = result
+        cases.append(case)
+    (out / "nuisances.json").write_text(json.dumps(nuisances, indent=1) + "\n")
     datasets.write_cases(cases, out / "cases.csv")
     return cases
 
 
-def _write_phantom(wanted: tuple[str, int], out: pathlib.Path, seed: int, size: int) -> Case:
+def _write_phantom(
+    wanted: tuple[str, int], out: pathlib.Path, seed: int, size: int
+) -> tuple[Case, dict[str, float]]:
     split, index = wanted
     made = phantom.make_phantom(seed * len(SPLITS) + SPLITS.index(split), index, size)
     name = f"phantom-{split}-{index:04d}"
@@ -186,7 +192,7 @@ def _write_phantom(wanted: tuple[str, int], out: pathlib.Path, seed: int, size: 
         aside.replace(path)
         return path
 
-    return Case(
+    case = Case(
         name=name,
         patient=name,
         split=split,
@@ -195,6 +201,7 @@ def _write_phantom(wanted: tuple[str, int], out: pathlib.Path, seed: int, size: 
         lesion_mask=save(made.lesion_mask.astype(np.uint8), "-lesion"),
         lung_mask=save(made.lung_mask.astype(np.uint8), "-lung"),
     )
+    return case, made.nuisances
 
 
 def _in_parallel(

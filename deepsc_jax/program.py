@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from deepsc_jax import config
 from deepsc_jax.errors import InputError
@@ -32,6 +32,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], int | None]) -> int | None:
+    logging.set_verbosity(logging.ERROR)  # Orbax logs its internals
     try:
         return main()
     except InputError as error:

@@ -32,9 +32,7 @@ def main() -> None:
         )
     config.save(settings, saved)
     stages = STAGES if STAGE.value == "all" else (STAGE.value,)
-    store = Store(
-        pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib
-    )
+    store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
     loop.train(settings, store, workdir, stages)
     print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")
 

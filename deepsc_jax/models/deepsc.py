@@ -1,11 +1,11 @@
 """DeepSC-COVID: the paper's Figure 2.
 
-    scan -- tiles  --> inception_seg --> F_s --+
-         -- slices --> inception_cls --> F_c --+
-                                 cross-stitch <+
-      F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
-      F_L --> lesion subnet --> S_1..S_4 --> S
-      F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
+scan -- tiles  --> inception_seg --> F_s --+
+     -- slices --> inception_cls --> F_c --+
+                             cross-stitch <+
+  F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
+  F_L --> lesion subnet --> S_1..S_4 --> S
+  F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
 """
 
 import dataclasses
@@ -143,9 +143,7 @@ class DeepSC(nn.Module):
         sums, out = scan(self, sums, (tiles, origins))
         return out | sums
 
-    def _segment(
-        self, tiles: Tiles, origins: Array, depth: Array, features: Volume | None
-    ) -> dict:
+    def _segment(self, tiles: Tiles, origins: Array, depth: Array, features: Volume | None) -> dict:
         batch, count, *tile = tiles.shape
         shape = (tile[0], tile[1], tile[2])
         valid = jnp.clip(depth[:, None] - origins[..., 0], 0, tile[0]).reshape(-1)

@@ -83,9 +83,7 @@ def slice_indices(depth: Int[Array, ""], slices: int) -> Int[Array, "slices"]:
     return jnp.arange(slices) * depth // slices
 
 
-def slice_grid(
-    depth: Int[Array, ""], slices: int, size: tuple[int, int], step: int = 1
-) -> Grid:
+def slice_grid(depth: Int[Array, ""], slices: int, size: tuple[int, int], step: int = 1) -> Grid:
     """The grid of the stack of T sampled slices, or of its features at in-plane 1/step.
 
     Args:

@@ -207,4 +207,3 @@ def resolve_dtype(name: str, platform: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"
     return jnp.dtype(name)
-

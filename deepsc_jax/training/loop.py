@@ -111,6 +111,7 @@ def run_stage(run: Run, stage: Stage) -> None:
         if record is not None or step % train_config.checkpoint_every == 0:
             checkpoints.save(state, batches.get_state(), record)
         begun += time.monotonic() - paused
+    batches.close()
     checkpoints.close()
 
 
