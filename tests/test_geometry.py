@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,14 @@ from deepsc_jax.models import geometry
 TILE = (8, 16, 16)
 SIZE = (32, 16)
 # Weights are computed in float32 from centres that are exact there.
-CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
 
 
-def axis_weights(centres, low, high, targets):
+def axis_weights(centres, box, targets):
     """Linear between centres, held from the outermost one to the box's edge, zero outside."""
     rows = np.zeros((len(targets), len(centres)))
     for row, at in zip(rows, targets, strict=True):
-        if not low <= at < high or len(centres) == 0:
+        if not box[0] <= at < box[1] or len(centres) == 0:
             continue
         for n in range(len(centres)):
             row[n] = np.interp(at, centres, np.eye(len(centres))[n])
@@ -51,7 +52,7 @@ class Oracle:
         """`x (depth, height, width, channel)` at the centres of `target`."""
         x = x[: len(self.centres[0])]
         for axis in range(3):
-            weights = axis_weights(self.centres[axis], *self.boxes[axis], target.centres[axis])
+            weights = axis_weights(self.centres[axis], self.boxes[axis], target.centres[axis])
             x = np.moveaxis(np.tensordot(weights, x, axes=(1, axis)), 0, axis)
         return x
 
@@ -86,7 +87,7 @@ def column(*values):
 def test_ramp_of_seven_slices_sampled_at_three():
     # floor(i * 7 / 3) = 0, 2, 4: centres at 0.5, 2.5, 4.5 of a scan that spans [0, 7).
     assert geometry.slice_indices(jnp.asarray(7), 3).tolist() == [0, 2, 4]
-    alike = {"slices": 3, "step": 1, "size": TILE[1:]}
+    alike: dict[str, Any] = {"slices": 3, "step": 1, "size": TILE[1:]}
     stack = column(10, 30, 50)
     first = to_tile(stack, np.array([0, 0, 0]), 7, **alike)
     assert first[:, 3, 5, 0].tolist() == [10, 20, 30, 40, 50, 50, 50, 0]
@@ -122,7 +123,7 @@ def test_to_tile_is_the_dense_linear_map(depth, slices):
     for origin in ([0, 0, 0], [0, 16, 0], [8, 16, 0], [3, 0, 0], [16, 0, 0]):
         found = to_tile(stack, np.array(origin), depth, slices=slices, step=2)
         expected = source.resample(stack, whole_tile(origin))
-        np.testing.assert_allclose(found, expected, **CLOSE, err_msg=f"origin {origin}")
+        close(found, expected, err_msg=f"origin {origin}")
 
 
 @pytest.mark.parametrize(("depth", "slices"), [(16, 6), (5, 8), (11, 4)])
@@ -133,13 +134,13 @@ def test_every_scale_reaches_the_slice_grid_and_back(depth, slices, scale):
     found = to_scan(x, np.array(origin), depth, slices=slices, step=max(scale, 2), scale=scale)
     target = Oracle.slices(depth, slices, max(scale, 2))
     expected = Oracle.tile(origin, depth, scale).resample(x, target)
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    close(found, expected)
 
     mask = draw(depth, SIZE[0] // step, SIZE[1] // step, 1)
     stack = mask[[i * depth // slices for i in range(slices)]]
     found = to_tile(stack, np.array(origin), depth, slices=slices, step=step, scale=scale)
     expected = Oracle.slices(depth, slices, step).resample(stack, whole_tile(origin, scale))
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    close(found, expected)
 
 
 @pytest.mark.parametrize(("depth", "slices"), [(13, 5), (16, 16), (20, 24), (1, 2)])
@@ -159,7 +160,7 @@ def test_tiles_sum_to_the_whole(depth, slices):
     # Slice centres coincide with voxel centres: only the in-plane 2x2 mean is left.
     chosen = volume[[i * depth // slices for i in range(slices)]]
     means = chosen.reshape(slices, SIZE[0] // 2, 2, SIZE[1] // 2, 2, 2).mean(axis=(2, 4))
-    np.testing.assert_allclose(whole, means, **CLOSE)
+    close(whole, means)
 
 
 def test_more_slices_than_the_scan_has_repeat_and_lose_nothing():
@@ -167,7 +168,7 @@ def test_more_slices_than_the_scan_has_repeat_and_lose_nothing():
     assert geometry.slice_indices(jnp.asarray(depth), slices).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     volume = draw(depth, *TILE[1:], 1)
     stack = volume[[0, 0, 0, 1, 1, 1, 2, 2]]
-    alike = {"slices": slices, "step": 1, "size": TILE[1:]}
+    alike: dict[str, Any] = {"slices": slices, "step": 1, "size": TILE[1:]}
     back = to_tile(stack, np.array([0, 0, 0]), depth, **alike)
     np.testing.assert_array_equal(back[:depth], volume)
     assert not np.any(back[depth:])
@@ -200,7 +201,7 @@ def test_gradients_are_the_transposed_map():
     pulled = jax.grad(inner)(jnp.asarray(stack))
     source, target, expected = Oracle.slices(depth, slices, 2), whole_tile(origin), tile
     for axis in range(3):
-        weights = axis_weights(source.centres[axis], *source.boxes[axis], target.centres[axis])
+        weights = axis_weights(source.centres[axis], source.boxes[axis], target.centres[axis])
         expected = np.moveaxis(np.tensordot(weights.T, expected, axes=(1, axis)), 0, axis)
     np.testing.assert_allclose(pulled, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(inner(jnp.asarray(stack)), (pulled * stack).sum(), rtol=1e-5)
@@ -225,7 +226,7 @@ def test_origins_and_depths_are_traced():
     crops = [crop(stack, jnp.array(o), jnp.array(d)) for o, d in (([0, 0, 0], 9), ([8, 16, 0], 10))]
     assert len(traces) == 1
     source = Oracle.slices(10, 4, 2)
-    np.testing.assert_allclose(crops[1], source.resample(stack, whole_tile([8, 16, 0])), **CLOSE)
+    close(crops[1], source.resample(stack, whole_tile([8, 16, 0])))
 
 
 def test_a_tile_beyond_the_scan_gives_and_gets_nothing():

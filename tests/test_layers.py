@@ -207,7 +207,9 @@ def test_deconvolution_writes_one_block_per_voxel():
     # lax's transposed convolution reads the kernel backwards.
     dims = ("NDHWC", "DHWIO", "NDHWC")
     backwards = kernel[::-1, ::-1, ::-1].astype(np.float32)
-    general = jax.lax.conv_transpose(x, backwards, (2, 2, 2), "VALID", dimension_numbers=dims)
+    general = jax.lax.conv_transpose(
+        jnp.asarray(x), jnp.asarray(backwards), (2, 2, 2), "VALID", dimension_numbers=dims
+    )
     np.testing.assert_allclose(found, general, rtol=1e-5, atol=1e-5)
 
 
@@ -228,8 +230,8 @@ def test_a_half_filled_slice_pools_to_its_real_half():
     x[:, 3:] = 0
     found = layers.max_pool(jnp.asarray(x))
     assert found[0, 1].item() == x[0, 2].max()
-    assert layers.halve(jnp.array([3, 4, 1, 0])).tolist() == [2, 2, 1, 0]
-    assert layers.halve(jnp.array([9, 8, 1, 17]), 3).tolist() == [2, 1, 1, 3]
+    assert np.asarray(layers.halve(jnp.array([3, 4, 1, 0]))).tolist() == [2, 2, 1, 0]
+    assert np.asarray(layers.halve(jnp.array([9, 8, 1, 17]), 3)).tolist() == [2, 1, 1, 3]
     assert layers.halve(None, 2) is None
 
 

@@ -151,9 +151,9 @@ def test_task_aware_loss_pairs_the_coarsest_scale_with_the_last_mask(task_aware)
 
 
 def test_task_aware_loss_of_two_voxels():
-    # A tile of 16 slices has two voxels at 1/8, 0.25 and 0.75, centred on 4 and 12. The T = 2 slices
-    # floor(i * 16 / 2) are centred on 0.5 and 8.5 and hold the masks 0.5 and 1: the first voxel
-    # lies 3.5 of their 8 slices on, the second is past the last one, where 1 is held.
+    # A tile of 16 slices has two voxels at 1/8, 0.25 and 0.75, centred on 4 and 12. The T = 2
+    # slices floor(i * 16 / 2) are centred on 0.5 and 8.5 and hold the masks 0.5 and 1: the first
+    # voxel lies 3.5 of their 8 slices on, the second is past the last one, where 1 is held.
     data = dataclasses.replace(DATA, tile=(16, 8, 8), depth_bucket=16, slices=2)
     scales = constant_scales(0.0, 0.0, 0.0, depth=16)
     first = jnp.array([0.25, 0.75]).reshape(1, 1, 2, 1, 1, 1)
@@ -196,7 +196,7 @@ def test_task_aware_gradient_flows_to_both_sides():
     @jax.grad
     def gradient(both):
         return losses.task_aware_loss(
-            *both, PNEUMONIA, jnp.array([COVID]), jnp.zeros((1, 1, 3), jnp.int32),
+            both[0], both[1], PNEUMONIA, jnp.array([COVID]), jnp.zeros((1, 1, 3), jnp.int32),
             jnp.array([8]), LossConfig(), DATA, MODEL,
         ).sum()  # fmt: skip
 
