@@ -97,10 +97,11 @@ def check_table(covid: Findings, cap: Findings, slack: float) -> None:
     assert 100 * cap.lvr.mean() == pytest.approx(4.4, abs=0.3 * slack)
     assert np.mean(cap.lvr > 0.12) == pytest.approx(0.05, abs=0.015 * slack)
 
-    assert covid.share_between(-960, -600) > 0.70
+    # A few dense, badly affected lungs hold much of the pooled volume of a small sample.
+    assert covid.share_between(-960, -600) > 0.70 - 0.03 * (slack - 1)
     assert len(covid.peaks_hu()) == 1
     assert -960 < covid.peaks_hu()[0] < -600
-    assert cap.share_between(-970, -580) + cap.share_between(-70, 140) > 0.75
+    assert cap.share_between(-970, -580) + cap.share_between(-70, 140) > 0.75 - 0.03 * (slack - 1)
     peaks = cap.peaks_hu()
     assert len(peaks) == 2
     assert -970 < peaks[0] < -580

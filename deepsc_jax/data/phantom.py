@@ -20,6 +20,7 @@ from deepsc_jax.data.lesion_findings import PERIPHERY_MM, depth_in_lung, voxel_m
 
 COVID, CAP, NON_PNEUMONIA = 0, 1, 2
 CORE_MM = 5.0  # every lesion's smallest radius
+TYPICAL_LUNG_HU = -860.0
 TEXTURE_HU = 55.0  # standard deviation of the pattern inside ground glass
 
 
@@ -78,7 +79,7 @@ DISEASES = {
         plr=(0.624, 0.10),
         plr_fall=0.09,
         consolidation=(0.0, 0.0),
-        contrast_hu=(160, 200),
+        contrast_hu=(155, 195),
         size_spread=0.40,
         tall=1.2,
         apart_mm=(32, 1000),
@@ -254,7 +255,10 @@ def _fill(rng, frame, thorax: Thorax, disease: Disease, owner, drawn: float) -> 
     contrast = rng.uniform(*disease.contrast_hu, owner.max() + 1).astype(np.float32)
     # Reticulation coarse enough to survive 5 mm voxels.
     texture = TEXTURE_HU * smooth_field(rng, frame, 10.0, band_pass=True)
-    tissue = np.where(lesion, thorax.parenchyma + contrast[owner] + texture, thorax.parenchyma)
+    # Ground glass takes the place of air, so denser lung gains less.
+    air = np.clip(thorax.parenchyma / TYPICAL_LUNG_HU, 0.6, 1.15)
+    glass = thorax.parenchyma + contrast[owner] * air + texture
+    tissue = np.where(lesion, glass, thorax.parenchyma)
     low, high = disease.consolidation
     if high > 0:
         inner = edt.edt(lesion, anisotropy=frame.spacing_mm) + 4 * smooth_field(rng, frame, 20.0)
@@ -266,7 +270,7 @@ def _fill(rng, frame, thorax: Thorax, disease: Disease, owner, drawn: float) -> 
 
 def _image(rng, thorax: Thorax, tissue, lesion, nuisances, frame: Frame) -> np.ndarray:
     """Vessels, airways and distractors over the tissue, then motion, blur and noise; int16 HU."""
-    inside = tissue + thorax.opacities * np.where(lesion, 0.25, 1.0)
+    inside = tissue + thorax.opacities * np.where(lesion, 0.15, 1.0)
     inside = np.minimum(inside, 70.0)
     inside += thorax.vessels * (BLOOD_HU - inside)
     inside += thorax.airways * (anatomy.AIR_HU - inside)
