@@ -19,13 +19,20 @@ flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture(scope="session")
 def drawn() -> Callable[..., Any]:
-    """Parameters drawn by numpy, biases too: nothing is zero, and no initialiser is compiled."""
+    """Parameters drawn by numpy: none starts at zero, and no initialiser is compiled."""
 
-    def draw(module: Any, *arguments: Any, scale: float = 0.3, seed: int = 0) -> Any:
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *arguments)
+    def draw(module: Any, *arguments: Any, seed: int = 0) -> Any:
+        shapes = jax.eval_shape(lambda key: module.init(key, *arguments), jax.random.key(0))
         rng = np.random.default_rng(seed)
-        return jax.tree.map(
-            lambda leaf: jnp.asarray(rng.normal(scale=scale, size=leaf.shape), jnp.float32), shapes
-        )
+
+        def leaf(path: Any, shape: Any) -> jax.Array:
+            normal = rng.normal(size=shape.shape)
+            if path[-1].key == "kernel":
+                normal *= np.sqrt(2 / np.prod(shape.shape[:-1]))
+            else:  # norms' scales and biases, and the cross-stitch
+                normal = 0.3 * normal + (path[-1].key == "scale")
+            return jnp.asarray(normal, jnp.float32)
+
+        return jax.tree.map_with_path(leaf, shapes)
 
     return draw
