@@ -43,13 +43,15 @@ def run(network: DeepSC, variables: Any, batch: dict, stage: Any, gradient_tiles
     return network.apply(variables, batch, stage, gradient_tiles)
 
 
-def batch_of(scans: list[np.ndarray], bucket: int) -> dict[str, jax.Array]:
+def batch_of(
+    scans: list[np.ndarray], bucket: int, tile: tuple[int, int, int] = TILE
+) -> dict[str, jax.Array]:
     """All tiles of every scan, padded with zeros to `bucket` slices, and its sampled slices."""
-    corners = list(itertools.product(range(0, bucket, TILE[0]), range(0, SIZE[0], TILE[1]), [0]))
+    corners = list(itertools.product(range(0, bucket, tile[0]), range(0, SIZE[0], tile[1]), [0]))
     tiles = []
     for volume in scans:
         padded = np.pad(volume, ((0, bucket - len(volume)), (0, 0), (0, 0)))
-        parts = [padded[d : d + TILE[0], h : h + TILE[1]] for d, h, _ in corners]
+        parts = [padded[d : d + tile[0], h : h + tile[1]] for d, h, _ in corners]
         tiles.append(np.stack(parts))
     chosen = [v[[i * len(v) // SLICES for i in range(SLICES)]] for v in scans]
     return {
@@ -135,6 +137,19 @@ def test_the_result_does_not_depend_on_the_depth_bucket(joint, variables, out):
         assert not np.any(np.asarray(longer["lesion"])[i, 4:])
     for one, other in zip(longer["maps"], out["maps"], strict=True):
         same(one, other)
+
+
+def test_padding_inside_a_tile_changes_nothing(joint, variables):
+    scans, tile = [scan(5, 2), scan(8, 3)], (16, *TILE[1:])
+    deeper = DeepSC(MODEL, dataclasses.replace(DATA, tile=tile, depth_bucket=16), FOLDED)
+    found = jax.jit(lambda v, batch: run(deeper, v, batch, "joint"))(
+        variables, batch_of(scans, 16, tile)
+    )
+    expected = joint(variables, batch_of(scans, 16))
+    same(found["logits"], expected["logits"])
+    same(found["lesion"][:, :, :8], expected["lesion"][:, :2])
+    assert not np.any(found["lesion"][0, :, 5:])
+    assert not np.any(found["lesion"][1, :, 8:])
 
 
 def test_a_tiles_result_ends_with_the_scan(out):

@@ -12,7 +12,7 @@ import pytest
 from deepsc_jax.models import geometry
 
 TILE = (8, 16, 16)
-SIZE = (32, 16)
+SIZE = (48, 16)  # a middle tile: dynamic slices clamp what overshoots an end
 # Weights are computed in float32 from centres that are exact there.
 close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
 
@@ -131,10 +131,10 @@ def test_to_tile_is_the_dense_linear_map(depth, slices):
 def test_every_scale_reaches_the_slice_grid_and_back(depth, slices, scale):
     origin, step = [8 if depth > 8 else 0, 16, 0], 4
     x = draw(*(side // scale for side in TILE), 1)
-    found = to_scan(x, np.array(origin), depth, slices=slices, step=max(scale, 2), scale=scale)
-    target = Oracle.slices(depth, slices, max(scale, 2))
-    expected = Oracle.tile(origin, depth, scale).resample(x, target)
-    close(found, expected)
+    for wider in {max(scale, 2), 8}:
+        found = to_scan(x, np.array(origin), depth, slices=slices, step=wider, scale=scale)
+        target = Oracle.slices(depth, slices, wider)
+        close(found, Oracle.tile(origin, depth, scale).resample(x, target), err_msg=f"{wider}")
 
     mask = draw(depth, SIZE[0] // step, SIZE[1] // step, 1)
     stack = mask[[i * depth // slices for i in range(slices)]]
@@ -179,21 +179,24 @@ def test_more_slices_than_the_scan_has_repeat_and_lose_nothing():
 def test_in_plane_values_are_zero_outside_the_tile_and_held_at_the_scans_edge():
     x = np.ones((*TILE, 1), np.float32)
     placed = to_scan(x, np.array([0, 16, 0]), 8, slices=4, step=2)
+    assert np.all(placed[:, 8:16] == 1)
     assert not np.any(placed[:, :8])
-    assert np.all(placed[:, 8:] == 1)
+    assert not np.any(placed[:, 16:])
     row = np.zeros((1, SIZE[0] // 8, SIZE[1] // 8, 1), np.float32)
-    row[0, :, 0, 0] = 8, 16, 24, 32
+    row[0, :, 0, 0] = 8, 16, 24, 32, 40, 48
     tile = to_tile(row, np.array([0, 0, 0]), 1, slices=1, step=8)
     # Rows 0..3 lie before the first centre, 4; then one more per row: at 4.5 it is 8.5.
     assert tile[0, :, 0, 0].tolist() == [8.0] * 4 + [8.5 + k for k in range(12)]
     tile = to_tile(row, np.array([0, 16, 0]), 1, slices=1, step=8)
-    assert tile[0, :, 0, 0].tolist() == [20.5 + k for k in range(12)] + [32.0] * 4
+    assert tile[0, :, 0, 0].tolist() == [20.5 + k for k in range(16)]
+    tile = to_tile(row, np.array([0, 32, 0]), 1, slices=1, step=8)
+    assert tile[0, :, 0, 0].tolist() == [36.5 + k for k in range(12)] + [48.0] * 4
 
 
 def test_gradients_are_the_transposed_map():
     # <A x, y> = <x, A' y>, where A' y is the gradient of <A x, y>: 1e-5 is rounding of the sums.
     depth, slices, origin = 11, 6, np.array([8, 16, 0])
-    stack, tile = draw(slices, 16, 8, 2), draw(*TILE, 2, seed=1)
+    stack, tile = draw(slices, 24, 8, 2), draw(*TILE, 2, seed=1)
 
     def inner(x):
         return (to_tile(x, origin, depth, slices=slices, step=2) * tile).sum()
@@ -222,7 +225,7 @@ def test_origins_and_depths_are_traced():
         traces.append(1)
         return to_tile(x, origin, depth, slices=4, step=2)
 
-    stack = draw(4, 16, 8, 1)
+    stack = draw(4, 24, 8, 1)
     crops = [crop(stack, jnp.array(o), jnp.array(d)) for o, d in (([0, 0, 0], 9), ([8, 16, 0], 10))]
     assert len(traces) == 1
     source = Oracle.slices(10, 4, 2)
@@ -233,5 +236,5 @@ def test_a_tile_beyond_the_scan_gives_and_gets_nothing():
     beyond = np.array([16, 0, 0])
     x = np.full((*TILE, 1), 5, np.float32)
     assert not np.any(to_scan(x, beyond, 10, slices=4, step=2))
-    stack = np.full((4, 16, 8, 1), 5, np.float32)
+    stack = np.full((4, 24, 8, 1), 5, np.float32)
     assert not np.any(to_tile(stack, beyond, 10, slices=4, step=2))
