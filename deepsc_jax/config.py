@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from absl import flags
 
+from deepsc_jax.errors import InputError
+
 CLASSES = ("covid-19", "cap", "non-pneumonia")
 NON_PNEUMONIA = CLASSES.index("non-pneumonia")
 POOLING = 8  # the lesion subnet pools three times by 2
@@ -71,6 +73,9 @@ class DataConfig:
             "because the lesion subnet pools three times by 2",
         )
         rows, columns = self.working_size
+        _require(
+            rows > 0 and columns > 0, f"working_size is {self.working_size}: give positive sizes"
+        )
         _require(
             rows % height == 0 and columns % width == 0,
             f"no tile of {height}x{width} fits the working grid of {rows}x{columns} a whole number "
@@ -129,6 +134,7 @@ class ModelConfig:
     norm_groups: int = option(8, "assumed: groups of every group normalisation")
 
     def __post_init__(self) -> None:
+        _require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}: give at least 1")
         branches = len(self.inception_branches)
         _require(
             branches > 0 and all(self.inception_branches),
@@ -220,10 +226,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            may_be_zero = field.name in ("seed", "gradient_tiles", "cache_mib", "adam_b1")
+            may_be_zero = field.name in ("seed", "gradient_tiles", "cache_mib")
             if field.type is int and not may_be_zero:
                 _require(value >= 1, f"{field.name} is {value}: it must be at least 1")
             _require(value >= 0, f"{field.name} is {value}: it must not be negative")
+        for name in ("adam_b1", "adam_b2"):
+            value = getattr(self, name)
+            _require(value < 1, f"{name} is {value:g}: it must be below 1")
         for name in ("foreground", "flip_probability"):
             value = getattr(self, name)
             _require(value <= 1, f"{name} is {value:g}: it is a share, at most 1")
@@ -371,16 +380,19 @@ def load(path: pathlib.Path) -> Config:
     """Read what `save` wrote.
 
     Raises:
-      ValueError: a field is missing, unknown or impossible.
+      InputError: it cannot be read, or a field is missing, unknown or impossible.
     """
     try:
         document = json.loads(path.read_text())
         sections = {
             name: from_document(section, document[name]) for name, section in SECTIONS.items()
         }
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a configuration of this version ({error!r})") from error
-    return Config(**sections)
+        return Config(**sections)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(
+            f"{path}: not a configuration of this version ({error}): give the --workdir of a run "
+            "of this version"
+        ) from error
 
 
 def from_document(section: type, document: Mapping[str, Any]) -> Any:

@@ -2,8 +2,8 @@
 
 F_c is computed once per scan; tiles pass through one program in chunks, each adding its share of
 to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only those sums and
-one chunk of tiles are on the device, so memory does not grow with the scan, and the programs' shapes
-do not depend on it: a second scan never compiles again.
+one chunk of tiles are on the device, so memory does not grow with the scan, and the programs'
+shapes do not depend on it: a second scan never compiles again.
 """
 
 import dataclasses

@@ -66,7 +66,7 @@ def cross_entropy(
 
 def class_weights(counts: Int[Array, "class"]) -> Float[Array, "class"]:
     """Inverse class frequency over the training split: N / (classes * n_c)."""
-    counts = jnp.maximum(jnp.asarray(counts, jnp.float32), 1)
+    counts = jnp.maximum(jnp.asarray(counts, jnp.result_type(float)), 1)
     return counts.sum() / (counts.shape[0] * counts)
 
 
@@ -84,12 +84,19 @@ def task_aware_loss(
     """Squared difference of S_1, S_2, S_3 and M_3, M_2, M_1 (paper, equation 10).
 
     Each evidence mask is brought to the tiles' grid at the segmentation's scale; the mean is over
-    the scan's real voxels there, and the scales are summed. 0 for a scan whose predicted class or
-    label is non-pneumonia. The `single` setting keeps (S_3, M_1).
+    the voxels there whose centre lies in the scan, and the scales are summed. 0 for a scan whose
+    predicted class or label is non-pneumonia. The `single` setting keeps (S_3, M_1).
 
     Args:
       scales: S_1..S_4 of every tile, `(batch, tile, d, h, w, 1)`, coarsest first.
       masks: M_1, M_2, M_3 on the slice grid at in-plane 1/2, 1/4, 1/8.
+      logits: of the classes.
+      label: true class ids.
+      origins: working-grid voxel of each tile's corner.
+      depth: the scan's true number of slices.
+      loss: which scales count, and how much.
+      data: the slice grid.
+      model: the weights of the scales.
     """
     weights = (1.0, 1.0, 1.0)
     if loss.task_aware_scale_weights == "w":
@@ -113,7 +120,7 @@ def _mean_squared_difference(
         source = geometry.slice_grid(true_depth, data.slices, data.working_size, scale)
         target = geometry.tile_grid(origin, tile, true_depth, scale)
         crop = geometry.to_tile(m[..., None], source, target)
-        real = jnp.arange(s.shape[0]) < target.count
+        real = (jnp.arange(s.shape[0]) < target.count) & (target.centres < true_depth)
         squares = (s - crop) ** 2 * real[:, None, None, None]
         return squares.sum(), real.sum() * s.shape[1] * s.shape[2]
 

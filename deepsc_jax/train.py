@@ -5,7 +5,7 @@ import pathlib
 
 from absl import flags
 
-from deepsc_jax import config, program
+from deepsc_jax import config, parallel, program
 from deepsc_jax.config import STAGES
 from deepsc_jax.data.store import Store
 from deepsc_jax.errors import InputError
@@ -32,6 +32,8 @@ def main() -> None:
         )
     config.save(settings, saved)
     stages = STAGES if STAGE.value == "all" else (STAGE.value,)
+    if settings.platform.data == 0 and settings.platform.space == 1:
+        parallel.use_cpu_cores([settings.train.batch(stage) for stage in stages])
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
     loop.train(settings, store, workdir, stages)
     print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")

@@ -8,20 +8,20 @@ from jaxtyping import Array, Float
 class CrossStitch(nn.Module):
     """Four learnable scalars that mix the two tasks' features.
 
-    `init` holds the initial values on and off the diagonal. Returns `[[a_LL, a_LC], [a_CL, a_CC]]`;
-    the identity, without parameters, where `enabled` is false.
+    `start` holds the initial values on and off the diagonal. Returns
+    `[[a_LL, a_LC], [a_CL, a_CC]]`; the identity, without parameters, where `enabled` is false.
     """
 
     enabled: bool
-    init: tuple[float, float]
+    start: tuple[float, float]
 
     @nn.compact
     def __call__(self) -> Float[Array, "2 2"]:
         if not self.enabled:
             return jnp.eye(2)
-        on, off = self.init
+        on, off = self.start
 
         def initial(_: Array, shape: tuple[int, ...]) -> Array:
-            return jnp.full(shape, off).at[jnp.diag_indices(2)].set(on)
+            return jnp.full(shape, off, jnp.float32).at[jnp.diag_indices(2)].set(on)
 
         return self.param("weights", initial, (2, 2))

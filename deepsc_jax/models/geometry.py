@@ -63,15 +63,16 @@ def tile_grid(
       depth: the scan's true number of slices D; what the tile holds past it is padding.
       scale: 1, 2, 4 or 8.
     """
-    start = origin[0].astype(jnp.float32)
+    real = jnp.result_type(float)
+    start = origin[0].astype(real)
     valid = jnp.clip(depth - origin[0], 0, tile[0])
     count = -(-valid // scale)
-    slices = jnp.arange(tile[0] // scale, dtype=jnp.float32)
+    slices = jnp.arange(tile[0] // scale, dtype=real)
     return Grid(
         centres=start + (slices + 0.5) * scale,
         count=count,
         low=start,
-        high=start + (count * scale).astype(jnp.float32),
+        high=start + (count * scale).astype(real),
         origin=origin[1:],
         step=scale,
         size=(tile[1] // scale, tile[2] // scale),
@@ -92,11 +93,12 @@ def slice_grid(depth: Int[Array, ""], slices: int, size: tuple[int, int], step: 
       size: height and width of the working grid.
       step: 1, 2, 4 or 8.
     """
+    real = jnp.result_type(float)
     return Grid(
-        centres=slice_indices(depth, slices).astype(jnp.float32) + 0.5,
+        centres=slice_indices(depth, slices).astype(real) + 0.5,
         count=jnp.asarray(slices),
-        low=jnp.zeros(()),
-        high=depth.astype(jnp.float32),
+        low=jnp.zeros((), real),
+        high=depth.astype(real),
         origin=jnp.zeros(2, jnp.int32),
         step=step,
         size=(size[0] // step, size[1] // step),

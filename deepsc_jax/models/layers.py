@@ -87,7 +87,7 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
 
 
 class Conv(nn.Module):
-    """3D convolution without bias, computed in `dtype`; parameter `kernel (kd, kh, kw, in, out)`."""
+    """3D convolution without bias, in `dtype`; parameter `kernel (kd, kh, kw, in, out)`."""
 
     features: int
     kernel: int = 3
@@ -117,8 +117,11 @@ class GroupNorm(nn.Module):
         batch, depth, height, width, channels = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        x = mask_depth(x, valid)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # About the size of the mean, which would otherwise cancel in the variance.
+        first = wide[:, :1].reshape(batch, -1, self.groups, channels // self.groups)
+        shift = jnp.repeat(lax.stop_gradient(first.mean(axis=(1, 3))), channels // self.groups, 1)
+        wide = mask_depth(wide - shift[:, None, None, None], valid)
         rows = wide.reshape(batch, depth * height, width * channels)
         ones = jnp.ones(rows.shape[:2], rows.dtype)
 

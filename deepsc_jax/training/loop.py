@@ -82,7 +82,7 @@ def run_stage(run: Run, stage: Stage) -> None:
     step_fn = make_train_step(
         config, stage, run.model, run.mesh, losses.class_weights(jnp.asarray(counts))
     )
-    eval_fn = make_eval_step(config, stage, run.model, run.mesh)
+    eval_fn = make_eval_step(stage, run.model, run.mesh)
 
     step = reached or 0
     progress = Progress(stage, total, step)
@@ -107,7 +107,7 @@ def run_stage(run: Run, stage: Stage) -> None:
             found = {k: v for k, v in record.items() if v is not None}
             run.log.write(stage, step, {f"validation_{k}": v for k, v in found.items()})
             shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
-            print(f"{stage} {step}/{total}  validation  {shown}")
+            print(f"{stage} {step}/{total}  validation  {shown}", flush=True)
         if record is not None or step % train_config.checkpoint_every == 0:
             checkpoints.save(state, batches.get_state(), record)
         begun += time.monotonic() - paused

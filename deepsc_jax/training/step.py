@@ -86,7 +86,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         means["learning_rate"] = jnp.asarray(schedule(state.step))
-        means["gradient_norm"] = optax.global_norm(gradient)
+        means["gradient_norm"] = optax.tree.norm(gradient)
         return State(state.step + 1, params, opt_state), means
 
     whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
@@ -99,7 +99,7 @@ THRESHOLDS = tuple(i / 20 for i in range(2, 19))
 
 
 def make_eval_step(
-    config: Config, stage: Stage, model: DeepSC, mesh: Mesh
+    stage: Stage, model: DeepSC, mesh: Mesh
 ) -> Callable[[Any, Batch], dict[str, Array]]:
     """Per-scan results on the working grid, for validation.
 

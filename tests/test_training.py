@@ -1,0 +1,254 @@
+"""Training, evaluation and prediction, end to end on a handful of phantoms."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+import pytest
+
+from deepsc_jax import inference, parallel, prepare
+from deepsc_jax.config import (
+    CLASSES,
+    STAGES,
+    Config,
+    DataConfig,
+    ModelConfig,
+    PlatformConfig,
+    TrainConfig,
+    save,
+)
+from deepsc_jax.data import pipeline
+from deepsc_jax.data.store import Store
+from deepsc_jax.evaluate import evaluate
+from deepsc_jax.models import deepsc
+from deepsc_jax.predict import predict
+from deepsc_jax.training import checkpoint, loop, state
+from deepsc_jax.training.step import make_train_step
+
+CONFIG = Config(
+    data=DataConfig(
+        working_spacing_mm=(8, 9, 9),
+        working_size=(24, 32),
+        tile=(8, 24, 32),
+        depth_bucket=8,
+        slices=8,
+    ),
+    model=ModelConfig(
+        inception_channels=4,
+        inception_branches=((1,), (1, 3)),
+        lesion_channels=(4, 4, 4),
+        classifier_stem_channels=4,
+        encoder_channels=(4, 4, 4),
+        norm_groups=2,
+    ),
+    train=TrainConfig(
+        segmentation_steps=4,
+        classification_steps=4,
+        joint_steps=4,
+        segmentation_batch=2,
+        classification_batch=2,
+        joint_batch=2,
+        log_every=1,
+        evaluate_every=2,
+        checkpoint_every=2,
+    ),
+    platform=PlatformConfig(data=1),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Six training, three validation and three test phantoms, prepared."""
+    out = tmp_path_factory.mktemp("data")
+    cases = prepare.write_phantoms((6, 3, 3), out, seed=0, size=48, workers=1)
+    assert prepare.prepare(cases, out, CONFIG.data, workers=1) == []
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(folder: pathlib.Path) -> Store:
+    return Store(folder / "store", CONFIG.data)
+
+
+@pytest.fixture(scope="module")
+def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of all stages."""
+    workdir = tmp_path_factory.mktemp("run")
+    save(CONFIG, workdir / "config.json")
+    loop.train(CONFIG, store, workdir, STAGES)
+    return workdir
+
+
+def _params(workdir: pathlib.Path, stage: str, config: Config = CONFIG) -> dict:
+    model = deepsc.build(config, "cpu")
+    like = jax.device_put(
+        state.create(config, stage, state.initial_params(config, model)), jax.devices()[0]
+    )
+    checkpoints = checkpoint.Checkpoints(workdir / stage)
+    step = checkpoints.latest_step()
+    assert step is not None
+    params = checkpoints.load(like, step)["state"].params
+    checkpoints.close()
+    return params
+
+
+def _equal(one: dict, other: dict) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, other)))
+
+
+def test_every_stage_logs_its_losses_and_validation(trained: pathlib.Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    terms = {
+        "segmentation": {"dice", "focal"},
+        "classification": {"cross_entropy"},
+        "joint": {"dice", "focal", "cross_entropy", "task_aware"},
+    }
+    for stage, expected in terms.items():
+        steps = [line for line in lines if line["stage"] == stage and "loss" in line]
+        assert [line["step"] for line in steps] == [1, 2, 3, 4]
+        assert expected | {"learning_rate", "gradient_norm"} <= steps[0].keys()
+        validations = [line for line in lines if line["stage"] == stage and "loss" not in line]
+        assert [line["step"] for line in validations] == [2, 4]
+    assert list((trained / "tensorboard" / "joint").glob("events*"))
+
+
+def test_a_single_task_stage_leaves_the_other_task_alone(trained: pathlib.Path) -> None:
+    initial = state.initial_params(CONFIG, deepsc.build(CONFIG, "cpu"))
+    for stage, other in (("segmentation", "classification"), ("classification", "segmentation")):
+        params = _params(trained, stage)
+        for name in state.PARTS[other]:
+            assert _equal(params[name], initial[name])
+        for name in state.PARTS[stage]:
+            assert not _equal(params[name], initial[name])
+
+
+def test_joint_stage_starts_from_both_best_checkpoints() -> None:
+    initial = state.initial_params(CONFIG, deepsc.build(CONFIG, "cpu"))
+    ones = jax.tree.map(jnp.ones_like, initial)
+    twos = jax.tree.map(lambda x: jnp.full_like(x, 2), initial)
+    joined = state.join(ones, twos)
+    assert joined.keys() == initial.keys()
+    for name in state.PARTS["segmentation"]:
+        assert _equal(joined[name], ones[name])
+    for name in state.PARTS["classification"]:
+        assert _equal(joined[name], twos[name])
+
+
+def test_a_stopped_run_resumes_to_bit_identical_parameters(
+    store: Store,
+    trained: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """StoppedError after step 3, with a checkpoint at 2: step 3 is taken again."""
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(self: loop.Progress, step: int, **_: float) -> None:
+        if step == 3:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Progress, "show", stop)
+        with pytest.raises(StoppedError):
+            loop.train(CONFIG, store, tmp_path, ("classification",))
+    loop.train(CONFIG, store, tmp_path, ("classification",))
+    assert _equal(_params(tmp_path, "classification"), _params(trained, "classification"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(store: Store) -> None:
+    mesh = parallel.make_mesh(CONFIG.platform)
+    model = deepsc.build(CONFIG, "cpu")
+    step = make_train_step(CONFIG, "segmentation", model, mesh, jnp.ones(len(CLASSES)))
+    params = state.initial_params(CONFIG, model)
+    current = jax.device_put(
+        state.create(CONFIG, "segmentation", params), parallel.replicated(mesh)
+    )
+    batches = iter(pipeline.batches(store, "train", "segmentation", CONFIG, seed=0, batch_size=2))
+    for _ in range(4):
+        current, _ = step(current, parallel.put_batch(next(batches), mesh))
+    assert step._cache_size() == 1
+    batches.close()
+
+
+@pytest.mark.slow
+def test_one_batch_is_learnt_by_heart(store: Store) -> None:
+    """If a stage cannot overfit two scans, something is wrong with its gradient."""
+    train = dataclasses.replace(CONFIG.train, joint_steps=150, joint_learning_rate=3e-3)
+    config = dataclasses.replace(CONFIG, train=train)
+    mesh = parallel.make_mesh(config.platform)
+    model = deepsc.build(config, "cpu")
+    step = make_train_step(config, "joint", model, mesh, jnp.ones(len(CLASSES)))
+    current = jax.device_put(
+        state.create(config, "joint", state.initial_params(config, model)),
+        parallel.replicated(mesh),
+    )
+    dataset = pipeline.batches(store, "train", "joint", config, seed=0, batch_size=2)
+    batch = parallel.put_batch(next(iter(dataset)), mesh)
+    losses = []
+    for _ in range(150):
+        current, scalars = step(current, batch)
+        losses.append({k: float(v) for k, v in scalars.items()})
+    assert losses[-1]["cross_entropy"] < 0.1 * losses[0]["cross_entropy"]
+    assert losses[-1]["dice"] < 0.6 * losses[0]["dice"]
+
+
+def test_evaluation_counts_every_scan(trained: pathlib.Path, store: Store) -> None:
+    metrics, rows = evaluate(inference.load(trained), store, "test")
+    assert [row["label"] for row in rows] == list(CLASSES)
+    assert metrics["segmentation"]["dsc"]["n"] == 2
+    assert metrics["segmentation"]["lesion_free"]["n"] == 1
+    assert metrics["classification"]["accuracy"]["n"] == 3
+    assert metrics["classification"]["accuracy"]["sd"] is None
+    for row in rows:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_prediction_is_on_the_source_grid(
+    trained: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    scan = next((folder / "scans").glob("phantom-test-0000.nii.gz"))
+    result = predict(inference.load(trained), scan, tmp_path / "out")
+    source = nib.nifti1.load(scan)
+    names = ["lesion_mask", "lesion_probability", *(f"evidence_{i}" for i in (1, 2, 3))]
+    for name in names:
+        image = nib.nifti1.load(tmp_path / "out" / f"{name}.nii.gz")
+        assert image.shape == source.shape
+        np.testing.assert_array_equal(image.affine, source.affine)
+    assert set(np.unique(nib.nifti1.load(tmp_path / "out" / "lesion_mask.nii.gz").dataobj)) <= {
+        0,
+        1,
+    }
+    assert result["class"] in CLASSES
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"picture.png", "result.json", *(f"{name}.nii.gz" for name in names)}
+
+
+def test_inference_in_chunks_equals_the_whole_network(
+    trained: pathlib.Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = inference.load(trained)
+    case = store.cases("test")[0]
+    volume = store.read(case.name, "volume")
+    monkeypatch.setattr(inference, "CHUNK_VOXELS", 2 * int(np.prod(CONFIG.data.tile)))
+    prediction = predictor(volume)
+    batch = next(
+        iter(pipeline.batches(store, "test", "joint", CONFIG, seed=0, batch_size=1, train=False))
+    )
+    inputs = {k: jnp.asarray(v) for k, v in batch.items() if k not in ("valid", "case")}
+    model = deepsc.build(CONFIG, "cpu")
+    out = jax.jit(lambda p, b: model.apply({"params": p}, b, "joint"))(predictor._params, inputs)
+    assert prediction.probabilities is not None
+    assert prediction.lesion is not None
+    np.testing.assert_allclose(
+        prediction.probabilities, jax.nn.softmax(out["logits"][0]), atol=1e-5
+    )
+    whole = np.concatenate(list(np.asarray(out["lesion"][0, ..., 0])))[: case.depth]
+    np.testing.assert_allclose(prediction.lesion, whole, atol=1e-5)
