@@ -339,17 +339,18 @@ def define_flags() -> None:
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
             kind, text = hints[field.name], field.metadata["help"]
+            default: Any = field.default
             if kind is bool:
-                flags.DEFINE_bool(field.name, field.default, text)
+                flags.DEFINE_bool(field.name, default, text)
             elif kind is int:
-                flags.DEFINE_integer(field.name, field.default, text)
+                flags.DEFINE_integer(field.name, default, text)
             elif kind is float:
-                flags.DEFINE_float(field.name, field.default, text)
+                flags.DEFINE_float(field.name, default, text)
             elif typing.get_origin(kind) is Literal:
-                flags.DEFINE_enum(field.name, field.default, list(typing.get_args(kind)), text)
+                flags.DEFINE_enum(field.name, default, list(typing.get_args(kind)), text)
             else:
                 parser, serializer = _TupleParser(kind), _TupleSerializer()
-                flags.DEFINE(parser, field.name, field.default, text, serializer=serializer)
+                flags.DEFINE(parser, field.name, default, text, serializer=serializer)
 
 
 def _build(values: Mapping[str, Any]) -> Config:

@@ -36,7 +36,7 @@ def main() -> None:
     out = pathlib.Path(flags.FLAGS.out)
     data, workdir, predictions = out / "data", out / "run", out / "predictions"
     begun = time.monotonic()
-    print(__doc__.splitlines()[0], f"Results go to {out}.", flush=True)
+    print(f"The whole system on phantoms; results go to {out}.", flush=True)
     if not (data / "store").exists():
         run(
             "Write phantoms and preprocess them",

@@ -4,8 +4,8 @@
 
 For every seed it trains the two-stage system, and each task alone for as many more steps as pass
 the same number of tiles (segmentation) or of slice stacks (classification) through the network as
-the joint stage does. All runs are evaluated on the test split. Prints both tasks' figures with their
-spread over seeds and writes OUT/gain.json.
+the joint stage does. All runs are evaluated on the test split. Prints both tasks' figures with
+their spread over seeds and writes OUT/gain.json.
 """
 
 import dataclasses

@@ -181,14 +181,13 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
             f"{workdir}: no config.json found: give --checkpoint the --workdir of a training run"
         )
     config = configs.load(settings)
-    if stage is None:
-        trained = [s for s in STAGES if (workdir / s).is_dir()]
-        stage = trained[-1] if trained else "joint"
+    trained: list[Stage] = [s for s in STAGES if (workdir / s).is_dir()]
+    chosen: Stage = stage or (trained[-1] if trained else "joint")
     model = deepsc.build(config, jax.default_backend())
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(
-        lambda: states.create(config, stage, states.initial_params(config, model))
+        lambda: states.create(config, chosen, states.initial_params(config, model))
     )
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params, record = load_params(workdir / stage, like)
-    return Predictor(config, stage, params, record.get("threshold") or 0.5)
+    params, record = load_params(workdir / chosen, like)
+    return Predictor(config, chosen, params, record.get("threshold") or 0.5)

@@ -114,7 +114,8 @@ def task_aware_loss(
 def _mean_squared_difference(
     segmentation: Array, mask: Array, origins: Array, depth: Array, scale: int, data: DataConfig
 ) -> Float[Array, "batch"]:
-    tile = tuple(side * scale for side in segmentation.shape[2:5])
+    d, h, w = segmentation.shape[2:5]
+    tile = (d * scale, h * scale, w * scale)
 
     def one(s: Array, m: Array, origin: Array, true_depth: Array) -> tuple[Array, Array]:
         source = geometry.slice_grid(true_depth, data.slices, data.working_size, scale)

@@ -22,7 +22,7 @@ from deepsc_jax.data import lungs, preprocess, scans
 from deepsc_jax.errors import InputError
 from deepsc_jax.evaluate import write_json
 from deepsc_jax.inference import Predictor
-from deepsc_jax.report.pictures import scan_picture
+from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 
 
 def predict(
@@ -65,6 +65,7 @@ def predict(
         result |= {"lesion_ml": lesion_ml, "lesion_threshold": predictor.threshold}
         result["lesion_share_of_lung"] = float((mask & lung).sum() / lung.sum())
     if prediction.probabilities is not None and prediction.evidence is not None:
+        classes: dict[str, float] | None
         classes = dict(zip(CLASSES, prediction.probabilities.tolist(), strict=True))
         result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
         shown = np.zeros(scan.values.shape, np.float32)
@@ -72,7 +73,7 @@ def predict(
             evidence = preprocess.to_source(working, prepared.grid)
             scans.save_like(evidence, scan, partial / f"evidence_{level}.nii.gz", np.float32)
             shown += evidence / 3
-    window = {"window": (0.0, float(scan.values.max()))} if data.intensity == "unit" else {}
+    window = LUNG_WINDOW_HU if data.intensity == "hu" else (0.0, float(scan.values.max()))
     scan_picture(
         partial / "picture.png",
         scan.values,
@@ -84,7 +85,7 @@ def predict(
         title=scan.name,
         lung_mask=lung,
         phantom=True,
-        **window,
+        window=window,
     )
     write_json(result, partial / "result.json")
     shutil.rmtree(out, ignore_errors=True)

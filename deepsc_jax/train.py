@@ -6,7 +6,7 @@ import pathlib
 from absl import flags
 
 from deepsc_jax import config, parallel, program
-from deepsc_jax.config import STAGES
+from deepsc_jax.config import STAGES, Stage
 from deepsc_jax.data.store import Store
 from deepsc_jax.errors import InputError
 from deepsc_jax.training import loop
@@ -31,7 +31,7 @@ def main() -> None:
             "flags to resume"
         )
     config.save(settings, saved)
-    stages = STAGES if STAGE.value == "all" else (STAGE.value,)
+    stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if STAGE.value in ("all", stage))
     if settings.platform.data == 0 and settings.platform.space == 1:
         parallel.use_cpu_cores([settings.train.batch(stage) for stage in stages])
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)

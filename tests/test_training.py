@@ -18,6 +18,7 @@ from deepsc_jax.config import (
     DataConfig,
     ModelConfig,
     PlatformConfig,
+    Stage,
     TrainConfig,
     save,
 )
@@ -83,7 +84,7 @@ def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> pathlib.P
     return workdir
 
 
-def _params(workdir: pathlib.Path, stage: str, config: Config = CONFIG) -> dict:
+def _params(workdir: pathlib.Path, stage: Stage, config: Config = CONFIG) -> dict:
     model = deepsc.build(config, "cpu")
     like = jax.device_put(
         state.create(config, stage, state.initial_params(config, model)), jax.devices()[0]
@@ -118,7 +119,11 @@ def test_every_stage_logs_its_losses_and_validation(trained: pathlib.Path) -> No
 
 def test_a_single_task_stage_leaves_the_other_task_alone(trained: pathlib.Path) -> None:
     initial = state.initial_params(CONFIG, deepsc.build(CONFIG, "cpu"))
-    for stage, other in (("segmentation", "classification"), ("classification", "segmentation")):
+    pairs: list[tuple[Stage, Stage]] = [
+        ("segmentation", "classification"),
+        ("classification", "segmentation"),
+    ]
+    for stage, other in pairs:
         params = _params(trained, stage)
         for name in state.PARTS[other]:
             assert _equal(params[name], initial[name])
@@ -216,16 +221,14 @@ def test_prediction_is_on_the_source_grid(
 ) -> None:
     scan = next((folder / "scans").glob("phantom-test-0000.nii.gz"))
     result = predict(inference.load(trained), scan, tmp_path / "out")
-    source = nib.nifti1.load(scan)
+    source = nib.Nifti1Image.from_filename(scan)
     names = ["lesion_mask", "lesion_probability", *(f"evidence_{i}" for i in (1, 2, 3))]
     for name in names:
-        image = nib.nifti1.load(tmp_path / "out" / f"{name}.nii.gz")
+        image = nib.Nifti1Image.from_filename(tmp_path / "out" / f"{name}.nii.gz")
         assert image.shape == source.shape
         np.testing.assert_array_equal(image.affine, source.affine)
-    assert set(np.unique(nib.nifti1.load(tmp_path / "out" / "lesion_mask.nii.gz").dataobj)) <= {
-        0,
-        1,
-    }
+    mask = nib.Nifti1Image.from_filename(tmp_path / "out" / "lesion_mask.nii.gz")
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
     assert result["class"] in CLASSES
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"picture.png", "result.json", *(f"{name}.nii.gz" for name in names)}

@@ -93,7 +93,9 @@ def root_mean_square_surface_distance(
     pred, truth = _crop_to_union(pred, truth)
     if not (pred.any() and truth.any()):
         return math.nan
-    pred_border, truth_border = (mask & ~ndimage.binary_erosion(mask) for mask in (pred, truth))
+    pred_border, truth_border = (
+        mask & ~np.asarray(ndimage.binary_erosion(mask), bool) for mask in (pred, truth)
+    )
     distances = np.concatenate(
         [
             _distance_mm(truth_border, spacing_mm)[pred_border],

@@ -53,7 +53,7 @@ class LesionSubnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> tuple[Volume, tuple[Volume, ...]]:
-        tile, skips = x.shape[1:4], []
+        tile, skips = (x.shape[1], x.shape[2], x.shape[3]), []
         for level, features in enumerate(self.channels):
             unit = DoubleConv(features, self.groups, self.form, self.dtype, name=f"down{level + 1}")
             x = unit(x, halve(valid, level))
@@ -80,7 +80,7 @@ class LesionSubnet(nn.Module):
 
 
 def combine(
-    scales: list[Volume], weights: tuple[float, ...], tile: tuple[int, ...], valid: Valid
+    scales: list[Volume], weights: tuple[float, ...], tile: tuple[int, int, int], valid: Valid
 ) -> Volume:
     """S = sum_i w_i Up(S_i) (paper, equation 3), each brought to full resolution."""
     batch = scales[0].shape[0]

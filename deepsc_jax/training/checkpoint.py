@@ -21,15 +21,17 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
-        best = policies.BestN(
+        best: Any = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
             keep_checkpoints_without_metrics=False,
         )
+        keep: Any = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            str(directory.absolute()),
+            preservation_policy=keep,
+            save_decision_policy=always,
             cleanup_tmp_directories=True,
         )
 
@@ -48,10 +50,9 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest score, or the newest where none was scored."""
-        scored = [c for c in self._checkpointer.checkpoints if c.metrics]
-        if not scored:
-            return self.latest_step()
-        return max(scored, key=lambda c: c.metrics["score"]).step
+        found: Any = self._checkpointer.checkpoints
+        scored = [(c.metrics["score"], c.step) for c in found if c.metrics]
+        return max(scored)[1] if scored else self.latest_step()
 
     def load(self, like: State, step: int) -> dict[str, Any]:
         """`state`, laid out as `like` is, `data` and `record` of the checkpoint at `step`."""

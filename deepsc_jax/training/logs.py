@@ -1,14 +1,17 @@
 """What a training run writes down: metrics.jsonl, TensorBoard, and a line on the terminal."""
 
+import importlib
 import json
 import pathlib
 import sys
 import time
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+# Generated modules, in which type checkers see no names.
+events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
 
 
 class MetricsLog:
@@ -39,8 +42,10 @@ class MetricsLog:
             file.write(json.dumps({"stage": stage, "step": step} | scalars) + "\n")
         if stage not in self._writers:
             self._writers[stage] = EventFileWriter(str(self._tensorboard / stage))
-        values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        values = [summaries.Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        event = events.Event(
+            wall_time=time.time(), step=step, summary=summaries.Summary(value=values)
+        )
         self._writers[stage].add_event(event)
 
     def close(self) -> None:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from deepsc_jax.config import Config, Stage
 from deepsc_jax.models.deepsc import DeepSC
@@ -17,7 +17,7 @@ PARTS: dict[Stage, tuple[str, ...]] = {
 }
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class State:
     """Parameters of the whole network, the optimizer's state, and the steps taken.
 

@@ -70,7 +70,7 @@ def make_train_step(
     gradient_tiles = config.train.gradient_tiles
 
     def share_of_loss(params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        out = model.apply({"params": params}, batch, stage, gradient_tiles)
+        out: Any = model.apply({"params": params}, batch, stage, gradient_tiles)
         terms = scan_losses(config, stage, out, batch, class_weights)
         means = jax.tree.map(lambda x: x.sum() / scans, terms)
         return means["loss"], means
@@ -108,7 +108,8 @@ def make_eval_step(
     """
 
     def program(params: Any, batch: Batch) -> dict[str, Array]:
-        out, result = model.apply({"params": params}, batch, stage), {}
+        out: Any = model.apply({"params": params}, batch, stage)
+        result = {}
         if "lesion" in out:
             truth = batch["lesions"] > 0
             volume, axes = truth.sum((1, 2, 3, 4)), (1, 2, 3, 4)
