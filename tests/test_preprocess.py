@@ -264,3 +264,14 @@ def test_an_empty_lung_mask_names_the_scan():
     scan = make_scan(np.zeros((8, 64, 64)))
     with pytest.raises(InputError, match="case_017: its lung mask is empty"):
         prepare_scan(scan, np.zeros(scan.values.shape, bool), config())
+
+
+def test_a_saturated_scan_stays_within_range_on_any_grid():
+    """Interpolation weights sum to 1 only up to rounding."""
+    for step in (3.1, 4.5, 4.7):
+        scan = make_scan(np.full((24, 70, 70), 3000.0), spacing_mm=(5.3, 3.4, 3.4))
+        lung = np.ones(scan.values.shape, bool)
+        settings_ = config(working_spacing_mm=(4.9, step, step))
+        volume = prepare_scan(scan, lung, settings_).volume
+        assert volume.min() >= 0
+        assert volume.max() <= 1

@@ -160,6 +160,7 @@ def prepare_scan(
         )
     lesion = None if lesion_mask is None else to_working(lesion_mask, grid) >= 0.5
     volume = to_working(normalise(scan.values, config), grid)
+    np.clip(volume, 0, 1, out=volume)  # weights sum to 1 but for rounding
     volume *= lung
     return Prepared(volume, lung, lesion, grid)
 

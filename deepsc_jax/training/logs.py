@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import pathlib
 import sys
 import time
@@ -55,15 +56,23 @@ class MetricsLog:
 
 
 class Progress:
-    """One line of progress with the time left; on a terminal it is rewritten in place."""
+    """One line of progress with the time left.
+
+    On a terminal it is rewritten in place; elsewhere a line comes every ten seconds at most.
+    """
 
     def __init__(self, label: str, total: int, start: int = 0):
         self._label, self._total, self._start = label, total, start
         self._begun = time.monotonic()
         self._live = sys.stdout.isatty()
+        self._shown = -math.inf
 
     def show(self, step: int, **values: Any) -> None:
         """Report `step` of the total, with some values."""
+        now = time.monotonic()
+        if not self._live and step < self._total and now - self._shown < 10:
+            return
+        self._shown = now
         rate = (time.monotonic() - self._begun) / max(step - self._start, 1)
         left = rate * (self._total - step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,5 +1,6 @@
 """The two-stage training: pre-train both tasks apart, then all three subnets together."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -59,14 +60,20 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
 
 
 def run_stage(run: Run, stage: Stage) -> None:
-    """Train one stage to its last step, validating and saving on the way."""
+    """Train one stage to its last step, validating and saving on the way.
+
+    However it ends, what is being saved is finished first.
+    """
+    with contextlib.closing(Checkpoints(run.workdir / stage)) as checkpoints:
+        _run_stage(run, stage, checkpoints)
+
+
+def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
     config, train_config = run.config, run.config.train
     total = train_config.steps(stage)
-    checkpoints = Checkpoints(run.workdir / stage)
     reached = checkpoints.latest_step()
     if reached == total:
         print(f"{stage}: already trained for {total} steps")
-        checkpoints.close()
         return
 
     state = jax.device_put(_first_state(run, stage, reached), parallel.replicated(run.mesh))
@@ -112,7 +119,6 @@ def run_stage(run: Run, stage: Stage) -> None:
             checkpoints.save(state, batches.get_state(), record)
         begun += time.monotonic() - paused
     batches.close()
-    checkpoints.close()
 
 
 def _first_state(run: Run, stage: Stage, reached: int | None) -> states.State:
