@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint types
+.PHONY: help venv demo gain test test-slow lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -37,6 +37,9 @@ venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
 
 demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
 	$(PY) -m deepsc_jax.demo $(if $(SCAN),--scan="$(SCAN)")
+
+gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
+	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir=runs/demo/data --out=runs/gain
 
 lint: $(INSTALLED_TEST) ## ruff: rules and format
 	$(PY) -m ruff check .
