@@ -69,6 +69,7 @@ def main() -> None:
         "predict",
         f"--checkpoint={workdir}",
         f"--out={predictions}",
+        "--phantom",
         *(f"--scan={scan}" for scan in scans),
     )
     minutes = (time.monotonic() - begun) / 60

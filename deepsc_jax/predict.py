@@ -30,8 +30,12 @@ def predict(
     path: pathlib.Path,
     out: pathlib.Path,
     lung_mask: pathlib.Path | None = None,
+    *,
+    phantom: bool = False,
 ) -> dict:
     """Predict one scan into `out`, which appears whole or not at all; returns result.json's object.
+
+    `phantom` says that the network was trained on phantoms, and the picture repeats it.
 
     Raises:
       InputError: the scan or its lung mask is not usable.
@@ -84,7 +88,7 @@ def predict(
         spacing_mm=scan.spacing_mm,
         title=scan.name,
         lung_mask=lung,
-        phantom=True,
+        phantom=phantom,
         window=window,
     )
     write_json(result, partial / "result.json")
@@ -122,7 +126,8 @@ def main() -> int:
     for path, mask, name in zip(paths, masks, names, strict=True):
         begun = time.monotonic()
         try:
-            result = predict(predictor, path, pathlib.Path(options.out) / name, mask)
+            out = pathlib.Path(options.out) / name
+            result = predict(predictor, path, out, mask, phantom=options.phantom)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -141,4 +146,5 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each scan; default: found.")
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
+    flags.DEFINE_bool("phantom", False, "The network was trained on phantoms: pictures say so.")
     program.run(main)

@@ -24,7 +24,7 @@ from deepsc_jax.training.checkpoint import Checkpoints, load_params
 from deepsc_jax.training.logs import MetricsLog, Progress
 from deepsc_jax.training.step import THRESHOLDS, make_eval_step, make_train_step
 
-SPLIT_SEEDS = {"segmentation": 1, "classification": 2, "joint": 3}
+STAGE_SEEDS = {"segmentation": 1, "classification": 2, "joint": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> Any:
         split,
         stage,
         run.config,
-        seed=run.config.train.seed * len(STAGES) + SPLIT_SEEDS[stage],
+        seed=run.config.train.seed * len(STAGES) + STAGE_SEEDS[stage],
         batch_size=run.config.train.batch(stage) // jax.process_count(),
         train=train,
         process_index=jax.process_index(),
