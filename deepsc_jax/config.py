@@ -104,6 +104,12 @@ class DataConfig:
 class ModelConfig:
     """The network and its ablations."""
 
+    intensity_mean: float = option(
+        0.36, "assumed: of [0, 1] values inside lungs, subtracted there; 0 for the paper's input"
+    )
+    intensity_sd: float = option(
+        0.1, "assumed: of [0, 1] values inside lungs, divided by there; 1 for the paper's input"
+    )
     inception: Literal["inception", "plain"] = option(
         "inception", "paper: inception; plain is the ablation with one 3D convolution (V-E.1)"
     )
@@ -134,6 +140,7 @@ class ModelConfig:
     norm_groups: int = option(8, "assumed: groups of every group normalisation")
 
     def __post_init__(self) -> None:
+        _require(self.intensity_sd > 0, f"intensity_sd is {self.intensity_sd:g}: give one above 0")
         _require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}: give at least 1")
         branches = len(self.inception_branches)
         _require(

@@ -7,6 +7,7 @@ voxels that are part of a scan, the others being padding.
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from deepsc_jax.config import NON_PNEUMONIA, DataConfig, LossConfig, ModelConfig
@@ -47,7 +48,7 @@ def focal_loss(
     `alpha` weighs lesion voxels and 1 - alpha the others. Probabilities are kept 1e-7 away from 0
     and 1, since S is a weighted sum of sigmoids and has no logit of its own.
     """
-    p = jnp.clip(probability, 1e-7, 1 - 1e-7)
+    p = lax.clamp(1e-7, probability, 1 - 1e-7)
     lesion = -alpha * (1 - p) ** gamma * jnp.log(p)
     other = -(1 - alpha) * p**gamma * jnp.log1p(-p)
     loss = jnp.where(truth > 0, lesion, other) * valid

@@ -100,7 +100,7 @@ class DeepSC(nn.Module):
 
     def slice_features(self, slices: Slices) -> Volume:
         """F_c `(B, T, H / 2, W / 2, channel)`."""
-        return self.inception_cls(slices[..., None], None)
+        return self.inception_cls(self._standardise(slices)[..., None], None)
 
     def mix_features(self, features: Volume, scan_features: Volume) -> Volume:
         """C-features F_C from F_c and the sum of to_scan(F_s) over all tiles."""
@@ -148,7 +148,7 @@ class DeepSC(nn.Module):
         batch, count, *tile = tiles.shape
         shape = (tile[0], tile[1], tile[2])
         valid = jnp.clip(depth[:, None] - origins[..., 0], 0, tile[0]).reshape(-1)
-        flat = tiles.reshape(batch * count, *tile, 1)
+        flat = self._standardise(tiles).reshape(batch * count, *tile, 1)
         tile_features = self.inception_seg(flat, valid)
         sums = {}
         if features is None:
@@ -172,6 +172,14 @@ class DeepSC(nn.Module):
     def classify(self, features: Volume, scan_lesion: Volume) -> dict:
         """Logits, maps and weights from F_C and the lesions on the slice grid."""
         return self.classifier(features, scan_lesion)
+
+    def _standardise(self, x: Array) -> Array:
+        """Lung voxels at about mean 0 and deviation 1; 0, which is outside of the lungs, stays 0.
+
+        Between 0 and 1 the lungs' border is ten times as strong as a lesion's, and training stops
+        at lung-shaped masks [assumed; the paper names no such step].
+        """
+        return jnp.where(x > 0, (x - self.model.intensity_mean) / self.model.intensity_sd, 0)
 
     def _slice_grid(self, depth: Array, step: int) -> geometry.Grid:
         return geometry.slice_grid(depth, self.data.slices, self.data.working_size, step)

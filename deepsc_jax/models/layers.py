@@ -134,7 +134,7 @@ class GroupNorm(nn.Module):
         per_slice = height * width * channels // self.groups
         count = jnp.maximum(slices, 1).astype(rows.dtype)[:, None] * per_slice
         mean = group_sums(rows) / count
-        variance = jnp.maximum(group_sums(rows * rows) / count - mean * mean, 0.0)
+        variance = nn.relu(group_sums(rows * rows) / count - mean * mean)
         inverse = lax.rsqrt(variance + NORM_EPSILON)
 
         def per_channel(values: Array) -> Array:
@@ -182,13 +182,30 @@ class Deconv(nn.Module):
 def max_pool(x: Volume) -> Volume:
     """2x2x2 maximum with stride 2; sides must be even.
 
-    A reshape and a maximum: tied values share the gradient (torch's `amax`; `max_pool3d` picks
-    one), and it is deterministic on GPU. Inputs are activations >= 0 with zeros in padded slices,
-    so a half-filled last slice pools to its real half.
+    Tied values share the gradient equally (torch's `amax`; `max_pool3d` picks one), and it is
+    deterministic on GPU. Inputs are activations >= 0 with zeros in padded slices, so a half-filled
+    last slice pools to its real half.
+
+    The values are compared with one another, never with their maximum: XLA may compute an
+    activation twice, in two fusions that round differently, and then `jnp.max`, whose gradient goes
+    to the values that equal the maximum, drops it without a word (seen on CPU).
     """
-    batch, depth, height, width, channels = x.shape
-    x = x.reshape(batch, depth // 2, 2, height // 2, 2, width // 2, 2, channels)
-    return x.max(axis=(2, 4, 6))
+    ties = jnp.ones(x.shape, x.dtype)
+    for axis in (3, 2, 1):
+        x, ties = _larger(*_even_and_odd(x, axis), *_even_and_odd(ties, axis))
+    return x
+
+
+def _even_and_odd(x: Array, axis: int) -> tuple[Array, Array]:
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    return lax.index_in_dim(pairs, 0, axis + 1, False), lax.index_in_dim(pairs, 1, axis + 1, False)
+
+
+def _larger(a: Array, b: Array, ties_a: Array, ties_b: Array) -> tuple[Array, Array]:
+    """The larger of `a` and `b`, and how many values it stands for, given theirs."""
+    share = jnp.where(a == b, ties_b / (ties_a + ties_b), 0)  # of the gradient, for b
+    ties = jnp.where(a < b, ties_b, jnp.where(a == b, ties_a + ties_b, ties_a))
+    return jnp.where(a < b, b, a + share * (b - a)), ties
 
 
 def average_in_plane(x: Volume, factor: int) -> Volume:
