@@ -94,3 +94,36 @@ def test_it_starts_near_the_lesion_prior():
     for head in heads:
         np.testing.assert_allclose(head["bias"], odds, rtol=1e-6)
         assert head["kernel"].shape == (4, 1)
+
+
+def test_gradients_are_those_of_finite_differences():
+    # In one compiled program XLA may round an activation and the maximum it was pooled to
+    # differently; no gradient may hang on the two being equal.
+    with jax.enable_x64(True):
+        subnet = LesionSubnet((8, 16, 32), WEIGHTS, 4, form="folded", dtype=jnp.float64)
+        rng = np.random.default_rng(0)
+        x, probe = rng.normal(size=(1, 16, 16, 24, 8)), rng.normal(size=(1, 16, 16, 24, 1))
+        params = jax.tree.map(
+            lambda leaf: jnp.asarray(
+                rng.normal(size=leaf.shape) * np.prod(leaf.shape[:-1]) ** -0.5
+            ),
+            jax.eval_shape(lambda: subnet.init(jax.random.key(0), x, None)),
+        )
+
+        def value(params):
+            return (subnet.apply(params, x, None)[0] * probe).sum()
+
+        ways = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
+        program, gradient = jax.jit(value), jax.jit(jax.grad(value))(params)
+
+        def along(path, step):
+            def moved(at, leaf, way):
+                return leaf + step * way if at == path else leaf
+
+            return program(jax.tree.map_with_path(moved, params, ways))
+
+        slopes = jax.tree.map(lambda slope, way: float((slope * way).sum()), gradient, ways)
+        step = 1e-9  # of 1e-6 one activation or another crosses zero
+        for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
+            found = (along(path, step) - along(path, -step)) / (2 * step)
+            np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-5, err_msg=str(path))

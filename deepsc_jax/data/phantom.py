@@ -21,7 +21,7 @@ from deepsc_jax.data.lesion_findings import PERIPHERY_MM, depth_in_lung, voxel_m
 COVID, CAP, NON_PNEUMONIA = 0, 1, 2
 CORE_MM = 5.0  # every lesion's smallest radius
 TYPICAL_LUNG_HU = -860.0
-TEXTURE_HU = 55.0  # standard deviation of the pattern inside ground glass
+TEXTURE_HU = 85.0  # standard deviation of the pattern inside ground glass
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
         config, stage, run.model, run.mesh, losses.class_weights(jnp.asarray(counts))
     )
     eval_fn = make_eval_step(stage, run.model, run.mesh)
+    validated = bool(run.store.cases("validation"))
+    if not validated:
+        print(f"{stage}: no validation split: its last checkpoint counts, and lesion is p >= 0.5")
 
     step = reached or 0
     progress = Progress(stage, total, step)
@@ -109,13 +112,13 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
             begun, logged = time.monotonic(), step
         record = None
         paused = time.monotonic()
-        if step % train_config.evaluate_every == 0 or step == total:
+        if validated and (step % train_config.evaluate_every == 0 or step == total):
             record = validate(run, stage, eval_fn, state.params)
             found = {k: v for k, v in record.items() if v is not None}
             run.log.write(stage, step, {f"validation_{k}": v for k, v in found.items()})
             shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
             print(f"{stage} {step}/{total}  validation  {shown}", flush=True)
-        if record is not None or step % train_config.checkpoint_every == 0:
+        if record is not None or step % train_config.checkpoint_every == 0 or step == total:
             checkpoints.save(state, batches.get_state(), record)
         begun += time.monotonic() - paused
     batches.close()

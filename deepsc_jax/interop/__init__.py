@@ -1,0 +1,1 @@
+"""Other frameworks: the only modules, beside tests, that import torch."""

@@ -1,0 +1,121 @@
+"""MONAI's 3D U-Net trained as the segmentation stage is: a peer to compare held-out DSC with.
+
+    FLAGS="--flagfile=configs/covid_ct_seg.flags"
+    python -m deepsc_jax.interop.monai $FLAGS --data_dir=DIR --out=DIR
+
+The same batches in the same order (tiles, augmentation, intensities), as many steps, Adam with the
+same linear decay, the same tiles at inference, the same evaluation. Its own are the network,
+MONAI's Dice + focal loss and torch's initial weights. Needs the extra `monai`.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+import torch
+from absl import flags
+from monai.losses.dice import DiceFocalLoss
+from monai.networks.nets.unet import UNet
+
+from deepsc_jax import config, program
+from deepsc_jax.config import Config
+from deepsc_jax.data import pipeline
+from deepsc_jax.data.store import Store
+from deepsc_jax.evaluate import evaluate, write_json
+from deepsc_jax.inference import Prediction
+from deepsc_jax.metrics.summary import table
+from deepsc_jax.training.logs import Progress
+from deepsc_jax.training.loop import STAGE_SEEDS
+
+
+@dataclasses.dataclass
+class Peer:
+    """A trained U-Net; stands where an `inference.Predictor` does."""
+
+    config: Config
+    network: torch.nn.Module
+    threshold: float = 0.5
+
+    def __call__(self, volume: np.ndarray) -> Prediction:
+        """Lesion probability of a preprocessed scan (D, H, W), tile by tile."""
+        data = self.config.data
+        padded = np.pad(volume, [(0, data.bucket(len(volume)) - len(volume)), (0, 0), (0, 0)])
+        lesion = np.zeros_like(padded)
+        tiles = pipeline.cut_tiles(padded, data.tile)
+        origins = pipeline.tile_origins(padded.shape, data.tile)
+        with torch.no_grad():
+            for tile, (z, y, x) in zip(tiles, origins, strict=True):
+                found = torch.sigmoid(self.network(_inputs(tile[None], self.config)))[0, 0]
+                d, h, w = tile.shape
+                lesion[z : z + d, y : y + h, x : x + w] = found.numpy()
+        return Prediction(lesion[: len(volume)], None, None)
+
+
+def _inputs(tiles: np.ndarray, settings: Config) -> torch.Tensor:
+    """Tiles (N, d, h, w) as (N, 1, d, h, w), standardised inside the lungs as DeepSC does."""
+    model = settings.model
+    standard = (tiles - model.intensity_mean) / model.intensity_sd
+    return torch.from_numpy(np.where(tiles > 0, standard, 0).astype(np.float32)[:, None])
+
+
+def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
+    """Train a U-Net of `channels` per level for the segmentation stage's steps."""
+    options = settings.train
+    torch.manual_seed(options.seed)
+    strides = (2,) * (len(channels) - 1)
+    network = UNet(3, 1, 1, channels, strides, num_res_units=2, norm="INSTANCE")
+    loss_fn = DiceFocalLoss(sigmoid=True, lambda_focal=settings.loss.focal_weight)
+    optimizer = torch.optim.Adam(network.parameters(), options.learning_rate)
+    steps = options.segmentation_steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    seed = options.seed * len(config.STAGES) + STAGE_SEEDS["segmentation"]
+    batches: Any = iter(
+        pipeline.batches(
+            store,
+            "train",
+            "segmentation",
+            settings,
+            seed=seed,
+            batch_size=options.segmentation_batch,
+        )
+    )
+    progress = Progress("MONAI UNet", steps, 0)
+    for step in range(1, steps + 1):
+        batch = next(batches)
+        tiles, lesions = (
+            batch[name].reshape(-1, *settings.data.tile) for name in ("tiles", "lesions")
+        )
+        loss = loss_fn(network(_inputs(tiles, settings)), torch.from_numpy(lesions[:, None]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % options.log_every == 0:
+            progress.show(step, loss=float(loss))
+    batches.close()
+    return Peer(settings, network.eval())
+
+
+def main() -> None:
+    """Train the peer and evaluate it on the test split."""
+    options, settings = flags.FLAGS, config.from_flags()
+    out = pathlib.Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    store = Store(pathlib.Path(options.data_dir) / "store", settings.data, settings.train.cache_mib)
+    peer = train(settings, store, tuple(int(c) for c in options.channels))
+    metrics, rows = evaluate(peer, store, "test")
+    print(table(metrics))
+    for row in rows:
+        print(f"{row['case']:24} DSC {row['dsc']:.3f}")
+    write_json(rows, out / "scans.json")
+    write_json(metrics, out / "metrics.json")
+
+
+if __name__ == "__main__":
+    config.define_flags()
+    flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
+    flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+    flags.DEFINE_list("channels", ["16", "32", "64", "128"], "Channels of the U-Net's levels.")
+    flags.DEFINE_string("stage", "segmentation", "Only `segmentation`; for shared flag files.")
+    program.run(main)
