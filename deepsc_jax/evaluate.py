@@ -20,12 +20,12 @@ from deepsc_jax.data import preprocess, scans
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.errors import InputError
-from deepsc_jax.inference import Predictor
+from deepsc_jax.inference import SegmentsScans
 from deepsc_jax.metrics.summary import per_scan, summarise, table
 from deepsc_jax.training.logs import Progress
 
 
-def evaluate(predictor: Predictor, store: Store, split: str) -> tuple[dict, list[dict]]:
+def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, list[dict]]:
     """The summary of a split and one row per scan.
 
     Lesion masks are compared on the source's grid: probabilities are brought there and cut at the

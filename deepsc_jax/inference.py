@@ -9,7 +9,7 @@ shapes do not depend on it: a second scan never compiles again.
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,17 @@ class Prediction:
     lesion: Float[np.ndarray, "depth height width"] | None
     probabilities: Float[np.ndarray, "class"] | None
     evidence: Float[np.ndarray, "3 depth height width"] | None
+
+
+class SegmentsScans(Protocol):
+    """What an evaluation asks of a trained network, ours or another's."""
+
+    config: Config
+    threshold: float
+
+    def __call__(self, volume: Float[np.ndarray, "depth height width"], /) -> Prediction:
+        """Predict one preprocessed scan."""
+        ...
 
 
 class Predictor:

@@ -1,4 +1,4 @@
-"""Train DeepSC-COVID: `python -m deepsc_jax.train --flagfile=... --data=DIR --workdir=DIR`."""
+"""Train DeepSC-COVID: `python -m deepsc_jax.train --flagfile=... --data_dir=DIR --workdir=DIR`."""
 
 import dataclasses
 import pathlib

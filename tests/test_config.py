@@ -160,6 +160,7 @@ IMPOSSIBLE = [
     (["--lesion_channels=8,12,16"], "lesion_channels.*norm_groups = 8"),
     (["--classifier_stem_channels=4"], "classifier_stem_channels.*norm_groups = 8"),
     (["--encoder_channels=64,128,250"], "encoder_channels.*norm_groups = 8"),
+    (["--intensity_sd=0"], "intensity_sd is 0.*above 0"),
     (["--norm_groups=0"], "norm_groups"),
     (["--norm_groups=-8"], "norm_groups"),
     (["--task_aware_weight=-1"], "task_aware_weight is -1"),

@@ -152,6 +152,19 @@ def test_padding_inside_a_tile_changes_nothing(joint, variables):
     assert not np.any(found["lesion"][1, :, 8:])
 
 
+def test_lungs_are_standardised_and_zeros_stay_zeros(variables, out):
+    # Values of 0.36 ± 0.1 n become ± n; 0 is outside of the lungs. A network that subtracts and
+    # divides by other figures sees the same where its input makes up for them.
+    other = dataclasses.replace(MODEL, intensity_mean=0.36 / 2, intensity_sd=0.1 / 2)
+    halved = BATCH | {"tiles": BATCH["tiles"] / 2, "slices": BATCH["slices"] / 2}
+    found = run(DeepSC(other, DATA, FOLDED), variables, halved, "joint")
+    same(found["lesion"], out["lesion"])
+    same(found["logits"], out["logits"])
+    network = NETWORK.bind(variables)
+    found = network._standardise(jnp.array([0.0, 0.26, 0.36, 0.56]))
+    np.testing.assert_allclose(found, [0.0, -1.0, 0.0, 2.0], atol=1e-6)
+
+
 def test_a_tiles_result_ends_with_the_scan(out):
     # 11 slices: the second row of tiles holds 3; 5 slices: the first holds 5 and the second none.
     lesion = np.asarray(out["lesion"][..., 0])

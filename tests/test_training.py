@@ -23,6 +23,7 @@ from deepsc_jax.config import (
     save,
 )
 from deepsc_jax.data import pipeline
+from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import evaluate
 from deepsc_jax.models import deepsc
@@ -203,6 +204,22 @@ def test_one_batch_is_learnt_by_heart(store: Store) -> None:
         losses.append({k: float(v) for k, v in scalars.items()})
     assert losses[-1]["cross_entropy"] < 0.1 * losses[0]["cross_entropy"]
     assert losses[-1]["dice"] < 0.6 * losses[0]["dice"]
+
+
+def test_without_a_validation_split_the_last_checkpoint_counts(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    cases = [c for c in read_cases(folder / "cases.csv") if c.split != "validation"]
+    assert prepare.prepare(cases, tmp_path, CONFIG.data, workers=1) == []
+    save(CONFIG, tmp_path / "config.json")
+    store = Store(tmp_path / "store", CONFIG.data)
+    loop.train(CONFIG, store, tmp_path, ("segmentation",))
+    checkpoints = checkpoint.Checkpoints(tmp_path / "segmentation")
+    assert checkpoints.best_step() == checkpoints.latest_step() == 4
+    checkpoints.close()
+    predictor = inference.load(tmp_path)
+    assert predictor.threshold == 0.5
+    assert _equal(predictor._params, _params(tmp_path, "segmentation"))
 
 
 def test_evaluation_counts_every_scan(trained: pathlib.Path, store: Store) -> None:

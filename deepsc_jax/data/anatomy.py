@@ -132,7 +132,7 @@ def draw_nuisances(rng, size: int) -> dict[str, float]:
         "noise_hu": rng.uniform(6, 18),
         "blur": rng.uniform(0.02, 0.06),
         "motion": float(rng.uniform() < 0.5) * rng.uniform(0.2, 0.4),
-        "lung_hu": rng.uniform(-945, -790),
+        "lung_hu": rng.uniform(-945, -805),
         "gravity_hu": rng.uniform(40, 130),
         "mosaic_hu": rng.uniform(25, 50),
         "opacities": float(rng.integers(2, 7)),

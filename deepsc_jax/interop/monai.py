@@ -92,7 +92,7 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
         optimizer.step()
         schedule.step()
         if step % options.log_every == 0:
-            progress.show(step, loss=float(loss))
+            progress.show(step, loss=loss.item())
     batches.close()
     return Peer(settings, network.eval())
 

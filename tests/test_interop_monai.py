@@ -1,0 +1,62 @@
+"""The peer: MONAI's U-Net on the segmentation stage's batches."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+
+from deepsc_jax import prepare
+from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepsc_jax.data.store import Store
+from deepsc_jax.evaluate import evaluate
+from deepsc_jax.interop import monai
+
+DATA = DataConfig(
+    working_spacing_mm=(8, 9, 9),
+    working_size=(24, 32),
+    tile=(8, 24, 16),
+    depth_bucket=8,
+    slices=8,
+)
+CONFIG = Config(
+    data=DATA, train=TrainConfig(segmentation_steps=30, learning_rate=1e-2, segmentation_batch=2)
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    out = tmp_path_factory.mktemp("data")
+    cases = prepare.write_phantoms((4, 0, 2), out, seed=0, size=48, workers=1)
+    assert prepare.prepare(cases, out, DATA, workers=1) == []
+    return Store(pathlib.Path(out) / "store", DATA)
+
+
+class Threshold(torch.nn.Module):
+    """A network whose answer is known: the logit is ten times the standardised input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 10 * x
+
+
+def test_tiles_are_put_back_where_they_were_cut():
+    volume = np.random.default_rng(0).uniform(size=(11, 24, 32)).astype(np.float32)
+    volume[:, :4] = 0
+    peer = monai.Peer(CONFIG, Threshold())
+    found = peer(volume).lesion
+    assert found is not None
+    mean, sd = ModelConfig().intensity_mean, ModelConfig().intensity_sd
+    logit = np.where(volume > 0, 10 * (volume - mean) / sd, 0)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logit)), atol=1e-5)
+
+
+def test_the_peer_learns_and_is_evaluated_as_ours_is(store: Store):
+    few = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, segmentation_steps=1))
+    peers = [monai.train(settings, store, (4, 8)) for settings in (few, CONFIG)]
+    dsc = []
+    for peer in peers:
+        metrics, rows = evaluate(peer, store, "test")
+        assert len(rows) == 2
+        dsc.append(metrics["segmentation"]["dsc"]["mean"])
+    assert dsc[1] > dsc[0] + 0.02
