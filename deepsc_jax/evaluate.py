@@ -23,6 +23,7 @@ from deepsc_jax.errors import InputError
 from deepsc_jax.inference import SegmentsScans
 from deepsc_jax.metrics.summary import per_scan, summarise, table
 from deepsc_jax.training.logs import Progress
+from deepsc_jax.training.step import THRESHOLDS
 
 
 def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, list[dict]]:
@@ -64,6 +65,31 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
         ),
         rows,
     )
+
+
+def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
+    """The threshold with the best mean DSC over validation, on every scan's own grid.
+
+    Resampling there smooths the probabilities, so the best threshold of the working grid is another
+    one. None if no validation scan has lesions.
+    """
+    edges = np.array([-np.inf, *THRESHOLDS, np.inf])
+    rows = []
+    for case in store.cases("validation"):
+        if case.lesion_mask is None:
+            continue
+        lesion = predictor(store.read(case.name, "volume")).lesion
+        scan = scans.load_scan(case.scan, predictor.config.data.intensity)
+        truth = scans.load_mask(case.lesion_mask, scan)
+        if lesion is None or not truth.any():
+            continue
+        probability = preprocess.to_source(lesion, case.grid)
+        found, hits = (
+            np.histogram(values, edges)[0][::-1].cumsum()[::-1][1:]
+            for values in (probability, probability[truth])
+        )
+        rows.append(2 * hits / (found + truth.sum()))
+    return THRESHOLDS[int(np.mean(rows, axis=0).argmax())] if rows else None
 
 
 def source_case(

@@ -7,6 +7,7 @@ shapes do not depend on it: a second scan never compiles again.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -59,7 +60,7 @@ class Predictor:
     Attributes:
       config: the configuration it was trained with.
       stage: the stage whose best checkpoint it is.
-      threshold: lesion probability from which a voxel is lesion, chosen on validation.
+      threshold: lesion probability from which a voxel is lesion, chosen on validation; 0.5 without.
     """
 
     def __init__(self, config: Config, stage: Stage, params: Any, threshold: float):
@@ -201,4 +202,26 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
     )
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     params, record = load_params(workdir / chosen, like)
-    return Predictor(config, chosen, params, record.get("threshold") or 0.5)
+    threshold = _thresholds(workdir).get(chosen) or record.get("threshold") or 0.5
+    return Predictor(config, chosen, params, threshold)
+
+
+def save_threshold(workdir: pathlib.Path, stage: Stage, threshold: float) -> None:
+    """Note the threshold that `load` gives to the stage's predictor, aside first."""
+    path = workdir / "thresholds.json"
+    aside = path.with_name("thresholds.json.partial")
+    aside.write_text(json.dumps(_thresholds(workdir) | {stage: threshold}) + "\n")
+    aside.replace(path)
+
+
+def _thresholds(workdir: pathlib.Path) -> dict[str, float]:
+    path = workdir / "thresholds.json"
+    if not path.exists():
+        return {}
+    try:
+        return {stage: float(value) for stage, value in json.loads(path.read_text()).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a JSON object of thresholds ({error}): remove it, and the thresholds of "
+            "the working grid are used"
+        ) from error

@@ -25,11 +25,12 @@ from deepsc_jax.config import (
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluate import evaluate
+from deepsc_jax.errors import InputError
+from deepsc_jax.evaluate import choose_threshold, evaluate
 from deepsc_jax.models import deepsc
 from deepsc_jax.predict import predict
 from deepsc_jax.training import checkpoint, loop, state
-from deepsc_jax.training.step import make_train_step
+from deepsc_jax.training.step import THRESHOLDS, make_train_step
 
 CONFIG = Config(
     data=DataConfig(
@@ -272,3 +273,24 @@ def test_inference_in_chunks_equals_the_whole_network(
     )
     whole = np.concatenate(list(np.asarray(out["lesion"][0, ..., 0])))[: case.depth]
     np.testing.assert_allclose(prediction.lesion, whole, atol=1e-5)
+
+
+def test_the_threshold_is_the_best_of_validation_on_the_sources_grids(
+    trained: pathlib.Path, store: Store
+) -> None:
+    predictor = inference.load(trained)
+    chosen = choose_threshold(predictor, store)
+    means = []
+    for threshold in THRESHOLDS:
+        predictor.threshold = threshold
+        _, rows = evaluate(predictor, store, "validation")
+        means.append(np.mean([row["dsc"] for row in rows if row["dsc"] is not None]))
+    assert chosen == THRESHOLDS[int(np.argmax(means))]
+    inference.save_threshold(trained, "joint", 0.35)
+    inference.save_threshold(trained, "segmentation", 0.15)
+    assert inference.load(trained).threshold == 0.35
+    assert inference.load(trained, "segmentation").threshold == 0.15
+    (trained / "thresholds.json").write_text("[]")
+    with pytest.raises(InputError, match=r"thresholds\.json"):
+        inference.load(trained)
+    (trained / "thresholds.json").unlink()

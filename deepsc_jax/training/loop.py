@@ -96,15 +96,18 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
 
     step = reached or 0
     progress = Progress(stage, total, step)
-    begun, logged = time.monotonic(), step
+    begun, logged, since = time.monotonic(), step, []
     while step < total:
         batch = parallel.put_batch(next(batches), run.mesh)
         state, scalars = step_fn(state, batch)
+        since.append(scalars)
         step += 1
         if step % train_config.log_every == 0 or step == total:
-            values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+            fetched = jax.device_get(since)
+            values = {name: float(np.mean([s[name] for s in fetched])) for name in scalars}
+            since.clear()
             if not math.isfinite(values["loss"]):
-                raise FloatingPointError(f"{stage}: loss is {values['loss']} at step {step}")
+                raise FloatingPointError(f"{stage}: loss is {values['loss']} up to step {step}")
             values["seconds_per_step"] = (time.monotonic() - begun) / (step - logged)
             values["scans_per_second"] = train_config.batch(stage) / values["seconds_per_step"]
             run.log.write(stage, step, values)
