@@ -159,8 +159,8 @@ def _place(x: Part, offset: Int[Array, "2"], size: tuple[int, int]) -> Part:
     depth, height, width, channels = x.shape
     if height <= size[0] and width <= size[1]:
         box = jnp.zeros((depth, *size, channels), x.dtype)
-        return lax.dynamic_update_slice(box, x, (0, offset[0], offset[1], 0))
-    return lax.dynamic_slice(x, (0, -offset[0], -offset[1], 0), (depth, *size, channels))
+        return lax.dynamic_update_slice(box, x, _corner(offset))
+    return lax.dynamic_slice(x, _corner(-offset), (depth, *size, channels))
 
 
 def _cut(x: Part, offset: Int[Array, "2"], cells: tuple[int, int]) -> Part:
@@ -170,7 +170,13 @@ def _cut(x: Part, offset: Int[Array, "2"], cells: tuple[int, int]) -> Part:
     if (height, width) == cells:
         return x
     box = (depth, cells[0] + 2, cells[1] + 2, channels)
-    return lax.dynamic_slice(x, (0, offset[0], offset[1], 0), box)
+    return lax.dynamic_slice(x, _corner(offset), box)
+
+
+def _corner(offset: Int[Array, "2"]) -> tuple[Array, ...]:
+    """An in-plane offset as indices of one type: with 64-bit types, a literal 0 is of another."""
+    zero = jnp.zeros((), offset.dtype)
+    return zero, offset[0], offset[1], zero
 
 
 def _refine(x: Part, factor: int, axis: int) -> Part:
