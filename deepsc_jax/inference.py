@@ -95,6 +95,11 @@ class Predictor:
         evidence = self._evidence_masks(out["evidence"], depth, len(volume))
         return Prediction(lesion, np.asarray(out["probabilities"][0]), evidence)
 
+    @property
+    def params(self) -> Any:
+        """The network's parameters."""
+        return self._params
+
     def _call(self, method: str) -> Any:
         def program(params: Any, *arguments: Array) -> Any:
             return self._model.apply({"params": params}, *arguments, method=method)

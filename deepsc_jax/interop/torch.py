@@ -1,0 +1,291 @@
+"""Weights to and from PyTorch.
+
+    python -m deepsc_jax.interop.torch --from=WORKDIR --to=weights.safetensors
+    python -m deepsc_jax.interop.torch --flagfile=FLAGS --from=weights.pth --to=WORKDIR
+
+WORKDIR is a training run's folder. From it, the best checkpoint of `--stage` (default: the last
+one trained) becomes a `state_dict` in a .safetensors or .pth file; to it, such a file becomes a
+run that `predict` and `evaluate` read, with the configuration of the flags.
+
+The names are those of `TABLE`; the values are the same bits, their axes in the other order. A .pth
+file is read without unpickling code. Needs the extra `torch`.
+"""
+
+import pathlib
+import pickle
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from absl import flags
+
+from deepsc_jax import config as configs
+from deepsc_jax import inference, program
+from deepsc_jax.config import STAGES, Config, Stage
+from deepsc_jax.errors import InputError
+from deepsc_jax.models import deepsc
+from deepsc_jax.training import state as states
+from deepsc_jax.training.checkpoint import Checkpoints
+
+StateDict = dict[str, torch.Tensor]
+Params = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+SUFFIXES = (".safetensors", ".pth")
+
+
+class Rule(NamedTuple):
+    """A pattern of names on both sides, `{x}` being the same in both, and what torch transposes."""
+
+    flax: str
+    torch: str
+    axes: tuple[int, ...] | None = None
+
+
+CONV = (4, 3, 0, 1, 2)  # (depth, height, width, in, out) to (out, in, depth, height, width)
+DECONV = (3, 4, 0, 1, 2)  # the same to (in, out, depth, height, width)
+LINEAR = (1, 0)  # (in, out) to (out, in)
+POINT = (1, 0, -1, -1, -1)  # (in, out) to (out, in, 1, 1, 1): -1 is a new axis
+
+TABLE = (
+    Rule("inception_{task}/b{i}_{j}/kernel", "inception_{task}.branches.{i}.{j}.weight", CONV),
+    Rule("inception_{task}/norm/scale", "inception_{task}.norm.weight"),
+    Rule("inception_{task}/norm/bias", "inception_{task}.norm.bias"),
+    Rule("inception_{task}/plain/conv/kernel", "inception_{task}.plain.conv.weight", CONV),
+    Rule("inception_{task}/plain/norm/scale", "inception_{task}.plain.norm.weight"),
+    Rule("inception_{task}/plain/norm/bias", "inception_{task}.plain.norm.bias"),
+    Rule("cross_stitch/weights", "cross_stitch.weights"),
+    Rule("lesion/{unit}/conv{i}/conv/kernel", "lesion.{unit}.{i}.conv.weight", CONV),
+    Rule("lesion/{unit}/conv{i}/norm/scale", "lesion.{unit}.{i}.norm.weight"),
+    Rule("lesion/{unit}/conv{i}/norm/bias", "lesion.{unit}.{i}.norm.bias"),
+    Rule("lesion/deconv{n}/kernel", "lesion.deconv{n}.weight", DECONV),
+    Rule("lesion/segmentation{n}/kernel", "lesion.segmentation{n}.weight", POINT),
+    Rule("lesion/segmentation{n}/bias", "lesion.segmentation{n}.bias"),
+    Rule("classifier/stem/conv/kernel", "classifier.stem.conv.weight", CONV),
+    Rule("classifier/stem/norm/scale", "classifier.stem.norm.weight"),
+    Rule("classifier/stem/norm/bias", "classifier.stem.norm.bias"),
+    Rule("classifier/lesion_stem/kernel", "classifier.lesion_stem.weight", CONV),
+    Rule(
+        "classifier/encoder{n}/conv0/conv/kernel", "classifier.encoder{n}.first.conv.weight", CONV
+    ),
+    Rule("classifier/encoder{n}/conv0/norm/scale", "classifier.encoder{n}.first.norm.weight"),
+    Rule("classifier/encoder{n}/conv0/norm/bias", "classifier.encoder{n}.first.norm.bias"),
+    Rule("classifier/encoder{n}/conv1/kernel", "classifier.encoder{n}.conv.weight", CONV),
+    Rule("classifier/encoder{n}/norm1/scale", "classifier.encoder{n}.norm.weight"),
+    Rule("classifier/encoder{n}/norm1/bias", "classifier.encoder{n}.norm.bias"),
+    Rule("classifier/encoder{n}/shortcut/kernel", "classifier.encoder{n}.shortcut.0.weight", CONV),
+    Rule("classifier/encoder{n}/shortcut_norm/scale", "classifier.encoder{n}.shortcut.1.weight"),
+    Rule("classifier/encoder{n}/shortcut_norm/bias", "classifier.encoder{n}.shortcut.1.bias"),
+    Rule("classifier/kernel", "classifier.linear.weight", LINEAR),
+)
+
+
+def to_torch(params: Params) -> StateDict:
+    """The `state_dict` of Flax parameters; `params` may be a part of them, such as `lesion` alone.
+
+    Raises:
+      InputError: names that the table does not have, all of them.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    renamed = _rename(flat, "flax", "torch")
+    return {
+        name: torch.from_numpy(_outward(np.asarray(flat[ours]), rule))
+        for ours, (name, rule) in renamed.items()
+    }
+
+
+def from_torch(weights: Mapping[str, torch.Tensor], like: Params | None = None) -> Params:
+    """The Flax parameters of a `state_dict`, as numpy arrays.
+
+    Args:
+      weights: whole, or a part such as the lesion subnet alone.
+      like: parameters, or their `jax.ShapeDtypeStruct`s, that they must fit.
+
+    Raises:
+      InputError: names that the table does not have or, with `like`, that are missing, unexpected
+        or of another shape: all of them in one message.
+    """
+    if like is not None:
+        _check_fit({name: tuple(x.shape) for name, x in weights.items()}, _torch_shapes(like))
+    renamed = _rename(weights, "torch", "flax")
+    flat = {
+        ours: _inward(weights[name].detach().cpu().numpy(), rule)
+        for name, (ours, rule) in renamed.items()
+    }
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def read(path: pathlib.Path) -> StateDict:
+    """Read the `state_dict` in a .safetensors or .pth file.
+
+    Raises:
+      InputError: there is none, the file is broken, or it holds anything but tensors by name.
+    """
+    try:
+        if _suffix(path) == ".safetensors":
+            weights = safetensors.torch.load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: holds more than tensors, and reading it could run code: save a plain "
+            "state_dict with torch.save(model.state_dict(), path)"
+        ) from error
+    except (OSError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be read ({reason}): give a file of weights") from error
+    tensors = isinstance(weights, Mapping) and all(
+        isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in weights.items()
+    )
+    if not tensors:
+        raise InputError(
+            f"{path}: found {type(weights).__name__}, expected tensors by name: save a plain "
+            "state_dict with torch.save(model.state_dict(), path)"
+        )
+    return dict(weights)
+
+
+def write(weights: StateDict, path: pathlib.Path) -> None:
+    """Write a `state_dict`, aside first and then renamed.
+
+    Raises:
+      InputError: the name ends in neither .safetensors nor .pth.
+    """
+    suffix = _suffix(path)
+    aside = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".safetensors":
+        safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, aside)
+    else:
+        torch.save(weights, aside)
+    aside.replace(path)
+
+
+def save_run(params: Params, config: Config, stage: Stage, workdir: pathlib.Path) -> None:
+    """Write a folder that `predict` reads, aside first and then renamed: no training, one step.
+
+    Raises:
+      InputError: `workdir` exists.
+    """
+    if workdir.exists():
+        raise InputError(f"{workdir}: exists already: give --to another folder")
+    aside = workdir.with_name(workdir.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    configs.save(config, aside / "config.json")
+    checkpoints = Checkpoints(aside / stage)
+    state = states.create(config, stage, jax.tree.map(jnp.asarray, params))
+    checkpoints.save(state, {"next_index": 0}, None)
+    checkpoints.wait()
+    checkpoints.close()
+    aside.replace(workdir)
+
+
+def expected(config: Config) -> Params:
+    """Shapes and types of the parameters of `config`'s network."""
+    model = deepsc.build(config, "cpu")
+    return jax.eval_shape(lambda: states.initial_params(config, model))
+
+
+def _suffix(path: pathlib.Path) -> str:
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    return path.suffix
+
+
+def _rename(names: Iterable[str], source: str, target: str) -> dict[str, tuple[str, Rule]]:
+    """The other side's name, and the rule, of every name."""
+    rules = [(_pattern(getattr(rule, source)), rule) for rule in TABLE]
+    renamed, unknown = {}, []
+    for name in names:
+        found = [(match, rule) for pattern, rule in rules if (match := pattern.fullmatch(name))]
+        if found:
+            match, rule = found[0]
+            renamed[name] = (getattr(rule, target).format(**match.groupdict()), rule)
+        else:
+            unknown.append(name)
+    if unknown:
+        raise InputError(f"weights: unexpected names: {', '.join(sorted(unknown))}")
+    return renamed
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[a-z0-9]+)", re.escape(template)))
+
+
+def _outward(values: np.ndarray, rule: Rule) -> np.ndarray:
+    if rule.axes is None:
+        return values.copy()
+    new = tuple(i for i, axis in enumerate(rule.axes) if axis < 0)
+    kept = tuple(axis for axis in rule.axes if axis >= 0)
+    return np.ascontiguousarray(np.expand_dims(values.transpose(kept), new))
+
+
+def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
+    if rule.axes is None:
+        return values.copy()
+    kept = tuple(axis for axis in rule.axes if axis >= 0)
+    lean = values.reshape(values.shape[: len(kept)])
+    return np.ascontiguousarray(lean.transpose(np.argsort(kept)))
+
+
+def _torch_shapes(like: Params) -> Shapes:
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(like, sep="/")
+    shapes = {}
+    for ours, (name, rule) in _rename(flat, "flax", "torch").items():
+        shape = tuple(flat[ours].shape)
+        axes = rule.axes or range(len(shape))
+        shapes[name] = tuple(1 if axis < 0 else shape[axis] for axis in axes)
+    return shapes
+
+
+def _check_fit(found: Shapes, wanted: Shapes) -> None:
+    problems = []
+    if missing := sorted(wanted.keys() - found.keys()):
+        problems.append(f"missing: {', '.join(missing)}")
+    if unexpected := sorted(found.keys() - wanted.keys()):
+        problems.append(f"unexpected: {', '.join(unexpected)}")
+    misshaped = [
+        f"{name} is {found[name]}, expected {wanted[name]}"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name] != wanted[name]
+    ]
+    if misshaped:
+        problems.append(f"of another shape: {', '.join(misshaped)}")
+    if problems:
+        raise InputError(
+            f"weights do not fit the network: {'; '.join(problems)}: give the flags of the network "
+            "they were trained in"
+        )
+
+
+def main() -> None:
+    """Convert `--from` to `--to`."""
+    options = flags.FLAGS
+    source, target = (pathlib.Path(getattr(options, name)) for name in ("from", "to"))
+    if source.is_dir():
+        write(to_torch(inference.load(source, options.stage).params), target)
+    elif target.suffix in SUFFIXES:
+        weights = read(source)
+        _rename(weights, "torch", "flax")  # refuses names of another network
+        write(weights, target)
+    else:
+        config = configs.from_flags()
+        params = from_torch(read(source), expected(config))
+        save_run(params, config, options.stage or "joint", target)
+    print(f"written: {target}")
+
+
+if __name__ == "__main__":
+    configs.define_flags()
+    flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
+    flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
+    flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last, or joint.")
+    program.run(main)

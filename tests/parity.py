@@ -1,0 +1,137 @@
+"""How far the Flax code is from the reference: largest difference over largest magnitude."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepsc_jax.interop.torch import from_torch, to_torch
+
+DTYPES = ("float32", "float64")
+# float64 tells a wrong formula from rounding: rounding is 1e-16 there.
+VALUES = {"float32": 1e-5, "float64": 1e-11}
+GRADIENTS = {"float32": 1e-4, "float64": 1e-9}
+JOINT_VALUES = {"float32": 1e-4, "float64": 1e-9}
+JOINT_GRADIENTS = {"float32": 1e-3, "float64": 1e-8}
+
+
+class Errors(NamedTuple):
+    """Relative errors: the worst output, the worst input's gradient, the parameters' gradient."""
+
+    values: float
+    inputs: float
+    params: float
+
+    def check(self, values: float, gradients: float) -> None:
+        assert self.values <= values
+        assert self.inputs <= gradients
+        assert self.params <= gradients
+
+
+def relative(found: Any, expected: Any) -> float:
+    """Largest difference of two trees of arrays over their largest magnitude."""
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+    assert all(np.shape(f) == np.shape(e) for f, e in pairs)
+    largest = max((np.abs(e).max(initial=0) for _, e in pairs), default=0)
+    worst = max((np.abs(np.asarray(f) - e).max(initial=0) for f, e in pairs), default=0)
+    return float(worst / largest) if largest > 0 else float(worst)
+
+
+def compare(
+    ours: Callable[..., Sequence[Any]],
+    theirs: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[np.ndarray],
+    dtype: str,
+    params: Any = None,
+    module: torch.nn.Module | None = None,
+    seed: int = 0,
+    reference_dtype: str | None = None,
+) -> Errors:
+    """Values and gradients of `ours(params, *inputs)` against `theirs(*inputs)`.
+
+    Both return arrays of the same shapes; `theirs` runs `module`, which is given the parameters.
+    The gradients are of the outputs' product with random numbers. Where torch itself is not good
+    to the bound, `reference_dtype` has it compute in another type.
+    """
+    params = params if params is not None else {}
+    kind = getattr(torch, reference_dtype or dtype)
+    tensors = [torch.from_numpy(x).to(kind).requires_grad_() for x in inputs]
+    if module is not None:
+        module.to(kind).load_state_dict(to_torch(params))
+    expected = list(theirs(*tensors))
+    rng = np.random.default_rng(seed)
+    weights = [rng.normal(size=tuple(x.shape)) for x in expected]
+    objective = sum(
+        (x * torch.from_numpy(w).to(kind)).sum() for x, w in zip(expected, weights, strict=True)
+    )
+    assert isinstance(objective, Tensor)
+    objective.backward()
+
+    with jax.enable_x64(dtype == "float64"):
+        arrays = [jnp.asarray(x, dtype) for x in inputs]
+        cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+
+        def product(params: Any, *inputs: Any) -> Any:
+            outputs = list(ours(params, *inputs))
+            pairs = zip(outputs, weights, strict=True)
+            return sum((x * jnp.asarray(w, dtype)).sum() for x, w in pairs), outputs
+
+        program = jax.jit(jax.grad(product, tuple(range(len(inputs) + 1)), has_aux=True))
+        (param_gradient, *gradients), found = program(cast, *arrays)
+        assert all(x.dtype == dtype for x in found)
+    return Errors(
+        max(relative(f, e.detach().numpy()) for f, e in zip(found, expected, strict=True)),
+        max(
+            (
+                relative(g, t.grad.numpy())
+                for g, t in zip(gradients, tensors, strict=True)
+                if t.grad is not None
+            ),
+            default=0.0,
+        ),
+        relative(param_gradient, module_gradient(module)) if module is not None else 0.0,
+    )
+
+
+def module_gradient(module: torch.nn.Module) -> Any:
+    """The gradient of a module's parameters, under our names; zeros where there is none."""
+    return from_torch(
+        {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in module.named_parameters()
+        }
+    )
+
+
+def part(name: str, module: torch.nn.Module) -> torch.nn.Module:
+    """A subnet under the name that it has in the whole network."""
+    return torch.nn.ModuleDict({name: module})
+
+
+def channel_first(x: Tensor) -> Tensor:
+    return x.movedim(-1, 1)
+
+
+def channel_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1)
+
+
+def padded(x: Tensor, depth: int, axis: int = 1) -> Tensor:
+    """`x` with zeros behind its slices, `depth` in all."""
+    shape = list(x.shape)
+    shape[axis] = depth - shape[axis]
+    return torch.cat([x, x.new_zeros(shape)], dim=axis)
+
+
+def masked_volume(shape: Sequence[int], seed: int = 0) -> np.ndarray:
+    """Values of [0, 1] that are 0 in half of the 4x4 blocks, as outside of the lungs: pool ties."""
+    rng = np.random.default_rng(seed)
+    batch, depth, height, width, *channels = shape
+    coarse = rng.uniform(size=(batch, depth, -(-height // 4), -(-width // 4))) < 0.5
+    lungs = coarse.repeat(4, 2).repeat(4, 3)[:, :, :height, :width]
+    lungs = lungs.reshape(*lungs.shape, *(1 for _ in channels))
+    return rng.uniform(size=tuple(shape)) * lungs

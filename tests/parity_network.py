@@ -1,0 +1,91 @@
+"""A small network, the same in Flax and in the reference, and batches with padding and ties."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from parity import masked_volume
+
+from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepsc_jax.training import state
+
+TILE, SIZE, SLICES = (8, 16, 8), (16, 16), 5
+CONFIG = Config(
+    data=DataConfig(working_size=SIZE, tile=TILE, slices=SLICES, depth_bucket=8),
+    model=ModelConfig(
+        inception_branches=((1,), (1, 3)),
+        inception_channels=4,
+        lesion_channels=(4, 4, 4),
+        classifier_stem_channels=4,
+        encoder_channels=(4, 4, 6),
+        norm_groups=2,
+    ),
+    train=TrainConfig(
+        segmentation_steps=30,
+        classification_steps=30,
+        joint_steps=30,
+        segmentation_batch=2,
+        classification_batch=2,
+        joint_batch=2,
+    ),
+)
+CLASS_WEIGHTS = (0.7, 1.0, 1.6)
+
+
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    """`config` with some fields of some sections replaced."""
+    parts = {
+        name: dataclasses.replace(getattr(config, name), **fields)
+        for name, fields in sections.items()
+    }
+    return dataclasses.replace(config, **parts)
+
+
+def batch(seed: int = 0, depths: tuple[int, int] = (11, 5)) -> dict[str, np.ndarray]:
+    """Two scans: all tiles of each, padded to two tiles of depth, and the sampled slices."""
+    rng = np.random.default_rng(seed)
+    bucket = 2 * TILE[0]
+    axes = zip((bucket, *SIZE), TILE, strict=True)
+    origins = list(itertools.product(*(range(0, side, tile) for side, tile in axes)))
+    tiles, lesions, slices = [], [], []
+    for i, depth in enumerate(depths):
+        volume = masked_volume((1, depth, *SIZE), seed=10 * seed + i)[0]
+        lesion = (rng.uniform(size=volume.shape) < 0.2) & (volume > 0)
+        slices.append(volume[np.arange(SLICES) * depth // SLICES])
+        behind = ((0, bucket - depth), (0, 0), (0, 0))
+        for rows, array in ((tiles, volume), (lesions, lesion.astype(float))):
+            whole = np.pad(array, behind)
+            parts = [
+                whole[tuple(slice(o, o + t) for o, t in zip(origin, TILE, strict=True))]
+                for origin in origins
+            ]
+            rows.append(np.stack(parts))
+    return {
+        "tiles": np.stack(tiles),
+        "lesions": np.stack(lesions),
+        "origins": np.asarray([origins] * len(depths), np.int32),
+        "slices": np.stack(slices),
+        "depth": np.asarray(depths, np.int32),
+        "label": np.asarray([0, 1], np.int32),
+    }
+
+
+def draw(config: Config, drawn: Any, network: Any, seed: int = 0) -> Any:
+    """Random parameters of the whole network."""
+    return drawn(network, state.example_batch(config), "joint", seed=seed)["params"]
+
+
+def to_jax(batch: dict[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:
+    return {k: jnp.asarray(v, dtype if v.dtype.kind == "f" else None) for k, v in batch.items()}
+
+
+def to_tensors(batch: dict[str, np.ndarray], dtype: str) -> dict[str, torch.Tensor]:
+    kind = getattr(torch, dtype)
+    return {
+        k: torch.from_numpy(v).to(kind if v.dtype.kind == "f" else torch.int64)
+        for k, v in batch.items()
+    }
