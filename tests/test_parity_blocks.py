@@ -1,0 +1,193 @@
+"""Every block against the PyTorch reference: values, and gradients of inputs and parameters."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import (
+    DTYPES,
+    GRADIENTS,
+    VALUES,
+    channel_first,
+    channel_last,
+    compare,
+    masked_volume,
+    padded,
+    part,
+)
+from reference import classifier, inception, lesion
+
+from deepsc_jax.models import layers
+from deepsc_jax.models.classifier import Classifier, evidence_masks
+from deepsc_jax.models.inception import Inception
+from deepsc_jax.models.lesion import LesionSubnet
+
+BRANCHES = ((1,), (1, 3), (1, 3, 3), (3, 5))
+FORMS = ("native", "folded")
+# Every form and every type once; the other two pairs are slow tests.
+PAIRS = [
+    ("native", "float64"),
+    ("folded", "float32"),
+    pytest.param("folded", "float64", marks=pytest.mark.slow),
+    pytest.param("native", "float32", marks=pytest.mark.slow),
+]
+# (batch, padded depth, height, width), and the real slices of each scan.
+PADDED = {"native": ((2, 5, 8, 6), (3, 5)), "folded": ((1, 3, 10, 8), (1,))}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_convolutions(form: str, dtype: str):
+    # Few channels and many: folded stacks the slices of the first and sums those of the second.
+    rng = np.random.default_rng(0)
+    inputs, settings = [], []
+    for channels, kernel, stride in ((3, 3, 1), (3, 3, 2), (33, 3, 2), (2, 5, 2), (4, 1, 1)):
+        inputs.append(rng.normal(size=(2, 3, 7, 8, channels)))
+        inputs.append(rng.normal(size=(kernel, kernel, kernel, channels, 4)))
+        settings.append((kernel // 2, stride))
+
+    def ours(_: Any, *arrays: Any) -> list:
+        pairs = zip(arrays[::2], arrays[1::2], settings, strict=True)
+        return [layers.conv3d(x, kernel, stride, form) for x, kernel, (_, stride) in pairs]
+
+    def theirs(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        pairs = zip(tensors[::2], tensors[1::2], settings, strict=True)
+        return [
+            channel_last(
+                torch.nn.functional.conv3d(
+                    channel_first(x),
+                    kernel.permute(4, 3, 0, 1, 2),
+                    stride=(1, stride, stride),
+                    padding=pad,
+                )
+            )
+            for x, kernel, (pad, stride) in pairs
+        ]
+
+    compare(ours, theirs, inputs, dtype).check(VALUES[dtype], GRADIENTS[dtype])
+
+
+@pytest.mark.parametrize(("form", "dtype"), PAIRS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["inception", "plain"])
+def test_inception_block(drawn: Any, kind: Any, stride: int, form: Any, dtype: str):
+    shape, valid = PADDED[form]
+    block = Inception(kind, BRANCHES, 8, 2, stride, form, jnp.dtype(dtype))
+    x = masked_volume((*shape, 2))
+    params = drawn(block, jnp.zeros(x.shape), jnp.asarray(valid))["params"]
+    if kind == "plain":
+        reference: Any = inception.Plain(2, 5, 8, 2, stride)
+    else:
+        reference = inception.Inception(2, BRANCHES, 8, 2, stride)
+
+    def ours(params: Any, x: Any) -> list:
+        return [
+            block.apply(
+                {"params": params["inception_seg"]},
+                layers.mask_depth(x, jnp.asarray(valid)),
+                jnp.asarray(valid),
+            )
+        ]
+
+    def theirs(x: torch.Tensor) -> list[torch.Tensor]:
+        rows = [
+            padded(channel_last(reference(channel_first(x[i : i + 1, :n]))), shape[1])
+            for i, n in enumerate(valid)
+        ]
+        return [torch.cat(rows)]
+
+    errors = compare(
+        ours, theirs, [x], dtype, {"inception_seg": params}, part("inception_seg", reference)
+    )
+    errors.check(VALUES[dtype], GRADIENTS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_max_pool_shares_the_gradient_of_ties(dtype: str):
+    x = np.random.default_rng(0).integers(0, 3, (2, 4, 6, 8, 3)).astype(float)
+    errors = compare(
+        lambda _, x: [layers.max_pool(x)],
+        lambda x: [channel_last(lesion.pool(channel_first(x)))],
+        [x],
+        dtype,
+    )
+    errors.check(0, GRADIENTS[dtype])
+
+
+@pytest.mark.parametrize(("mean", "dtype"), [(0, "float32"), (0, "float64"), (1000, "float32")])
+def test_group_norm(drawn: Any, mean: int, dtype: str):
+    # torch's own float32 loses five digits of the gradient at a mean of 1000.
+    norm, reference = layers.GroupNorm(3), torch.nn.GroupNorm(3, 6)
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 6)).astype(np.float32) + np.float32(mean)
+    params = drawn(norm, jnp.zeros(x.shape), None)["params"]
+    errors = compare(
+        lambda p, x: [norm.apply({"params": p["inception_seg"]["norm"]}, x, None)],
+        lambda x: [channel_last(reference(channel_first(x)))],
+        [x],
+        dtype,
+        {"inception_seg": {"norm": params}},
+        part("inception_seg", torch.nn.ModuleDict({"norm": reference})),
+        reference_dtype="float64",
+    )
+    errors.check(VALUES[dtype], GRADIENTS[dtype])
+
+
+@pytest.mark.parametrize(("form", "dtype"), PAIRS)
+def test_lesion_subnet(drawn: Any, form: Any, dtype: str):
+    shape, valid = (2, 8, 8, 16), (5, 8)
+    if form == "folded":
+        shape, valid = (2, 16, 16, 8), (11, 3)
+    channels, weights = (4, 6, 8), (0.05, 0.1, 0.25, 0.6)
+    subnet = LesionSubnet(channels, weights, 2, form, jnp.dtype(dtype))
+    x = masked_volume((*shape, 3))
+    params = drawn(subnet, jnp.zeros(x.shape), jnp.asarray(valid))["params"]
+    reference = lesion.Lesion(3, channels, 2, weights)
+
+    def ours(params: Any, x: Any) -> list:
+        real = jnp.asarray(valid)
+        whole, scales = subnet.apply({"params": params["lesion"]}, layers.mask_depth(x, real), real)
+        return [whole, *scales]
+
+    def theirs(x: torch.Tensor) -> list[torch.Tensor]:
+        rows = []
+        for i, n in enumerate(valid):
+            whole, scales = reference(channel_first(x[i : i + 1, :n]))
+            steps = (1, 8, 4, 2, 1)
+            rows.append(
+                [
+                    padded(channel_last(s), shape[1] // step)
+                    for s, step in zip([whole, *scales], steps, strict=True)
+                ]
+            )
+        return [torch.cat(column) for column in zip(*rows, strict=True)]
+
+    errors = compare(ours, theirs, [x], dtype, {"lesion": params}, part("lesion", reference))
+    errors.check(VALUES[dtype], GRADIENTS[dtype])
+
+
+@pytest.mark.parametrize(("form", "dtype"), PAIRS)
+def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str):
+    shape = (2, 5, 8, 12) if form == "native" else (1, 2, 12, 8)
+    channels = (4, 6, 8)
+    subnet = Classifier(3, 4, channels, 2, form, jnp.dtype(dtype))
+    inputs = [masked_volume((*shape, 4)), masked_volume((*shape, 1), seed=1)]
+    params = drawn(subnet, *(jnp.zeros(x.shape) for x in inputs))["params"]
+    reference = classifier.Classifier(4, 4, channels, 2, 3)
+    classes = [1, 2][: shape[0]]
+
+    def ours(params: Any, *inputs: Any) -> list:
+        out: Any = subnet.apply({"params": params["classifier"]}, *inputs)
+        masks = evidence_masks(out["maps"], out["weights"], jnp.asarray(classes))
+        return [out["logits"], *out["maps"], *masks]
+
+    def theirs(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        logits, maps = reference(*map(channel_first, inputs))
+        masks = reference.evidence(maps, torch.tensor(classes))
+        return [logits, *map(channel_last, maps), *masks]
+
+    errors = compare(
+        ours, theirs, inputs, dtype, {"classifier": params}, part("classifier", reference)
+    )
+    errors.check(VALUES[dtype], GRADIENTS[dtype])

@@ -1,0 +1,112 @@
+"""Resampling between tiles and slices: against the reference, and by hand."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from parity import GRADIENTS, VALUES, compare, masked_volume
+from reference import geometry as reference
+
+from deepsc_jax.models import geometry
+
+SIZE = (16, 32)
+TILE = (8, 16, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A scan of `depth` slices, `slices` sampled, and a tile's corner in it."""
+
+    depth: int
+    slices: int
+    origin: tuple[int, int, int]
+
+
+CASES = [
+    Case(depth=16, slices=16, origin=(8, 0, 16)),
+    Case(depth=13, slices=5, origin=(8, 0, 0)),
+    Case(depth=7, slices=12, origin=(0, 0, 16)),  # slices repeat
+    Case(depth=9, slices=4, origin=(8, 0, 16)),  # one slice is real
+    Case(depth=21, slices=6, origin=(3, 0, 8)),  # where a segmentation tile may lie
+    Case(depth=3, slices=1, origin=(0, 0, 0)),
+]
+
+
+def channel_last_resample(
+    x: torch.Tensor, source: reference.Grid, target: reference.Grid
+) -> torch.Tensor:
+    return reference.resample(x.movedim(-1, 0), source, target).movedim(0, -1)
+
+
+EVERY = [
+    *(pytest.param(case, "float64", id=f"{case}-float64") for case in CASES),
+    pytest.param(CASES[1], "float32", id="float32"),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), EVERY)
+def test_slices_to_a_tile(case: Case, dtype: str):
+    # As F_c, and as an evidence mask, go to a tile: to full resolution, and to that of S_i.
+    steps = (2, 4, 8)
+    stacks = [
+        masked_volume((case.slices, 1, SIZE[0] // step, SIZE[1] // step, 2))[:, 0] for step in steps
+    ]
+    real = min(case.depth - case.origin[0], TILE[0])
+
+    def ours(_: Any, *stacks: Any) -> list:
+        depth, origin = jnp.asarray(case.depth), jnp.asarray(case.origin)
+        rows = []
+        for x, step in zip(stacks, steps, strict=True):
+            source = geometry.slice_grid(depth, case.slices, SIZE, step)
+            for scale in (1, step):
+                target = geometry.tile_grid(origin, TILE, depth, scale)
+                rows.append(geometry.to_tile(x, source, target)[: -(-real // scale)])
+        return rows
+
+    def theirs(*stacks: torch.Tensor) -> list[torch.Tensor]:
+        rows = []
+        for x, step in zip(stacks, steps, strict=True):
+            source = reference.slice_grid(case.depth, case.slices, SIZE, step)
+            for scale in (1, step):
+                size = (-(-real // scale), TILE[1] // scale, TILE[2] // scale)
+                target = reference.tile_grid(case.origin, size, scale)
+                rows.append(channel_last_resample(x, source, target))
+        return rows
+
+    compare(ours, theirs, stacks, dtype).check(VALUES[dtype], GRADIENTS[dtype])
+
+
+@pytest.mark.parametrize(("case", "dtype"), EVERY)
+def test_a_tile_to_slices(case: Case, dtype: str):
+    tile = masked_volume((*TILE, 2))
+    real = min(case.depth - case.origin[0], TILE[0])
+
+    def ours(_: Any, x: Any) -> list:
+        depth = jnp.asarray(case.depth)
+        source = geometry.tile_grid(jnp.asarray(case.origin), TILE, depth)
+        return [geometry.to_scan(x, source, geometry.slice_grid(depth, case.slices, SIZE, 2))]
+
+    def theirs(x: torch.Tensor) -> list[torch.Tensor]:
+        source = reference.tile_grid(case.origin, (real, TILE[1], TILE[2]))
+        target = reference.slice_grid(case.depth, case.slices, SIZE, 2)
+        return [channel_last_resample(x[:real], source, target)]
+
+    compare(ours, theirs, [tile], dtype).check(VALUES[dtype], GRADIENTS[dtype])
+
+
+def test_a_ramp_by_hand():
+    """D = 7, T = 3: slices 0, 2 and 4, centres 0.5, 2.5, 4.5."""
+    depth, tile = jnp.asarray(7), (8, 2, 2)
+    slices = geometry.slice_grid(depth, 3, (2, 2))
+    whole = geometry.tile_grid(jnp.zeros(3, int), tile, depth)
+    ramp = jnp.broadcast_to(jnp.arange(8.0)[:, None, None, None], (*tile, 1))
+    np.testing.assert_array_equal(geometry.to_scan(ramp, whole, slices)[:, 0, 0, 0], [0, 2, 4])
+    stack = jnp.broadcast_to(jnp.asarray([0.0, 2, 4])[:, None, None, None], (3, 2, 2, 1))
+    found = geometry.to_tile(stack, slices, whole)[:, 1, 1, 0]
+    np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 0])
+    there = torch.tensor([0.0, 2, 4])[:, None, None].expand(3, 2, 2)
+    grids = reference.slice_grid(7, 3, (2, 2), 1), reference.tile_grid((0, 0, 0), (7, 2, 2))
+    assert reference.resample(there, *grids)[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 4, 4]
