@@ -30,8 +30,8 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
     """The summary of a split and one row per scan.
 
     Lesion masks are compared on the source's grid: probabilities are brought there and cut at the
-    validation threshold. A scan of a pneumonia class without a lesion mask counts for the
-    classification only.
+    validation threshold, inside the lungs: outside of them the network sees nothing. A scan of a
+    pneumonia class without a lesion mask counts for the classification only.
 
     Raises:
       InputError: the split is empty, or the store was made with other preprocessing.
@@ -47,7 +47,8 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
         row: dict[str, Any] = {"case": case.name, "label": CLASSES[case.label]}
         if prediction.lesion is not None and case.lesions_known:
             truth = source_case(store, case, predictor.config.data.intensity)
-            found = preprocess.to_source(prediction.lesion, case.grid) >= predictor.threshold
+            probability = preprocess.to_source(prediction.lesion, case.grid)
+            found = (probability >= predictor.threshold) & truth.lung
             row |= per_scan(found, truth.lesion, truth.lung, truth.spacing_mm)
         if prediction.probabilities is not None:
             probabilities.append(prediction.probabilities)
@@ -79,16 +80,15 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
         if case.lesion_mask is None:
             continue
         lesion = predictor(store.read(case.name, "volume")).lesion
-        scan = scans.load_scan(case.scan, predictor.config.data.intensity)
-        truth = scans.load_mask(case.lesion_mask, scan)
-        if lesion is None or not truth.any():
+        truth = source_case(store, case, predictor.config.data.intensity)
+        if lesion is None or not truth.lesion.any():
             continue
         probability = preprocess.to_source(lesion, case.grid)
         found, hits = (
-            np.histogram(values, edges)[0][::-1].cumsum()[::-1][1:]
-            for values in (probability, probability[truth])
+            np.histogram(probability[voxels], edges)[0][::-1].cumsum()[::-1][1:]
+            for voxels in (truth.lung, truth.lung & truth.lesion)
         )
-        rows.append(2 * hits / (found + truth.sum()))
+        rows.append(2 * hits / (found + truth.lesion.sum()))
     return THRESHOLDS[int(np.mean(rows, axis=0).argmax())] if rows else None
 
 

@@ -61,7 +61,8 @@ def predict(
     }
     probability = mask = shown = classes = None
     if prediction.lesion is not None:
-        probability = preprocess.to_source(prediction.lesion, prepared.grid)
+        # Outside of the lungs the network sees nothing.
+        probability = np.where(lung, preprocess.to_source(prediction.lesion, prepared.grid), 0)
         mask = probability >= predictor.threshold
         scans.save_like(probability, scan, partial / "lesion_probability.nii.gz", np.float32)
         scans.save_like(mask, scan, partial / "lesion_mask.nii.gz", np.uint8)
