@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from deepsc_jax import baselines, inference, program
-from deepsc_jax.config import CLASSES, STAGES
+from deepsc_jax.config import CLASSES, STAGES, Stage
 from deepsc_jax.data import preprocess, scans
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store, StoredCase
@@ -90,6 +90,14 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
         )
         rows.append(2 * hits / (found + truth.lesion.sum()))
     return THRESHOLDS[int(np.mean(rows, axis=0).argmax())] if rows else None
+
+
+def settle_threshold(workdir: pathlib.Path, stage: Stage, store: Store) -> float | None:
+    """Choose the threshold of a trained stage and note it in its run; None where nothing can."""
+    threshold = choose_threshold(inference.load(workdir, stage), store)
+    if threshold is not None:
+        inference.save_threshold(workdir, stage, threshold)
+    return threshold
 
 
 def source_case(

@@ -18,7 +18,7 @@ from absl import flags
 from deepsc_jax import config, inference, parallel, program
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluate import evaluate, write_json
+from deepsc_jax.evaluate import evaluate, settle_threshold, write_json
 from deepsc_jax.training import loop
 
 FIGURES = {
@@ -51,6 +51,8 @@ def run(settings: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
     workdir.mkdir(parents=True, exist_ok=True)
     config.save(settings, workdir / "config.json")
     loop.train(settings, store, workdir, stages)
+    if stages[-1] != "classification":
+        settle_threshold(workdir, stages[-1], store)
     metrics, _ = evaluate(inference.load(workdir, stages[-1]), store, "test")
     write_json(metrics, workdir / "metrics.json")
     return metrics

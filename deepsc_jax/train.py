@@ -6,11 +6,11 @@ import pathlib
 import jax
 from absl import flags
 
-from deepsc_jax import config, inference, parallel, program
+from deepsc_jax import config, parallel, program
 from deepsc_jax.config import STAGES, Stage
 from deepsc_jax.data.store import Store
 from deepsc_jax.errors import InputError
-from deepsc_jax.evaluate import choose_threshold
+from deepsc_jax.evaluate import settle_threshold
 from deepsc_jax.training import loop
 
 config.define_flags()
@@ -38,15 +38,10 @@ def main() -> None:
         parallel.use_cpu_cores([settings.train.batch(stage) for stage in stages])
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
     loop.train(settings, store, workdir, stages)
-    lesion_stages: list[Stage] = [stage for stage in stages if stage != "classification"]
-    if lesion_stages and jax.process_index() == 0:
-        predictor = inference.load(workdir, lesion_stages[-1])
-        threshold = choose_threshold(predictor, store)
+    if stages[-1] != "classification" and jax.process_index() == 0:
+        threshold = settle_threshold(workdir, stages[-1], store)
         if threshold is not None:
-            inference.save_threshold(workdir, lesion_stages[-1], threshold)
-            print(
-                f"lesion threshold {threshold:g}: the best on validation, on the scans' own grids"
-            )
+            print(f"lesion threshold {threshold:g}: best on validation, on the scans' own grids")
     print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")
 
 

@@ -52,6 +52,18 @@ def test_the_reference_has_the_names_and_shapes_of_the_table(drawn: Any, config:
     assert same_bits(interop.to_torch(again), weights)
 
 
+def test_the_weights_share_no_memory_with_the_parameters(params: Any):
+    before = jax.tree.map(np.array, params)
+    weights = interop.to_torch(params)
+    for weight in weights.values():
+        weight.fill_(7.0)
+    assert same_bits(params, before)
+    again = interop.from_torch(weights)
+    for weight in weights.values():
+        weight.zero_()
+    assert all((leaf == 7).all() for leaf in jax.tree.leaves(again))
+
+
 def test_every_name_that_does_not_fit_is_in_the_error(params: Any):
     weights = interop.to_torch(params)
     del weights["lesion.down1.0.conv.weight"], weights["cross_stitch.weights"]

@@ -252,6 +252,25 @@ def test_prediction_is_on_the_source_grid(
     assert written == {"picture.png", "result.json", *(f"{name}.nii.gz" for name in names)}
 
 
+def test_nothing_outside_of_the_lungs_is_a_lesion(
+    trained: pathlib.Path, folder: pathlib.Path, store: Store, tmp_path: pathlib.Path
+) -> None:
+    predictor = inference.load(trained)
+    predictor.threshold = 1e-9  # whatever the network sees is a lesion to it
+    _, rows = evaluate(predictor, store, "test")
+    for row in rows:
+        assert row["specificity"] < 0.1
+        assert row["specificity_scan"] > 0.5
+    scan = folder / "scans" / "phantom-test-0000.nii.gz"
+    lung_path = folder / "scans" / "phantom-test-0000-lung.nii.gz"
+    predict(predictor, scan, tmp_path / "out", lung_path)
+    lung = np.asarray(nib.Nifti1Image.from_filename(lung_path).dataobj) > 0
+    for name in ("lesion_mask", "lesion_probability"):
+        values = nib.Nifti1Image.from_filename(tmp_path / "out" / f"{name}.nii.gz").get_fdata()
+        assert not values[~lung].any()
+        assert (values[lung] > 0).mean() > 0.9
+
+
 def test_inference_in_chunks_equals_the_whole_network(
     trained: pathlib.Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,5 +117,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_list("channels", ["16", "32", "64", "128"], "Channels of the U-Net's levels.")
-    flags.DEFINE_string("stage", "segmentation", "Only `segmentation`; for shared flag files.")
+    flags.DEFINE_enum("stage", "segmentation", ["segmentation"], "For shared flag files.")
     program.run(main)

@@ -11,11 +11,12 @@ The names are those of `TABLE`; the values are the same bits, their axes in the 
 file is read without unpickling code. Needs the extra `torch`.
 """
 
+import contextlib
 import pathlib
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -221,11 +222,12 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _outward(values: np.ndarray, rule: Rule) -> np.ndarray:
+    """Always a copy: torch may write to what it is given."""
     if rule.axes is None:
         return values.copy()
     new = tuple(i for i, axis in enumerate(rule.axes) if axis < 0)
     kept = tuple(axis for axis in rule.axes if axis >= 0)
-    return np.ascontiguousarray(np.expand_dims(values.transpose(kept), new))
+    return np.array(np.expand_dims(values.transpose(kept), new), order="C")
 
 
 def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
@@ -233,7 +235,7 @@ def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
         return values.copy()
     kept = tuple(axis for axis in rule.axes if axis >= 0)
     lean = values.reshape(values.shape[: len(kept)])
-    return np.ascontiguousarray(lean.transpose(np.argsort(kept)))
+    return np.array(lean.transpose(np.argsort(kept)), order="C")
 
 
 def _torch_shapes(like: Params) -> Shapes:
@@ -266,6 +268,15 @@ def _check_fit(found: Shapes, wanted: Shapes) -> None:
         )
 
 
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Put the file in front of what is wrong with its weights."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def main() -> None:
     """Convert `--from` to `--to`."""
     options = flags.FLAGS
@@ -274,11 +285,13 @@ def main() -> None:
         write(to_torch(inference.load(source, options.stage).params), target)
     elif target.suffix in SUFFIXES:
         weights = read(source)
-        _rename(weights, "torch", "flax")  # refuses names of another network
+        with _naming(source):
+            _rename(weights, "torch", "flax")  # refuses names of another network
         write(weights, target)
     else:
-        config = configs.from_flags()
-        params = from_torch(read(source), expected(config))
+        config, weights = configs.from_flags(), read(source)
+        with _naming(source):
+            params = from_torch(weights, expected(config))
         save_run(params, config, options.stage or "joint", target)
     print(f"written: {target}")
 

@@ -18,8 +18,9 @@ summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
 class MetricsLog:
     """Scalars of every stage, in `workdir/metrics.jsonl` and `workdir/tensorboard/<stage>`.
 
-    A line is `{"stage", "step", ...scalars}`. On resuming a stage at some step, its later lines are
-    dropped: they are written again.
+    A line is `{"stage", "step", ...scalars}`; those of training are means over the steps since the
+    line before. On resuming a stage at some step, its later lines are dropped: they are written
+    again.
     """
 
     def __init__(self, workdir: pathlib.Path):
