@@ -9,6 +9,7 @@ their spread over seeds and writes OUT/gain.json.
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -18,6 +19,7 @@ from absl import flags
 from deepsc_jax import config, inference, parallel, program
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
+from deepsc_jax.errors import InputError
 from deepsc_jax.evaluate import evaluate, settle_threshold, write_json
 from deepsc_jax.training import loop
 
@@ -47,14 +49,22 @@ def alone(settings: Config, stage: Stage, tiles: int) -> Config:
 
 
 def run(settings: Config, store: Store, workdir: pathlib.Path, stages: tuple[Stage, ...]) -> dict:
-    """Train `stages` in `workdir`, evaluate the last one on test, and return the summary."""
+    """Train `stages` in `workdir`, evaluate the last one on test, and return the summary.
+
+    A run that was stopped goes on; one that is complete, of the same settings, is only read.
+    """
+    saved, done = workdir / "config.json", workdir / "metrics.json"
+    if saved.exists() and config.load(saved) != settings:
+        raise InputError(f"{workdir}: holds a run of other settings: give another --out")
+    if done.exists():
+        return json.loads(done.read_text())
     workdir.mkdir(parents=True, exist_ok=True)
-    config.save(settings, workdir / "config.json")
+    config.save(settings, saved)
     loop.train(settings, store, workdir, stages)
     if stages[-1] != "classification":
         settle_threshold(workdir, stages[-1], store)
     metrics, _ = evaluate(inference.load(workdir, stages[-1]), store, "test")
-    write_json(metrics, workdir / "metrics.json")
+    write_json(metrics, done)
     return metrics
 
 

@@ -92,7 +92,7 @@ class Predictor:
             out = self._classify(self._params, features, scan_lesion)
         if out is None:
             return Prediction(lesion, None, None)
-        evidence = self._evidence_masks(out["evidence"], depth, len(volume))
+        evidence = self._evidence_masks(out["evidence"], depth, len(volume), volume.dtype)
         return Prediction(lesion, np.asarray(out["probabilities"][0]), evidence)
 
     @property
@@ -128,7 +128,7 @@ class Predictor:
     def _lesions(
         self, volume: np.ndarray, depth: Array, features: Array | None
     ) -> tuple[np.ndarray, dict[str, Array] | None]:
-        lesion = np.zeros(volume.shape, np.float32)
+        lesion = np.zeros_like(volume)
         sums = None
         for origins, corners in self._chunks(len(volume)):
             tiles = np.stack([_cut(volume, origin, self.config.data.tile) for origin in origins])
@@ -147,8 +147,8 @@ class Predictor:
                 sums = share if sums is None else jax.tree.map(jnp.add, sums, share)
         return lesion, sums
 
-    def _evidence_masks(self, masks: Any, depth: Array, slices: int) -> np.ndarray:
-        evidence = np.zeros((3, slices, *self.config.data.working_size), np.float32)
+    def _evidence_masks(self, masks: Any, depth: Array, slices: int, dtype: np.dtype) -> np.ndarray:
+        evidence = np.zeros((3, slices, *self.config.data.working_size), dtype)
         for origins, corners in self._chunks(slices):
             tiles = np.asarray(self._evidence(masks, jnp.asarray(origins), depth))
             for tile, corner in zip(tiles, corners, strict=False):

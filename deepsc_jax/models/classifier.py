@@ -102,12 +102,18 @@ def evidence_masks(
     weights: tuple[Float[Array, "channel class"], ...],
     classes: Int[Array, "batch"],
 ) -> tuple[Float[Array, "batch slices height width"], ...]:
-    """M_1, M_2, M_3 in [0, 1] (paper, IV-D): positive part over the scan's maximum.
+    """M_1, M_2, M_3 in [0, 1] (paper, IV-D): each scan's map from its minimum to its maximum.
 
-    No gradient flows through the maximum, which is at least 1e-6.
+    Assumed; the paper does not say how a map becomes a mask. The softmax does not see what is added
+    to all logits, so where negative values count as nothing the task-aware loss is least with maps
+    below zero everywhere, and training emptied the masks (measured). Between minimum and maximum
+    every mask has a peak and every voxel a gradient, though none flows through the two extremes.
+    A range below 1e-6 counts as 1e-6.
     """
-    positive = [nn.relu(m) for m in class_activation_maps(maps, weights, classes)]
-    peaks = [m.max(axis=(1, 2, 3), keepdims=True) for m in positive]
-    return tuple(
-        m / lax.stop_gradient(jnp.maximum(p, 1e-6)) for m, p in zip(positive, peaks, strict=True)
-    )
+    masks = []
+    for raw in class_activation_maps(maps, weights, classes):
+        low, high = (
+            lax.stop_gradient(f(raw, (1, 2, 3), keepdims=True)) for f in (jnp.min, jnp.max)
+        )
+        masks.append((raw - low) / jnp.maximum(high - low, 1e-6))
+    return tuple(masks)

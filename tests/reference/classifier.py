@@ -55,6 +55,10 @@ class Classifier(nn.Module):
         return [torch.einsum("bk,bkthw->bthw", w, m) for w, m in zip(weights, maps, strict=True)]
 
     def evidence(self, maps: list[Tensor], classes: Tensor) -> list[Tensor]:
-        """M_1, M_2, M_3: the positive part over its maximum, which carries no gradient."""
-        positive = [F.relu(m) for m in self.activation_maps(maps, classes)]
-        return [m / m.detach().amax((1, 2, 3), keepdim=True).clamp(min=1e-6) for m in positive]
+        """M_1, M_2, M_3: from the map's minimum to its maximum, which carry no gradient."""
+        masks = []
+        for raw in self.activation_maps(maps, classes):
+            low = raw.detach().amin((1, 2, 3), keepdim=True)
+            high = raw.detach().amax((1, 2, 3), keepdim=True)
+            masks.append((raw - low) / (high - low).clamp(min=1e-6))
+        return masks
