@@ -17,6 +17,20 @@ jax.config.update("jax_enable_compilation_cache", False)
 flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture
+def within(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Assert that relative errors are within bounds, and leave them for the parity report."""
+
+    def check(part: str, dtype: str, measured: dict[str, tuple[float, float]]) -> None:
+        for quantity, (error, bound) in measured.items():
+            row = {"part": part, "dtype": dtype, "quantity": quantity}
+            record_property("parity", row | {"max_error": error, "bound": bound})
+        for quantity, (error, bound) in measured.items():
+            assert error <= bound, f"{part}, {dtype}: {quantity} off by {error:.2g}"
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def drawn() -> Callable[..., Any]:
     """Parameters drawn by numpy: none starts at zero, and no initialiser is compiled."""

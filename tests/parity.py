@@ -15,6 +15,8 @@ DTYPES = ("float32", "float64")
 # float64 tells a wrong formula from rounding: rounding is 1e-16 there.
 VALUES = {"float32": 1e-5, "float64": 1e-11}
 GRADIENTS = {"float32": 1e-4, "float64": 1e-9}
+INFERENCE = {"float32": 1e-4, "float64": 1e-9}
+TRAINING = {"float32": 1e-3, "float64": 1e-8}
 JOINT_VALUES = {"float32": 1e-4, "float64": 1e-9}
 JOINT_GRADIENTS = {"float32": 1e-3, "float64": 1e-8}
 
@@ -26,10 +28,13 @@ class Errors(NamedTuple):
     inputs: float
     params: float
 
-    def check(self, values: float, gradients: float) -> None:
-        assert self.values <= values
-        assert self.inputs <= gradients
-        assert self.params <= gradients
+    def against(self, values: float, gradients: float) -> dict[str, tuple[float, float]]:
+        """Each error with its bound."""
+        return {
+            "values": (self.values, values),
+            "input gradients": (self.inputs, gradients),
+            "parameter gradients": (self.params, gradients),
+        }
 
 
 def relative(found: Any, expected: Any) -> float:

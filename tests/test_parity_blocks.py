@@ -39,7 +39,7 @@ PADDED = {"native": ((2, 5, 8, 6), (3, 5)), "folded": ((1, 3, 10, 8), (1,))}
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS)
-def test_convolutions(form: str, dtype: str):
+def test_convolutions(form: str, dtype: str, within: Any):
     # Few channels and many: folded stacks the slices of the first and sums those of the second.
     rng = np.random.default_rng(0)
     inputs, settings = [], []
@@ -66,13 +66,14 @@ def test_convolutions(form: str, dtype: str):
             for x, kernel, (pad, stride) in pairs
         ]
 
-    compare(ours, theirs, inputs, dtype).check(VALUES[dtype], GRADIENTS[dtype])
+    errors = compare(ours, theirs, inputs, dtype)
+    within("convolution", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize(("form", "dtype"), PAIRS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kind", ["inception", "plain"])
-def test_inception_block(drawn: Any, kind: Any, stride: int, form: Any, dtype: str):
+def test_inception_block(drawn: Any, kind: Any, stride: int, form: Any, dtype: str, within: Any):
     shape, valid = PADDED[form]
     block = Inception(kind, BRANCHES, 8, 2, stride, form, jnp.dtype(dtype))
     x = masked_volume((*shape, 2))
@@ -101,11 +102,11 @@ def test_inception_block(drawn: Any, kind: Any, stride: int, form: Any, dtype: s
     errors = compare(
         ours, theirs, [x], dtype, {"inception_seg": params}, part("inception_seg", reference)
     )
-    errors.check(VALUES[dtype], GRADIENTS[dtype])
+    within("inception block", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_max_pool_shares_the_gradient_of_ties(dtype: str):
+def test_max_pool_shares_the_gradient_of_ties(dtype: str, within: Any):
     x = np.random.default_rng(0).integers(0, 3, (2, 4, 6, 8, 3)).astype(float)
     errors = compare(
         lambda _, x: [layers.max_pool(x)],
@@ -113,11 +114,11 @@ def test_max_pool_shares_the_gradient_of_ties(dtype: str):
         [x],
         dtype,
     )
-    errors.check(0, GRADIENTS[dtype])
+    within("max-pool with ties", dtype, errors.against(0, GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize(("mean", "dtype"), [(0, "float32"), (0, "float64"), (1000, "float32")])
-def test_group_norm(drawn: Any, mean: int, dtype: str):
+def test_group_norm(drawn: Any, mean: int, dtype: str, within: Any):
     # torch's own float32 loses five digits of the gradient at a mean of 1000.
     norm, reference = layers.GroupNorm(3), torch.nn.GroupNorm(3, 6)
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 6)).astype(np.float32) + np.float32(mean)
@@ -131,11 +132,11 @@ def test_group_norm(drawn: Any, mean: int, dtype: str):
         part("inception_seg", torch.nn.ModuleDict({"norm": reference})),
         reference_dtype="float64",
     )
-    errors.check(VALUES[dtype], GRADIENTS[dtype])
+    within("group norm", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize(("form", "dtype"), PAIRS)
-def test_lesion_subnet(drawn: Any, form: Any, dtype: str):
+def test_lesion_subnet(drawn: Any, form: Any, dtype: str, within: Any):
     shape, valid = (2, 8, 8, 16), (5, 8)
     if form == "folded":
         shape, valid = (2, 16, 16, 8), (11, 3)
@@ -164,11 +165,11 @@ def test_lesion_subnet(drawn: Any, form: Any, dtype: str):
         return [torch.cat(column) for column in zip(*rows, strict=True)]
 
     errors = compare(ours, theirs, [x], dtype, {"lesion": params}, part("lesion", reference))
-    errors.check(VALUES[dtype], GRADIENTS[dtype])
+    within("lesion subnet", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize(("form", "dtype"), PAIRS)
-def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str):
+def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str, within: Any):
     shape = (2, 5, 8, 12) if form == "native" else (1, 2, 12, 8)
     channels = (4, 6, 8)
     subnet = Classifier(3, 4, channels, 2, form, jnp.dtype(dtype))
@@ -190,4 +191,4 @@ def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str):
     errors = compare(
         ours, theirs, inputs, dtype, {"classifier": params}, part("classifier", reference)
     )
-    errors.check(VALUES[dtype], GRADIENTS[dtype])
+    within("classification subnet", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))

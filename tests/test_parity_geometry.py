@@ -48,7 +48,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize(("case", "dtype"), EVERY)
-def test_slices_to_a_tile(case: Case, dtype: str):
+def test_slices_to_a_tile(case: Case, dtype: str, within: Any):
     # As F_c, and as an evidence mask, go to a tile: to full resolution, and to that of S_i.
     steps = (2, 4, 8)
     stacks = [
@@ -76,11 +76,12 @@ def test_slices_to_a_tile(case: Case, dtype: str):
                 rows.append(channel_last_resample(x, source, target))
         return rows
 
-    compare(ours, theirs, stacks, dtype).check(VALUES[dtype], GRADIENTS[dtype])
+    errors = compare(ours, theirs, stacks, dtype)
+    within("to_tile", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize(("case", "dtype"), EVERY)
-def test_a_tile_to_slices(case: Case, dtype: str):
+def test_a_tile_to_slices(case: Case, dtype: str, within: Any):
     tile = masked_volume((*TILE, 2))
     real = min(case.depth - case.origin[0], TILE[0])
 
@@ -94,7 +95,8 @@ def test_a_tile_to_slices(case: Case, dtype: str):
         target = reference.slice_grid(case.depth, case.slices, SIZE, 2)
         return [channel_last_resample(x[:real], source, target)]
 
-    compare(ours, theirs, [tile], dtype).check(VALUES[dtype], GRADIENTS[dtype])
+    errors = compare(ours, theirs, [tile], dtype)
+    within("to_scan", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 def test_a_ramp_by_hand():

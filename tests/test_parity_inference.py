@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from parity import DTYPES, relative
+from parity import DTYPES, INFERENCE, VALUES, relative
 from parity_network import CONFIG, draw
 from reference import inference as reference
 from reference import preprocess as reference_preprocess
@@ -23,7 +23,6 @@ from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models import deepsc
 from deepsc_jax.models.deepsc import Layout
 
-VALUES = {"float32": 1e-4, "float64": 1e-9}
 # Tiles of 8 slices and a depth that is not a multiple of 8; slices repeat in the last case.
 GRIDS = {
     "coarse": DataConfig(
@@ -54,7 +53,7 @@ def scan_and_lung() -> tuple[Scan, np.ndarray]:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_preprocessing(scan_and_lung: tuple[Scan, np.ndarray], grid: str):
+def test_preprocessing(scan_and_lung: tuple[Scan, np.ndarray], grid: str, within: Any):
     data = GRIDS[grid]
     scan, lung = scan_and_lung
     ours = preprocess.prepare_scan(scan, lung, data)
@@ -71,16 +70,18 @@ def test_preprocessing(scan_and_lung: tuple[Scan, np.ndarray], grid: str):
     share = reference_preprocess.apply((depth, height, width), torch.from_numpy(lung)).numpy()
     clear = np.abs(share - 0.5) > 1e-6
     assert clear.mean() > 0.9
-    assert relative(ours.volume * clear, theirs * clear) <= 1e-5
+    there = relative(ours.volume * clear, theirs * clear)
     depth, height, width = (reference_preprocess.backward(*size) for size in sizes)
     back = reference_preprocess.apply((depth, height, width), torch.from_numpy(ours.volume))
-    assert relative(preprocess.to_source(ours.volume, where), back.numpy()) <= 1e-5
+    again = relative(preprocess.to_source(ours.volume, where), back.numpy())
+    bound = VALUES["float32"]
+    within("preprocessing", "float32", {"to working": (there, bound), "to source": (again, bound)})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("grid", ["coarse", "more-slices-than-depth"])
 def test_tiled_inference_of_a_phantom(
-    drawn: Any, scan_and_lung: tuple[Scan, np.ndarray], grid: str, dtype: str
+    drawn: Any, scan_and_lung: tuple[Scan, np.ndarray], grid: str, dtype: str, within: Any
 ):
     config: Config = dataclasses.replace(CONFIG, data=GRIDS[grid])
     volume = preprocess.prepare_scan(*scan_and_lung, config.data).volume
@@ -101,7 +102,10 @@ def test_tiled_inference_of_a_phantom(
         found = predictor(volume.astype(dtype))
     assert found.lesion is not None
     assert found.lesion.dtype == dtype
-    assert relative(found.lesion, lesion.numpy()) <= VALUES[dtype]
-    assert relative(found.probabilities, probabilities.numpy()) <= VALUES[dtype]
-    for ours, theirs in zip(found.evidence, evidence, strict=True):  # type: ignore[arg-type]
-        assert relative(ours, theirs.numpy()) <= VALUES[dtype]
+    errors = {
+        "lesion": relative(found.lesion, lesion.numpy()),
+        "class probabilities": relative(found.probabilities, probabilities.numpy()),
+        "evidence": relative(list(found.evidence), [m.numpy() for m in evidence]),  # type: ignore[arg-type]
+    }
+    bound = INFERENCE[dtype]
+    within("tiled inference", dtype, {name: (e, bound) for name, e in errors.items()})

@@ -35,7 +35,9 @@ TERMS = ("dice", "focal", "cross_entropy", "task_aware", "loss")
         pytest.param(CONFIG, "folded", True, "float32", id="scanned-folded-float32", marks=SLOW),
     ],
 )
-def test_joint_network(drawn: Any, config: Config, form: Any, scan_tiles: bool, dtype: str):
+def test_joint_network(
+    drawn: Any, config: Config, form: Any, scan_tiles: bool, dtype: str, within: Any
+):
     layout = Layout(form, jnp.dtype(dtype), scan_tiles, remat=scan_tiles)
     network = deepsc.DeepSC(config.model, config.data, layout)
     params = draw(config, drawn, deepsc.DeepSC(config.model, config.data))
@@ -76,4 +78,4 @@ def test_joint_network(drawn: Any, config: Config, form: Any, scan_tiles: bool, 
         return columns
 
     errors = compare(ours, theirs, [arrays["tiles"], arrays["slices"]], dtype, params, module)
-    errors.check(JOINT_VALUES[dtype], JOINT_GRADIENTS[dtype])
+    within("joint model", dtype, errors.against(JOINT_VALUES[dtype], JOINT_GRADIENTS[dtype]))

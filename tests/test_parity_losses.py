@@ -41,7 +41,7 @@ def cut(x: Any, scan: int) -> list:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.75, 2.0), (0.25, 1.5)])
-def test_dice_and_focal(alpha: float, gamma: float, dtype: str):
+def test_dice_and_focal(alpha: float, gamma: float, dtype: str, within: Any):
     probability, truth = voxels()
 
     def ours(_: Any, s: Any) -> list:
@@ -60,11 +60,12 @@ def test_dice_and_focal(alpha: float, gamma: float, dtype: str):
             torch.stack([reference.focal(cut(s, b), cut(y, b), alpha, gamma) for b in range(2)]),
         ]
 
-    compare(ours, theirs, [probability], dtype).check(VALUES[dtype], GRADIENTS[dtype])
+    errors = compare(ours, theirs, [probability], dtype)
+    within("Dice and focal loss", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cross_entropy(dtype: str):
+def test_cross_entropy(dtype: str, within: Any):
     logits = np.random.default_rng(0).normal(size=(5, 3)) * 4
     label, weights = [0, 1, 2, 2, 1], [0.5, 1.0, 2.0]
 
@@ -77,7 +78,7 @@ def test_cross_entropy(dtype: str):
         [logits],
         dtype,
     )
-    errors.check(VALUES[dtype], GRADIENTS[dtype])
+    within("weighted cross-entropy", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_cross_entropy(dtype: str):
         ("single", "uniform", [2, 0], "float64"),
     ],
 )
-def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str):
+def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str, within: Any):
     rng = np.random.default_rng(0)
     parts = [rng.uniform(size=(2, 2, *(t // step for t in TILE), 1)) for step in (8, 4, 2)]
     masks = [rng.uniform(size=(2, DATA.slices, 16 // s, 16 // s)) for s in (8, 4, 2)]
@@ -139,7 +140,8 @@ def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str):
             )
         return [torch.stack(rows)]
 
-    compare(ours, theirs, [*parts, *masks], dtype).check(VALUES[dtype], GRADIENTS[dtype])
+    errors = compare(ours, theirs, [*parts, *masks], dtype)
+    within("task-aware loss", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 def test_class_weights_by_hand():
