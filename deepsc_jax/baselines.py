@@ -126,17 +126,17 @@ def classification_baseline(train_x, train_y, test_x, test_y) -> float:
 
 def run_baselines(
     validation: Sequence[BaselineCase], test: Sequence[BaselineCase]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """The four figures a model is printed beside.
 
     The band is tuned, and every logistic regression fitted, on the validation cases alone (C by
     cross-validation inside them); `test` is only scored.
 
     Returns:
-        `band_dsc`: mean DSC of the band over test cases with lesions;
+        `band_dsc`: mean DSC of the band over test cases with lesions (None if no case has one);
         `band_accuracy`: logistic regression on `lesion_features` of the band's masks;
         `true_mask_accuracy`: the same on the true masks;
-        `nuisance_accuracy`: on the nuisances alone (nan without nuisances);
+        `nuisance_accuracy`: on the nuisances alone (None without nuisances);
         `band_low_hu`, `band_high_hu`, `band_sigma_mm`, `band_min_ml`: the band chosen.
     """
     band = fit_band(validation)
@@ -154,12 +154,12 @@ def run_baselines(
     dice = [_dice(predict_band(band, case), case.lesion) for case in test if case.lesion.any()]
     names = sorted(validation[0].nuisances)
     return {
-        "band_dsc": float(np.mean(dice)) if dice else float("nan"),
+        "band_dsc": float(np.mean(dice)) if dice else None,
         "band_accuracy": accuracy(lambda case: of_mask(predict_band(band, case), case)),
         "true_mask_accuracy": accuracy(lambda case: of_mask(case.lesion, case)),
         "nuisance_accuracy": accuracy(lambda case: [case.nuisances[name] for name in names])
         if names
-        else float("nan"),
+        else None,
         "band_low_hu": band.low,
         "band_high_hu": band.high,
         "band_sigma_mm": band.sigma_mm,

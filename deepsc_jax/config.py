@@ -16,6 +16,7 @@ from typing import Any, Literal
 from absl import flags
 
 from deepsc_jax.errors import InputError
+from deepsc_jax.files import write_json
 
 CLASSES = ("covid-19", "cap", "non-pneumonia")
 NON_PNEUMONIA = CLASSES.index("non-pneumonia")
@@ -258,7 +259,7 @@ class PlatformConfig:
     """How the computation is laid out; none of it changes the mathematics."""
 
     data: int = option(0, "assumed: devices over which the batch is split; 0 for all there are")
-    space: int = option(1, "assumed: devices over which the depth of a scan is split")
+    space: int = option(1, "assumed: devices over which a scan's depth is split; not built yet: 1")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "assumed: of convolutions; auto is float32 on CPU and bfloat16 elsewhere"
     )
@@ -288,6 +289,10 @@ class Config:
     platform: PlatformConfig = dataclasses.field(default_factory=PlatformConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            self.platform.space == 1,
+            f"space is {self.platform.space}: splitting a scan's depth is not built yet: give 1",
+        )
         counts = self.data.tile_counts(self.data.depth_bucket)
         tiles = counts[0] * counts[1] * counts[2]
         _require(
@@ -378,10 +383,8 @@ def flag_names() -> list[str]:
 
 
 def save(config: Config, path: pathlib.Path) -> None:
-    """Write `config` as JSON to `path`, aside first and then renamed."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    aside.replace(path)
+    """Write `config` as JSON to `path`."""
+    write_json(dataclasses.asdict(config), path)
 
 
 def load(path: pathlib.Path) -> Config:
@@ -404,9 +407,16 @@ def load(path: pathlib.Path) -> Config:
 
 
 def from_document(section: type, document: Mapping[str, Any]) -> Any:
-    """A section of the configuration from its JSON object: lists become tuples again."""
+    """A section of the configuration from its JSON object: lists become tuples again.
+
+    Raises:
+      KeyError, TypeError, ValueError: a field is missing, unknown or impossible.
+    """
 
     def tuples(value: Any) -> Any:
         return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
+    missing = sorted({field.name for field in dataclasses.fields(section)} - document.keys())
+    if missing:
+        raise KeyError(f"{', '.join(missing)} missing")
     return section(**{name: tuples(value) for name, value in document.items()})

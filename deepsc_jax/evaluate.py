@@ -15,11 +15,13 @@ import numpy as np
 from absl import flags
 
 from deepsc_jax import baselines, inference, program
+from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import CLASSES, STAGES, Stage
 from deepsc_jax.data import preprocess, scans
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.errors import InputError
+from deepsc_jax.files import write_json
 from deepsc_jax.inference import SegmentsScans
 from deepsc_jax.metrics.summary import per_scan, summarise, table
 from deepsc_jax.training.logs import Progress
@@ -96,7 +98,7 @@ def settle_threshold(workdir: pathlib.Path, stage: Stage, store: Store) -> float
     """Choose the threshold of a trained stage and note it in its run; None where nothing can."""
     threshold = choose_threshold(inference.load(workdir, stage), store)
     if threshold is not None:
-        inference.save_threshold(workdir, stage, threshold)
+        workdirs.save_threshold(workdir, stage, threshold)
     return threshold
 
 
@@ -118,11 +120,23 @@ def source_case(
     )
 
 
-def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[str, float]:
+def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[str, float | None]:
     """What `baselines.run_baselines` says: tuned on validation, scored on `split`.
 
-    Phantoms bring their nuisances in `data_dir`/nuisances.json.
+    Phantoms bring their nuisances in `data_dir`/nuisances.json. Cases whose lesions are not known
+    are left out.
+
+    Raises:
+      InputError: the images are not in HU, or validation cannot tune the baselines.
     """
+    if store.data.intensity != "hu":
+        raise InputError("--baselines: they are bands of HU, and these images are not in HU")
+    tuning = [case for case in store.cases("validation") if case.lesions_known]
+    if len({case.label for case in tuning}) < 2 or not any(case.lesion_voxels for case in tuning):
+        raise InputError(
+            f"--baselines: {store.path} has no validation split with lesions and two classes, "
+            "which they are tuned on: add one, or leave --baselines out"
+        )
     file = data_dir / "nuisances.json"
     nuisances = json.loads(file.read_text()) if file.exists() else {}
 
@@ -130,31 +144,25 @@ def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[st
         return [
             source_case(store, case, store.data.intensity, nuisances.get(case.name))
             for case in store.cases(name)
+            if case.lesions_known
         ]
 
     return baselines.run_baselines(read("validation"), read(split))
 
 
-def write_json(document: Any, path: pathlib.Path) -> None:
-    """Write JSON aside, then rename."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(document, indent=2) + "\n")
-    aside.replace(path)
-
-
-def baseline_table(figures: dict[str, float]) -> str:
+def baseline_table(figures: dict[str, float | None]) -> str:
     """The baselines as lines to print below the model's table."""
     band = "best HU band [{:.0f}, {:.0f}), sigma {:.1f} mm, at least {:.2f} ml".format(
         *(figures[f"band_{k}"] for k in ("low_hu", "high_hu", "sigma_mm", "min_ml"))
     )
-    lines = [
-        "Without a network (tuned on validation)",
-        f"  DSC       {figures['band_dsc']:.3f}  {band}",
-        f"  accuracy  {figures['band_accuracy']:.3f}  logistic regression on that band's findings",
-        f"  accuracy  {figures['true_mask_accuracy']:.3f}  the same on the true lesion masks",
-        f"  accuracy  {figures['nuisance_accuracy']:.3f}  on the nuisances alone (1/3 is chance)",
+    rows = [
+        ("band_dsc", f"DSC       {{:.3f}}  {band}"),
+        ("band_accuracy", "accuracy  {:.3f}  logistic regression on that band's findings"),
+        ("true_mask_accuracy", "accuracy  {:.3f}  the same on the true lesion masks"),
+        ("nuisance_accuracy", "accuracy  {:.3f}  on the nuisances alone (1/3 is chance)"),
     ]
-    return "\n".join(lines)
+    lines = [text.format(figures[name]) for name, text in rows if figures[name] is not None]
+    return "\n  ".join(["Without a network (tuned on validation)", *lines])
 
 
 def main() -> None:
@@ -165,12 +173,16 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     store = Store(data_dir / "store", predictor.config.data)
     metrics, rows = evaluate(predictor, store, options.split)
+    metrics["trained_on"] = "phantoms" if predictor.phantoms else "scans"
+    metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
     print(table(metrics))
+    print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
+    write_json(rows, out / "scans.json")
+    write_json(metrics, out / "metrics.json")
     if options.baselines:
         metrics["baselines"] = score_baselines(store, data_dir, options.split)
         print(baseline_table(metrics["baselines"]))
-    write_json(rows, out / "scans.json")
-    write_json(metrics, out / "metrics.json")
+        write_json(metrics, out / "metrics.json")
     print(f"wrote {out / 'metrics.json'} and {out / 'scans.json'}")
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from absl import flags
 
 from deepsc_jax import config, inference, parallel, program
+from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
-from deepsc_jax.errors import InputError
-from deepsc_jax.evaluate import evaluate, settle_threshold, write_json
+from deepsc_jax.evaluate import evaluate, settle_threshold
+from deepsc_jax.files import write_json
 from deepsc_jax.training import loop
 
 FIGURES = {
@@ -53,13 +54,10 @@ def run(settings: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
 
     A run that was stopped goes on; one that is complete, of the same settings, is only read.
     """
-    saved, done = workdir / "config.json", workdir / "metrics.json"
-    if saved.exists() and config.load(saved) != settings:
-        raise InputError(f"{workdir}: holds a run of other settings: give another --out")
+    done = workdir / "metrics.json"
+    workdirs.begin(workdir, settings, store)
     if done.exists():
         return json.loads(done.read_text())
-    workdir.mkdir(parents=True, exist_ok=True)
-    config.save(settings, saved)
     loop.train(settings, store, workdir, stages)
     if stages[-1] != "classification":
         settle_threshold(workdir, stages[-1], store)

@@ -7,7 +7,6 @@ shapes do not depend on it: a second scan never compiles again.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -17,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from deepsc_jax import config as configs
+from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.pipeline import slice_indices
-from deepsc_jax.errors import InputError
 from deepsc_jax.models import deepsc, geometry
 from deepsc_jax.training import state as states
-from deepsc_jax.training.checkpoint import load_params
+from deepsc_jax.training.checkpoint import has_checkpoint, load_params
 
 CHUNK_VOXELS = 2**21  # of tiles that pass through the network at once
 
@@ -61,10 +59,14 @@ class Predictor:
       config: the configuration it was trained with.
       stage: the stage whose best checkpoint it is.
       threshold: lesion probability from which a voxel is lesion, chosen on validation; 0.5 without.
+      phantoms: whether it was trained on phantoms.
     """
 
-    def __init__(self, config: Config, stage: Stage, params: Any, threshold: float):
+    def __init__(
+        self, config: Config, stage: Stage, params: Any, threshold: float, *, phantoms: bool
+    ):
         self.config, self.stage, self.threshold = config, stage, threshold
+        self.phantoms = phantoms
         self._params = params
         self._model = deepsc.build(config, jax.default_backend())
         self._features = jax.jit(self._call("slice_features"))
@@ -192,13 +194,9 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
     Raises:
       InputError: no run or no checkpoint there.
     """
-    settings = workdir / "config.json"
-    if not settings.is_file():
-        raise InputError(
-            f"{workdir}: no config.json found: give --checkpoint the --workdir of a training run"
-        )
-    config = configs.load(settings)
-    trained: list[Stage] = [s for s in STAGES if (workdir / s).is_dir()]
+    record = workdirs.read(workdir)
+    config = record.config
+    trained: list[Stage] = [s for s in STAGES if has_checkpoint(workdir / s)]
     chosen: Stage = stage or (trained[-1] if trained else "joint")
     model = deepsc.build(config, jax.default_backend())
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -206,27 +204,6 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
         lambda: states.create(config, chosen, states.initial_params(config, model))
     )
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params, record = load_params(workdir / chosen, like)
-    threshold = _thresholds(workdir).get(chosen) or record.get("threshold") or 0.5
-    return Predictor(config, chosen, params, threshold)
-
-
-def save_threshold(workdir: pathlib.Path, stage: Stage, threshold: float) -> None:
-    """Note the threshold that `load` gives to the stage's predictor, aside first."""
-    path = workdir / "thresholds.json"
-    aside = path.with_name("thresholds.json.partial")
-    aside.write_text(json.dumps(_thresholds(workdir) | {stage: threshold}) + "\n")
-    aside.replace(path)
-
-
-def _thresholds(workdir: pathlib.Path) -> dict[str, float]:
-    path = workdir / "thresholds.json"
-    if not path.exists():
-        return {}
-    try:
-        return {stage: float(value) for stage, value in json.loads(path.read_text()).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a JSON object of thresholds ({error}): remove it, and the thresholds of "
-            "the working grid are used"
-        ) from error
+    params, validated = load_params(workdir / chosen, like)
+    threshold = record.thresholds.get(chosen) or validated.get("threshold") or 0.5
+    return Predictor(config, chosen, params, threshold, phantoms=record.phantoms)

@@ -8,10 +8,11 @@ result.json and picture.png. A scan that cannot be predicted is named in one lin
 done, and the exit code is 1. Research software, not for clinical use.
 """
 
+import collections
 import pathlib
-import shutil
 import sys
 import time
+import traceback
 
 import numpy as np
 from absl import flags
@@ -20,7 +21,7 @@ from deepsc_jax import inference, program
 from deepsc_jax.config import CLASSES, STAGES
 from deepsc_jax.data import lungs, preprocess, scans
 from deepsc_jax.errors import InputError
-from deepsc_jax.evaluate import write_json
+from deepsc_jax.files import folder_aside, write_json
 from deepsc_jax.inference import Predictor
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 
@@ -30,16 +31,18 @@ def predict(
     path: pathlib.Path,
     out: pathlib.Path,
     lung_mask: pathlib.Path | None = None,
-    *,
-    phantom: bool = False,
 ) -> dict:
     """Predict one scan into `out`, which appears whole or not at all; returns result.json's object.
 
-    `phantom` says that the network was trained on phantoms, and the picture repeats it.
+    An earlier result there is replaced.
 
     Raises:
-      InputError: the scan or its lung mask is not usable.
+      InputError: the scan or its lung mask is not usable, or `out` holds something else.
     """
+    if out.exists() and not (out / "result.json").is_file():
+        raise InputError(
+            f"{out}: exists and holds no earlier result, expected a new folder: give another --out"
+        )
     data = predictor.config.data
     scan = scans.load_scan(path, data.intensity)
     if lung_mask is None:
@@ -49,52 +52,49 @@ def predict(
     prepared = preprocess.prepare_scan(scan, lung, data)
     prediction = predictor(prepared.volume)
 
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     result: dict = {
         "scan": str(path),
         "stage": predictor.stage,
+        "trained_on": "phantoms" if predictor.phantoms else "scans",
         "lung_ml": float(lung.sum()) * voxel_ml,
         "note": "research software, not for clinical use",
     }
     probability = mask = shown = classes = None
-    if prediction.lesion is not None:
-        # Outside of the lungs the network sees nothing.
-        probability = np.where(lung, preprocess.to_source(prediction.lesion, prepared.grid), 0)
-        mask = probability >= predictor.threshold
-        scans.save_like(probability, scan, partial / "lesion_probability.nii.gz", np.float32)
-        scans.save_like(mask, scan, partial / "lesion_mask.nii.gz", np.uint8)
-        lesion_ml = float(mask.sum()) * voxel_ml
-        result |= {"lesion_ml": lesion_ml, "lesion_threshold": predictor.threshold}
-        result["lesion_share_of_lung"] = float((mask & lung).sum() / lung.sum())
-    if prediction.probabilities is not None and prediction.evidence is not None:
-        classes: dict[str, float] | None
-        classes = dict(zip(CLASSES, prediction.probabilities.tolist(), strict=True))
-        result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
-        shown = np.zeros(scan.values.shape, np.float32)
-        for level, working in enumerate(prediction.evidence, start=1):
-            evidence = preprocess.to_source(working, prepared.grid)
-            scans.save_like(evidence, scan, partial / f"evidence_{level}.nii.gz", np.float32)
-            shown += evidence / 3
-    window = LUNG_WINDOW_HU if data.intensity == "hu" else (0.0, float(scan.values.max()))
-    scan_picture(
-        partial / "picture.png",
-        scan.values,
-        probability,
-        mask,
-        shown,
-        classes,
-        spacing_mm=scan.spacing_mm,
-        title=scan.name,
-        lung_mask=lung,
-        phantom=phantom,
-        window=window,
-    )
-    write_json(result, partial / "result.json")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
+    with folder_aside(out) as folder:
+        if prediction.lesion is not None:
+            # Outside of the lungs the network sees nothing.
+            probability = np.where(lung, preprocess.to_source(prediction.lesion, prepared.grid), 0)
+            mask = probability >= predictor.threshold
+            scans.save_like(probability, scan, folder / "lesion_probability.nii.gz", np.float32)
+            scans.save_like(mask, scan, folder / "lesion_mask.nii.gz", np.uint8)
+            lesion_ml = float(mask.sum()) * voxel_ml
+            result |= {"lesion_ml": lesion_ml, "lesion_threshold": predictor.threshold}
+            result["lesion_share_of_lung"] = float(mask.sum() / lung.sum())
+        if prediction.probabilities is not None and prediction.evidence is not None:
+            found: list[float] = prediction.probabilities.tolist()
+            classes = {str(name): value for name, value in zip(CLASSES, found, strict=True)}
+            result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
+            shown = np.zeros(scan.values.shape, np.float32)
+            for level, working in enumerate(prediction.evidence, start=1):
+                evidence = preprocess.to_source(working, prepared.grid)
+                scans.save_like(evidence, scan, folder / f"evidence_{level}.nii.gz", np.float32)
+                shown += np.where(lung, evidence / 3, 0)
+        window = LUNG_WINDOW_HU if data.intensity == "hu" else (0.0, float(scan.values.max()))
+        scan_picture(
+            folder / "picture.png",
+            scan.values,
+            probability,
+            mask,
+            shown,
+            classes,
+            spacing_mm=scan.spacing_mm,
+            title=scan.name,
+            lung_mask=lung,
+            phantoms=predictor.phantoms,
+            window=window,
+        )
+        write_json(result, folder / "result.json")
     return result
 
 
@@ -107,6 +107,8 @@ def describe(result: dict) -> str:
     if "lesion_ml" in result:
         share = result["lesion_share_of_lung"]
         parts.append(f"{result['lesion_ml']:.0f} ml of lesion, {share:.1%} of the lungs")
+    if result["trained_on"] == "phantoms":
+        parts.append("by a network trained on phantoms")
     return ", ".join(parts)
 
 
@@ -119,22 +121,28 @@ def main() -> int:
         raise InputError(
             f"--lung_mask: {len(masks)} given for {len(paths)} scans: give one per --scan, in order"
         )
-    names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in paths]
-    if len(set(names)) < len(names):
-        raise InputError("--scan: two scans have the same name: predict them into different --out")
+    names = [scans.scan_name(path) for path in paths]
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"--scan: two scans are named {repeated[0]}, as their results would be: predict them "
+            "into different --out"
+        )
     predictor = inference.load(pathlib.Path(options.checkpoint), options.stage)
     failed = 0
     for path, mask, name in zip(paths, masks, names, strict=True):
         begun = time.monotonic()
         try:
-            out = pathlib.Path(options.out) / name
-            result = predict(predictor, path, out, mask, phantom=options.phantom)
+            result = predict(predictor, path, pathlib.Path(options.out) / name, mask)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
-            continue
-        seconds = time.monotonic() - begun
-        print(f"{name}: {describe(result)} ({seconds:.1f} s)")
+        except Exception as error:  # the other scans must not be lost to it
+            traceback.print_exception(error)
+            print(f"error: {path}: {type(error).__name__}: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"{name}: {describe(result)} ({time.monotonic() - begun:.1f} s)")
     if failed:
         print(f"{failed} of {len(paths)} scans could not be predicted", file=sys.stderr)
     return 1 if failed else 0
@@ -147,5 +155,4 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each scan; default: found.")
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
-    flags.DEFINE_bool("phantom", False, "The network was trained on phantoms: pictures say so.")
     program.run(main)

@@ -34,6 +34,7 @@ from deepsc_jax.data import datasets, lungs, phantom, scans, store
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.preprocess import Prepared, prepare_scan
 from deepsc_jax.errors import InputError
+from deepsc_jax.files import aside, write_json
 
 # Of a case's lesion voxels, outside of its lung mask: more than this is worth a line.
 _LESION_OUTSIDE = 0.1
@@ -46,10 +47,12 @@ def prepare(
     *,
     workers: int = 2,
     overwrite: bool = False,
+    phantoms: bool = False,
 ) -> list[str]:
     """Preprocess `cases` into `out`/store, which appears only when it is complete.
 
-    What a stopped run has done is found in `out`/store.partial and not done again.
+    What a stopped run has done is found in `out`/store.partial and not done again. `phantoms` says
+    what the scans are.
 
     Returns:
       One line for each case that could not be prepared and was left out. If that is all of them,
@@ -76,7 +79,7 @@ def prepare(
     for folder in (partial / "cases").iterdir():
         if folder.name not in names:
             shutil.rmtree(folder)
-    store.write_index(partial, data, records, final)
+    store.write_index(partial, data, records, final, phantoms=phantoms)
     replaced = out / "store.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
@@ -108,9 +111,7 @@ def prepare_case(case: Case, folder: pathlib.Path, data: config.DataConfig) -> s
     done.unlink(missing_ok=True)
     record = store.write_case(folder, case, _load_and_prepare(case, data))
     document = {"made_from": made_from, "record": store.record_to_json(record, folder.parent)}
-    aside = done.with_name("record.partial")
-    aside.write_text(json.dumps(document), encoding="utf-8")
-    aside.replace(done)
+    write_json(document, done)
     return record
 
 
@@ -168,7 +169,7 @@ def write_phantoms(
             raise result
         case, nuisances[result[0].name] = result
         cases.append(case)
-    (out / "nuisances.json").write_text(json.dumps(nuisances, indent=1) + "\n")
+    write_json(nuisances, out / "nuisances.json")
     datasets.write_cases(cases, out / "cases.csv")
     return cases
 
@@ -185,11 +186,10 @@ def _write_phantom(
 
     def save(array: np.ndarray, suffix: str) -> pathlib.Path:
         path = out / "scans" / f"{name}{suffix}.nii.gz"
-        aside = path.with_name(f"partial-{path.name}")
         image = nib.Nifti1Image(np.ascontiguousarray(array.T), affine)
         image.header.set_xyzt_units("mm")
-        image.to_filename(aside)
-        aside.replace(path)
+        with aside(path) as partial:
+            image.to_filename(partial)
         return path
 
     case = Case(
@@ -277,7 +277,7 @@ def main() -> int:
     if (values.phantoms is None) == (values.cases is None):
         raise InputError("--phantoms and --cases: give one of them")
     refuse_existing(out, values.overwrite)
-    began = time.monotonic()
+    began, failures = time.monotonic(), []
     if values.phantoms is not None:
         counts = _counts(values.phantoms)
         print(f"Making {sum(counts)} phantoms in {out / 'scans'} ...", flush=True)
@@ -287,11 +287,12 @@ def main() -> int:
         print(f"... in {time.monotonic() - began:.0f} s", flush=True)
     else:
         source = pathlib.Path(values.cases)
-        cases = datasets.read_cases(source, values.exclude, check_files=False)
+        cases = datasets.read_cases(source, values.exclude, check_files=False, failures=failures)
         out.mkdir(parents=True, exist_ok=True)
         if not (out / "cases.csv").exists() or not source.samefile(out / "cases.csv"):
             datasets.write_cases(cases, out / "cases.csv")
-    return _report(cases, out, run.data, values.workers, values.overwrite)
+    phantoms = values.phantoms is not None
+    return _report(cases, failures, out, run.data, values.workers, values.overwrite, phantoms)
 
 
 def _counts(texts: Sequence[str]) -> list[int]:
@@ -308,19 +309,24 @@ def _counts(texts: Sequence[str]) -> list[int]:
 
 def _report(
     cases: Sequence[Case],
+    failures: list[str],
     out: pathlib.Path,
     data: config.DataConfig,
     workers: int,
     overwrite: bool,
+    phantoms: bool,
 ) -> int:
     began = time.monotonic()
     tally = collections.Counter(case.split for case in cases)
     splits = ", ".join(f"{tally[split]} {split}" for split in SPLITS)
     print(f"Preparing {len(cases)} cases ({splits}) into {out / 'store'} ...", flush=True)
-    failures = prepare(cases, out, data, workers=workers, overwrite=overwrite)
+    asked = len(cases) + len(failures)
+    failures = failures + prepare(
+        cases, out, data, workers=workers, overwrite=overwrite, phantoms=phantoms
+    )
     for line in failures:
         print(f"error: {line}", file=sys.stderr)
-    if len(failures) == len(cases):
+    if len(failures) == asked:
         raise InputError(f"{out / 'store'}: not written, for no case could be prepared: mend them")
     unknown = [case for case in store.Store(out / "store").cases() if not case.lesions_known]
     if unknown:
@@ -330,7 +336,7 @@ def _report(
         )
     size = sum(path.stat().st_size for path in (out / "store").rglob("*") if path.is_file())
     print(
-        f"Wrote {out / 'store'}: {len(cases) - len(failures)} of {len(cases)} cases, "
+        f"Wrote {out / 'store'}: {asked - len(failures)} of {asked} cases, "
         f"{size / 2**20:.1f} MiB, in {time.monotonic() - began:.0f} s"
     )
     return 1 if failures else 0

@@ -1,15 +1,14 @@
 """Train DeepSC-COVID: `python -m deepsc_jax.train --flagfile=... --data_dir=DIR --workdir=DIR`."""
 
-import dataclasses
 import pathlib
 
 import jax
 from absl import flags
 
 from deepsc_jax import config, parallel, program
+from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Stage
 from deepsc_jax.data.store import Store
-from deepsc_jax.errors import InputError
 from deepsc_jax.evaluate import settle_threshold
 from deepsc_jax.training import loop
 
@@ -25,29 +24,17 @@ def main() -> None:
     """Run the stages that the flags name."""
     settings = config.from_flags()
     workdir = pathlib.Path(WORKDIR.value)
-    workdir.mkdir(parents=True, exist_ok=True)
-    saved = workdir / "config.json"
-    if saved.exists() and not _same_run(config.load(saved), settings):
-        raise InputError(
-            f"{saved}: the run was begun with other settings: give another --workdir, or the same "
-            "flags to resume"
-        )
-    config.save(settings, saved)
     stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if STAGE.value in ("all", stage))
     if settings.platform.data == 0 and settings.platform.space == 1:
         parallel.use_cpu_cores([settings.train.batch(stage) for stage in stages])
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
+    workdirs.begin(workdir, settings, store)
     loop.train(settings, store, workdir, stages)
     if stages[-1] != "classification" and jax.process_index() == 0:
         threshold = settle_threshold(workdir, stages[-1], store)
         if threshold is not None:
             print(f"lesion threshold {threshold:g}: best on validation, on the scans' own grids")
     print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")
-
-
-def _same_run(one: config.Config, other: config.Config) -> bool:
-    """Whether two configurations compute the same thing, on whatever devices."""
-    return dataclasses.replace(one, platform=other.platform) == other
 
 
 if __name__ == "__main__":

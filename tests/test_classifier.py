@@ -84,9 +84,11 @@ def test_a_map_below_zero_everywhere_has_evidence_and_a_gradient():
     maps = jnp.array([1.0, 2, 4, 3]).reshape(1, 1, 2, 2, 1)
     (mask,) = evidence_masks((maps,), weights, classes)
     np.testing.assert_allclose(mask.ravel(), [1, 2 / 3, 0, 1 / 3], rtol=1e-6)
-    gradient = jax.grad(lambda m: evidence_masks((m,), weights, classes)[0].sum())(maps)
-    # Each voxel over the range of 3, the extremes too; through them it would get less.
-    np.testing.assert_allclose(gradient.ravel(), [-1 / 3] * 4, rtol=1e-6)
+    pull = jnp.array([1.0, 0, 0, 0]).reshape(1, 1, 2, 2)
+    gradient = jax.grad(lambda m: (pull * evidence_masks((m,), weights, classes)[0]).sum())(maps)
+    # Over the range of 3, about the mean: nothing through the extremes, nothing for the logit.
+    np.testing.assert_allclose(gradient.ravel(), [-1 / 4, 1 / 12, 1 / 12, 1 / 12], rtol=1e-6)
+    assert gradient.sum() == pytest.approx(0, abs=1e-7)
 
 
 def test_the_lesion_branch_starts_silent_and_can_learn(variables, apply):

@@ -127,6 +127,9 @@ def test_a_damaged_document_is_refused_by_name(tmp_path):
         "[]",
         json.dumps({k: v for k, v in whole.items() if k != "loss"}),
         json.dumps(whole | {"data": whole["data"] | {"unheard_of": 1}}),
+        json.dumps(
+            whole | {"model": {k: v for k, v in whole["model"].items() if k != "inception"}}
+        ),
     ]
     for text in damaged:
         path.write_text(text)
@@ -179,6 +182,7 @@ IMPOSSIBLE = [
     (["--gradient_tiles=17"], "gradient_tiles is 17.*16 tiles"),
     (["--data=-1"], "data is -1"),
     (["--space=0"], "space is 0"),
+    (["--space=2"], "space is 2: .* not built yet"),
 ]
 MALFORMED = [
     (["--tile=64,128"], "tile.*2 values found, 3 expected"),

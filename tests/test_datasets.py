@@ -76,6 +76,16 @@ def test_refuses_a_bad_line_in_one_line_of_its_own(case_list, lines, words):
     assert all(word in message for word in words), message
 
 
+def test_bad_lines_are_gathered_where_the_others_are_wanted(case_list):
+    path = case_list("a,p1,train,cap,a.nii.gz,,", "b,p2,train,influenza,b.nii.gz,,")
+    failures: list[str] = []
+    assert [case.name for case in datasets.read_cases(path, failures=failures)] == ["a"]
+    (line,) = failures
+    assert "line 3: b: label 'influenza' is unknown, expected one of" in line
+    assert line.endswith("mend it, or drop the case with --exclude=b")
+    assert [case.name for case in datasets.read_cases(path, exclude=["b"])] == ["a"]
+
+
 def test_refuses_missing_files_unless_told_not_to_look(case_list):
     path = case_list("a,p1,train,cap,a.nii.gz,m.nii.gz,", make_files=False)
     with pytest.raises(InputError, match=r"a: .*a\.nii\.gz does not exist.*--exclude=a.*1 more"):

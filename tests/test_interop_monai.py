@@ -34,10 +34,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 class Threshold(torch.nn.Module):
-    """A network whose answer is known: the logit is ten times the standardised input."""
+    """A network whose answer is known: lesion's logit is ten times the standardised input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 10 * x
+        return torch.cat([0 * x, 10 * x], dim=1)
 
 
 def test_tiles_are_put_back_where_they_were_cut():

@@ -101,6 +101,7 @@ def case_list(phantoms, tmp_path):
         f"four,p2,train,cap,four.nii.gz,,{other.lung_mask}",
         f"cut,p3,train,cap,cut.nii.gz,,{other.lung_mask}",
         f"mask,p4,train,cap,{other.scan},short.nii.gz,{other.lung_mask}",
+        f"label,p5,train,influenza,{other.scan},,{other.lung_mask}",
     ]
     path = tmp_path / "cases.csv"
     path.write_text("\n".join((",".join(datasets.COLUMNS), *lines)) + "\n")
@@ -111,9 +112,10 @@ def test_bad_cases_are_named_and_left_out_and_the_others_written(case_list, tmp_
     out = tmp_path / "out"
     done = run(f"--cases={case_list}", f"--out={out}")
     assert done.returncode == 1
-    assert "1 of 5 cases" in done.stdout
+    assert "1 of 6 cases" in done.stdout
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert [line.split(":")[1].strip() for line in errors] == ["gone", "four", "cut", "mask"]
+    assert "line 7: label: label 'influenza' is unknown" in errors[0]
+    assert [line.split(":")[1].strip() for line in errors[1:]] == ["gone", "four", "cut", "mask"]
     assert "Traceback" not in done.stderr
     opened = store.Store(out / "store")
     assert [case.name for case in opened.cases()] == ["good"]
@@ -121,17 +123,17 @@ def test_bad_cases_are_named_and_left_out_and_the_others_written(case_list, tmp_
     # The copied list has absolute paths, so it reads from where it is.
     assert datasets.read_cases(out / "cases.csv", check_files=False)[0].scan.exists()
 
-    again = run(f"--cases={case_list}", f"--out={out}", "--exclude=gone,four,cut,mask")
+    again = run(f"--cases={case_list}", f"--out={out}", "--exclude=gone,four,cut,mask,label")
     assert again.returncode == 1
     assert "--overwrite" in again.stderr
     again = run(
-        f"--cases={case_list}", f"--out={out}", "--exclude=gone,four,cut,mask", "--overwrite"
+        f"--cases={case_list}", f"--out={out}", "--exclude=gone,four,cut,mask,label", "--overwrite"
     )
     assert again.returncode == 0, again.stderr
 
 
 def test_no_store_is_left_where_no_case_could_be_prepared(case_list, tmp_path):
-    _, *bad = datasets.read_cases(case_list, check_files=False)
+    _, *bad = datasets.read_cases(case_list, ["label"], check_files=False)
     assert len(prepare.prepare(bad, tmp_path / "out", DATA, workers=1)) == 4
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -223,6 +223,15 @@ def test_mask_of_another_affine_is_refused_and_rounding_is_not(tmp_path, scan):
             load_mask(write(tmp_path / "far.nii", empty, affine), scan)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_a_mask_whose_header_scales_it_is_still_0_and_1(tmp_path, scan, dtype):
+    mask = ct() > 0
+    image = nib.Nifti1Image(mask.astype(np.float32), affine_of())
+    image.set_data_dtype(dtype)  # nibabel then stores a slope, and 1 comes back as 1.00000006
+    nib.save(image, tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.nii.gz", scan), mask.T)
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -326,6 +335,17 @@ def test_affine_that_cannot_be_inverted_is_refused(tmp_path):
     refused(edit_header(path, "srow_x", [np.nan, 0, 0, 0]), "affine")
     edit_header(path, "srow_x", [1, 0, 0, 0])
     refused(edit_header(path, "srow_y", [1, 0, 0, 0]), "affine")
+
+
+def test_a_tilted_gantry_is_accepted_as_far_as_millimetres_stay_right(tmp_path):
+    for degrees, accepted in ((0, True), (10, True), (20, False)):
+        affine = affine_of()
+        affine[1, 2] = np.tan(np.deg2rad(degrees)) * affine[2, 2]
+        path = write(tmp_path / f"tilt{degrees}.nii", ct(), affine)
+        if accepted:
+            assert load_scan(path).values.shape == ct().T.shape
+        else:
+            refused(path, "sheared .a voxel has 94% of the volume")
 
 
 def test_values_that_contradict_the_intensity_are_refused(tmp_path):

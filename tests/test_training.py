@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import pathlib
+import shutil
+import subprocess
+import sys
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 
 from deepsc_jax import inference, parallel, prepare
+from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import (
     CLASSES,
     STAGES,
@@ -20,7 +25,6 @@ from deepsc_jax.config import (
     PlatformConfig,
     Stage,
     TrainConfig,
-    save,
 )
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.datasets import read_cases
@@ -29,7 +33,7 @@ from deepsc_jax.errors import InputError
 from deepsc_jax.evaluate import choose_threshold, evaluate
 from deepsc_jax.models import deepsc
 from deepsc_jax.predict import predict
-from deepsc_jax.training import checkpoint, loop, state
+from deepsc_jax.training import checkpoint, logs, loop, state
 from deepsc_jax.training.step import THRESHOLDS, make_train_step
 
 CONFIG = Config(
@@ -68,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Six training, three validation and three test phantoms, prepared."""
     out = tmp_path_factory.mktemp("data")
     cases = prepare.write_phantoms((6, 3, 3), out, seed=0, size=48, workers=1)
-    assert prepare.prepare(cases, out, CONFIG.data, workers=1) == []
+    assert prepare.prepare(cases, out, CONFIG.data, workers=1, phantoms=True) == []
     return out
 
 
@@ -81,7 +85,7 @@ def store(folder: pathlib.Path) -> Store:
 def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run of all stages."""
     workdir = tmp_path_factory.mktemp("run")
-    save(CONFIG, workdir / "config.json")
+    workdirs.begin(workdir, CONFIG, store)
     loop.train(CONFIG, store, workdir, STAGES)
     return workdir
 
@@ -170,19 +174,92 @@ def test_a_stopped_run_resumes_to_bit_identical_parameters(
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
-def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(store: Store) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
+    store: Store, stage: Stage
+) -> None:
     mesh = parallel.make_mesh(CONFIG.platform)
     model = deepsc.build(CONFIG, "cpu")
-    step = make_train_step(CONFIG, "segmentation", model, mesh, jnp.ones(len(CLASSES)))
+    step = make_train_step(CONFIG, stage, model, mesh, jnp.ones(len(CLASSES)))
     params = state.initial_params(CONFIG, model)
-    current = jax.device_put(
-        state.create(CONFIG, "segmentation", params), parallel.replicated(mesh)
-    )
-    batches = iter(pipeline.batches(store, "train", "segmentation", CONFIG, seed=0, batch_size=2))
+    current = jax.device_put(state.create(CONFIG, stage, params), parallel.replicated(mesh))
+    batches = iter(pipeline.batches(store, "train", stage, CONFIG, seed=0, batch_size=2))
     for _ in range(4):
         current, _ = step(current, parallel.put_batch(next(batches), mesh))
     assert step._cache_size() == 1
     batches.close()
+
+
+@pytest.mark.parametrize("stage", ["segmentation", "joint"])
+def test_scanned_tiles_trace_over_the_mesh(store: Store, stage: Stage) -> None:
+    # What `auto` means on GPU and TPU; lowering is enough to see that shapes and axes agree.
+    platform = dataclasses.replace(CONFIG.platform, tile_loop="scan", data=2)
+    config = dataclasses.replace(CONFIG, platform=platform)
+    mesh = parallel.make_mesh(platform)
+    model = deepsc.build(config, "cpu")
+    assert model.layout.scan_tiles
+    step = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)))
+    batches = iter(pipeline.batches(store, "train", stage, config, seed=0, batch_size=2))
+    batch = parallel.put_batch(next(batches), mesh)
+    batches.close()
+    step.lower(state.create(config, stage, state.initial_params(config, model)), batch)
+
+
+def test_class_weights_come_from_the_scans_a_stage_trains_on(store: Store) -> None:
+    unknown = dataclasses.replace(store.cases("train")[0], lesion_mask=None)
+    assert not unknown.lesions_known
+
+    class Partly:
+        def cases(self, split: str) -> list:
+            return [unknown, *store.cases(split)[1:]]
+
+    partly = cast(Store, Partly())
+    assert unknown in pipeline.training_cases(partly, "classification")
+    assert pipeline.training_cases(partly, "joint") == store.cases("train")[1:]
+
+
+def test_the_joint_stage_wants_both_pretrainings_complete(
+    trained: pathlib.Path, store: Store, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
+    with pytest.raises(InputError, match=r"classification: trained for 0 steps, 4 expected"):
+        loop.train(CONFIG, store, tmp_path, ("joint",))
+    workdirs.begin(tmp_path, CONFIG, store)
+    assert inference.load(tmp_path).stage == "segmentation"  # an empty joint/ is no checkpoint
+
+
+def test_validation_that_cannot_tell_checkpoints_apart_is_refused_at_once(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    cases = read_cases(folder / "cases.csv")
+    free = [c for c in cases if c.split != "validation" or CLASSES[c.label] == "non-pneumonia"]
+    assert prepare.prepare(free, tmp_path, CONFIG.data, workers=1) == []
+    store = Store(tmp_path / "store", CONFIG.data)
+    reasons: dict[Stage, str] = {
+        "segmentation": "no scan with a lesion",
+        "classification": "scans of one class",
+        "joint": "no scan with a lesion",
+    }
+    for stage, reason in reasons.items():
+        with pytest.raises(InputError, match=f"validation has {reason}"):
+            loop.train(CONFIG, store, tmp_path / "run", (stage,))
+
+
+def test_what_was_logged_after_the_checkpoint_or_cut_short_is_dropped(
+    tmp_path: pathlib.Path,
+) -> None:
+    log = logs.MetricsLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write("joint", step, {"loss": 1.0})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "joint", "st')  # killed
+    log = logs.MetricsLog(tmp_path)
+    log.resume("joint", 2)
+    log.write("joint", 3, {"loss": 2.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
 
 
 @pytest.mark.slow
@@ -212,8 +289,8 @@ def test_without_a_validation_split_the_last_checkpoint_counts(
 ) -> None:
     cases = [c for c in read_cases(folder / "cases.csv") if c.split != "validation"]
     assert prepare.prepare(cases, tmp_path, CONFIG.data, workers=1) == []
-    save(CONFIG, tmp_path / "config.json")
     store = Store(tmp_path / "store", CONFIG.data)
+    workdirs.begin(tmp_path, CONFIG, store)
     loop.train(CONFIG, store, tmp_path, ("segmentation",))
     checkpoints = checkpoint.Checkpoints(tmp_path / "segmentation")
     assert checkpoints.best_step() == checkpoints.latest_step() == 4
@@ -248,8 +325,41 @@ def test_prediction_is_on_the_source_grid(
     mask = nib.Nifti1Image.from_filename(tmp_path / "out" / "lesion_mask.nii.gz")
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
     assert result["class"] in CLASSES
+    assert result["trained_on"] == "phantoms"
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"picture.png", "result.json", *(f"{name}.nii.gz" for name in names)}
+
+
+def test_a_folder_that_is_no_result_is_left_alone(
+    trained: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    scan = folder / "scans" / "phantom-test-0000.nii.gz"
+    out = tmp_path / "series"
+    out.mkdir()
+    (out / "slice1.dcm").write_text("precious")
+    with pytest.raises(InputError, match="series: exists and holds no earlier result"):
+        predict(inference.load(trained), scan, out)
+    assert (out / "slice1.dcm").read_text() == "precious"
+
+
+def test_a_bad_scan_between_two_good_ones(
+    trained: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    good = [folder / "scans" / f"phantom-test-000{i}.nii.gz" for i in (0, 1)]
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(good[0].read_bytes()[:5000])
+    command = [sys.executable, "-m", "deepsc_jax.predict", f"--checkpoint={trained}"]
+    command += [f"--out={tmp_path / 'out'}"]
+    command += [f"--scan={scan}" for scan in (good[0], bad, good[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert str(bad) in errors[0]
+    assert "1 of 3 scans could not be predicted" in done.stderr
+    assert done.stdout.count("by a network trained on phantoms") == 2
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"phantom-test-0000", "phantom-test-0001"}
 
 
 def test_nothing_outside_of_the_lungs_is_a_lesion(
@@ -305,11 +415,7 @@ def test_the_threshold_is_the_best_of_validation_on_the_sources_grids(
         _, rows = evaluate(predictor, store, "validation")
         means.append(np.mean([row["dsc"] for row in rows if row["dsc"] is not None]))
     assert chosen == THRESHOLDS[int(np.argmax(means))]
-    inference.save_threshold(trained, "joint", 0.35)
-    inference.save_threshold(trained, "segmentation", 0.15)
+    workdirs.save_threshold(trained, "joint", 0.35)
+    workdirs.save_threshold(trained, "segmentation", 0.15)
     assert inference.load(trained).threshold == 0.35
     assert inference.load(trained, "segmentation").threshold == 0.15
-    (trained / "thresholds.json").write_text("[]")
-    with pytest.raises(InputError, match=r"thresholds\.json"):
-        inference.load(trained)
-    (trained / "thresholds.json").unlink()

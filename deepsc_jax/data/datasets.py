@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from deepsc_jax.config import CLASSES
 from deepsc_jax.errors import InputError
+from deepsc_jax.files import aside
 
 COLUMNS = ("case", "patient", "split", "label", "scan", "lesion_mask", "lung_mask")
 SPLITS = ("train", "validation", "test")
@@ -49,14 +50,19 @@ class Case:
 
 
 def read_cases(
-    csv_path: str | pathlib.Path, exclude: Sequence[str] = (), check_files: bool = True
+    csv_path: str | pathlib.Path,
+    exclude: Sequence[str] = (),
+    check_files: bool = True,
+    failures: list[str] | None = None,
 ) -> list[Case]:
     """Read a case list, in the order of its lines.
 
     Args:
       csv_path: the CSV file.
-      exclude: names of cases to leave out; what is wrong with their files does not matter.
+      exclude: names of cases to leave out; what is wrong with them does not matter.
       check_files: refuse the list if one of its files is missing.
+      failures: where given, lines with an unknown label or the like are left out, and what is
+        wrong with each is added here.
 
     Raises:
       InputError: no such file, a column is missing, an unknown label or split, a case named twice
@@ -66,14 +72,21 @@ def read_cases(
     csv_path = pathlib.Path(csv_path)
     rows = _read_rows(csv_path)
     folder = csv_path.absolute().parent
-    cases = [_case(row, folder, f"{csv_path}, line {line}") for line, row in rows]
-    _refuse_repeats(cases, csv_path)
-
-    unknown = sorted(set(exclude) - {case.name for case in cases})
+    unknown = sorted(set(exclude) - {row["case"] for _, row in rows})
     if unknown:
         raise InputError(f"--exclude={unknown[0]}: no such case in {csv_path}: mend the name")
-    cases = [case for case in cases if case.name not in exclude]
-    if not cases:
+    cases = []
+    for line, row in rows:
+        if row["case"] in exclude:
+            continue
+        try:
+            cases.append(_case(row, folder, f"{csv_path}, line {line}"))
+        except InputError as error:
+            if failures is None:
+                raise
+            failures.append(str(error))
+    _refuse_repeats(cases, csv_path)
+    if not cases and not failures:
         raise InputError(f"{csv_path}: no cases found, at least 1 expected: add a line per scan")
     _refuse_leaks(cases, csv_path)
     if check_files:
@@ -94,14 +107,13 @@ def missing_file(case: Case, path: pathlib.Path) -> str:
 
 
 def write_cases(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
-    """Write a case list, aside first and then renamed.
+    """Write a case list.
 
     Paths inside the list's folder are written relative to it, so that the folder can be moved; the
     others as absolute paths.
     """
     folder = csv_path.absolute().parent
-    aside = csv_path.with_name(csv_path.name + ".partial")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with aside(csv_path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for case in cases:
@@ -110,7 +122,6 @@ def write_cases(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
                 [case.name, case.patient, case.split, CLASSES[case.label]]
                 + [relative_path(path, folder) for path in paths]
             )
-    aside.replace(csv_path)
 
 
 def relative_path(path: pathlib.Path | None, folder: pathlib.Path) -> str:
@@ -149,11 +160,13 @@ def _case(row: dict[str, str], folder: pathlib.Path, place: str) -> Case:
         )
     if label not in CLASSES:
         raise InputError(
-            f"{place}: {name}: label {label!r} is unknown; expected one of {', '.join(CLASSES)}"
+            f"{place}: {name}: label {label!r} is unknown, expected one of {', '.join(CLASSES)}: "
+            f"mend it, or drop the case with --exclude={name}"
         )
     if split not in SPLITS:
         raise InputError(
-            f"{place}: {name}: split {split!r} is unknown; expected one of {', '.join(SPLITS)}"
+            f"{place}: {name}: split {split!r} is unknown, expected one of {', '.join(SPLITS)}: "
+            f"mend it, or drop the case with --exclude={name}"
         )
     for column in ("patient", "scan"):
         if not row[column]:

@@ -4,6 +4,7 @@ Needs the `dicom` extra. SimpleITK's wheels decode the usual compressed transfer
 Lossless among them.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,12 @@ def _largest_series(sitk, folder: Path) -> tuple[str, tuple[str, ...]]:
             "that holds the slices themselves, or a .nii or .nii.gz file"
         )
     uid = max(series, key=lambda key: (len(series[key]), key))
+    if len(series) > 1:
+        print(
+            f"note: {folder}: {len(series)} DICOM series found, the one with most slices is read "
+            f"({len(series[uid])} slices, {uid}): for another, give a folder that holds it alone",
+            file=sys.stderr,
+        )
     return uid, series[uid]
 
 
@@ -106,7 +113,13 @@ def _slice_step(reader, count: int, folder: Path) -> Float64[np.ndarray, "3"] | 
     texts = [_tag(reader, index, "0020|0032") for index in range(count)]
     if count < 2 or not all(texts):
         return None
-    positions = np.array([[float(value) for value in text.split("\\")] for text in texts])
+    try:
+        positions = np.array([[float(value) for value in text.split("\\")] for text in texts])
+    except ValueError as error:
+        raise InputError(
+            f"{folder}: an ImagePositionPatient cannot be read ({error}), expected three numbers a "
+            "slice: export the series afresh"
+        ) from error
     steps = np.diff(positions, axis=0)
     gaps = np.linalg.norm(steps, axis=1)
     median = float(np.median(gaps))

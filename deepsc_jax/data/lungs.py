@@ -33,6 +33,8 @@ CORE_MM = 3.0  # half of what a thin diaphragm leaks through
 AERATED_MM = 4.0  # what an opening by this radius leaves is lung, not bronchus or fissure
 Spacing = tuple[float, float, float]
 Box = tuple[slice, ...]
+GIVE_A_MASK = "give a lung mask (predict: --lung_mask; prepare: the column lung_mask)"
+
 _IN_PLANE = np.zeros((3, 3, 3), bool)
 _IN_PLANE[1, 1, :] = _IN_PLANE[1, :, 1] = True
 
@@ -44,11 +46,13 @@ def find_lungs(scan: Scan, intensity: str = "hu") -> Bool[np.ndarray, "depth hei
     """
     if intensity != "hu":
         raise InputError(
-            f"{scan.name}: lungs are found by HU, but intensity is {intensity!r}: "
-            "give a lung mask (--lung_mask)"
+            f"{scan.path or scan.name}: lungs are found by HU, but intensity is {intensity!r}: "
+            f"{GIVE_A_MASK}"
         )
     mask = _lungmask_package(scan)
-    return lung_mask(scan.values, scan.spacing_mm, scan.name) if mask is None else mask
+    if mask is not None:
+        return mask
+    return lung_mask(scan.values, scan.spacing_mm, scan.path or scan.name)
 
 
 def _lungmask_package(scan: Scan) -> np.ndarray | None:
@@ -126,7 +130,7 @@ def _check_volume(mask: np.ndarray, spacing_mm: tuple[float, float, float], name
 def _no_lung(name: str, millilitres: float) -> str:
     return (
         f"{name}: found {millilitres:.0f} ml of lung, expected at least {SMALLEST_ML:.0f} ml in a "
-        "chest CT in HU: check the scan, or give its lung mask (--lung_mask)"
+        f"chest CT in HU: check the scan, or {GIVE_A_MASK}"
     )
 
 

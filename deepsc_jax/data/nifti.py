@@ -36,7 +36,6 @@ _READ_ERRORS = (
     ValueError,
     KeyError,
     OverflowError,
-    MemoryError,
     ImageFileError,
     ImageDataError,
     HeaderDataError,
@@ -88,6 +87,10 @@ def read_nifti(path: Path) -> Source:
         raise
     except PermissionError as error:
         raise InputError(f"{path}: may not be read: give yourself the right to read it") from error
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: too large for this machine's memory: use another, or crop the scan"
+        ) from error
     except _READ_ERRORS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(

@@ -46,6 +46,12 @@ _PREFETCHED_BATCHES = 8
 Example = dict[str, Any]
 
 
+def training_cases(store: Store, stage: Stage) -> list[StoredCase]:
+    """What a stage trains on: where it learns lesions, the cases whose lesions are known."""
+    cases = store.cases("train")
+    return cases if stage == "classification" else [c for c in cases if c.lesions_known]
+
+
 def batches(
     store: Store,
     split: str,
@@ -83,9 +89,7 @@ def batches(
       InputError: the split has no case to offer, or the store was made with other preprocessing.
     """
     store.require(config.data)
-    cases = store.cases(split)
-    if train and stage != "classification":
-        cases = [case for case in cases if case.lesions_known]
+    cases = training_cases(store, stage) if train else store.cases(split)
     if not cases:
         kind = "case" if not store.cases(split) else "case with a lesion mask"
         raise InputError(

@@ -138,7 +138,8 @@ def prepare_scan(
 ) -> Prepared:
     """Normalise a scan, bring it and its masks to the working grid, and mask it by the lungs.
 
-    A working voxel belongs to a mask if the resampled mask is at least ½ there.
+    A working voxel belongs to a mask if the resampled mask is at least ½ there; lesions end where
+    the lungs do.
 
     Raises:
         InputError: the lung mask is empty, at the source or on the working grid.
@@ -148,17 +149,18 @@ def prepare_scan(
             _check_shape(mask, _three(scan.values.shape))
     if not lung_mask.any():
         raise InputError(
-            f"{scan.name}: its lung mask is empty, expected lungs: give another mask, or check "
-            "that the file is a chest CT"
+            f"{scan.path or scan.name}: its lung mask is empty, expected lungs: give another mask, "
+            "or check that the file is a chest CT"
         )
     grid = working_grid(_three(scan.values.shape), scan.spacing_mm, lung_mask, config)
     lung = to_working(lung_mask, grid) >= 0.5
     if not lung.any():
         raise InputError(
-            f"{scan.name}: its lungs vanish on the working grid of {grid.shape} voxels: "
+            f"{scan.path or scan.name}: its lungs vanish on the working grid of {grid.shape}: "
             "check the lung mask, or choose a finer --working_spacing_mm or --working_size"
         )
-    lesion = None if lesion_mask is None else to_working(lesion_mask, grid) >= 0.5
+    # Outside of the lungs the network sees nothing, so nothing is asked of it there.
+    lesion = None if lesion_mask is None else (to_working(lesion_mask, grid) >= 0.5) & lung
     volume = to_working(normalise(scan.values, config), grid)
     np.clip(volume, 0, 1, out=volume)  # weights sum to 1 but for rounding
     volume *= lung

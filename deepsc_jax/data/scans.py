@@ -8,7 +8,6 @@ affine.
 """
 
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +26,7 @@ from nibabel.orientations import (
 from deepsc_jax.data.dicom import read_series
 from deepsc_jax.data.nifti import Affine, Source, read_nifti
 from deepsc_jax.errors import InputError
+from deepsc_jax.files import aside
 
 Intensity = Literal["hu", "unit"]
 Volume = Float32[np.ndarray, "depth height width"]
@@ -38,6 +38,10 @@ MIN_SLICES = 8
 AFFINE_TOLERANCE_VOXELS = 0.1
 """How far a mask's corner may lie from its scan's, in voxels of the scan. Headers store float32
 matrices or quaternions, whose rounding stays below 0.01 voxel; half a voxel is another grid."""
+
+MIN_UPRIGHT = 0.98
+"""Share of its spacing's product that a voxel's volume must have. A gantry tilted by 11° is there;
+volumes and distances in mm, which take the axes for upright, would be more wrong beyond."""
 
 _LPS = axcodes2ornt(("L", "P", "S"))
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
@@ -126,11 +130,12 @@ def load_mask(path: str | os.PathLike[str], scan: Scan, kind: str = "lesion mask
     others: list[np.ndarray] = []
     for index, raw in enumerate(voxels):
         values = source.scaled(raw)
-        mask[index] = values == 1
-        others.append(np.unique(values[(values != 1) & (values != 0)]))
+        # A slope in the header makes 1 of a scaled integer mask 1.00000006.
+        mask[index] = one = np.abs(values - 1) < 1e-4
+        others.append(np.unique(values[~(one | (np.abs(values) < 1e-4))]))
     wrong = np.unique(np.concatenate(others))
     if wrong.size:
-        shown = ", ".join(f"{value:g}" for value in wrong[:5])
+        shown = ", ".join(f"{value:.6g}" for value in wrong[:5])
         raise InputError(
             f"{path}: {kind} holds {shown}{', …' if wrong.size > 5 else ''} beside 0 and 1, "
             "expected 0 and 1 alone: write it as 0 (background) and 1"
@@ -145,8 +150,6 @@ def save_like(
     dtype: np.dtype | type | str,
 ) -> None:
     """Write a canonical array as NIfTI on the source's own grid, orientation, affine and forms.
-
-    Written beside `path` and then renamed, so that no half-written file is ever seen there.
 
     Raises:
         ValueError: the array is not of the scan's shape, or `dtype` cannot hold its values.
@@ -166,12 +169,8 @@ def save_like(
     header.set_slope_inter(1.0, 0.0)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = image_class(apply_orientation(stored.T, to_source), scan.affine, header)
-    aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
-        nib.save(image, aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as partial:
+        nib.save(image, partial)
 
 
 def _to_scan(source: Source, path: Path, intensity: Intensity) -> Scan:
@@ -204,7 +203,7 @@ def _to_scan(source: Source, path: Path, intensity: Intensity) -> Scan:
     millimetres = _MM_PER_UNIT.get(int(source.header["xyzt_units"]), 1.0)
     width_mm, height_mm, depth_mm = np.linalg.norm(affine[:3, :3], axis=0) * millimetres
     return Scan(
-        name=_name(path),
+        name=scan_name(path),
         values=values,
         spacing_mm=(float(depth_mm), float(height_mm), float(width_mm)),
         affine=source.affine,
@@ -218,14 +217,14 @@ def _check_intensity(low: float, high: float, intensity: Intensity, path: Path) 
     found = f"{path}: its values lie within {low:g}..{high:g}"
     if low == high:
         raise InputError(f"{path}: every voxel is {low:g}, expected an image: check the export")
-    if intensity == "unit" and (low < 0 or high > 255):
+    if intensity == "unit" and (low < 0 or high > 255 or 1 < high <= 2):
         raise InputError(
             f"{found}, expected 0..1 or 0..255 with --intensity=unit: "
-            "use --intensity=hu for CT numbers"
+            "prepare and train with --intensity=hu for CT numbers"
         )
-    if intensity == "hu" and low >= 0:
+    if intensity == "hu" and low > -500:
         advice = (
-            "use --intensity=unit for images that are not in HU"
+            "prepare and train with --intensity=unit for images that are not in HU"
             if high <= 255
             else "rescale them to HU (stored values often lack an offset of -1024)"
         )
@@ -243,10 +242,12 @@ def _canonical(source: Source, path: Path) -> tuple[np.ndarray, Affine]:
             f"{path}: its affine gives voxels of {shown} mm, expected positive numbers: "
             "correct the header"
         )
-    if abs(np.linalg.det(linear / norms)) < 1e-3:
+    upright = abs(np.linalg.det(linear / norms))
+    if upright < MIN_UPRIGHT:
         raise InputError(
-            f"{path}: two of its axes point the same way, expected an affine that can be inverted: "
-            "correct the header"
+            f"{path}: the axes of its affine are sheared (a voxel has {upright:.0%} of the volume "
+            f"that its spacing says, expected at least {MIN_UPRIGHT:.0%}): resample it to upright "
+            "axes, or correct the header"
         )
     to_lps = ornt_transform(io_orientation(source.affine), _LPS)
     voxels = apply_orientation(source.voxels, to_lps).T
@@ -264,5 +265,6 @@ def _largest_corner_offset(a: Affine, b: Affine, shape: tuple[int, ...]) -> floa
     return float(np.linalg.norm(offsets, axis=1).max() / np.linalg.norm(b[:3, :3], axis=0).min())
 
 
-def _name(path: Path) -> str:
-    return path.resolve().name.removesuffix(".gz").removesuffix(".nii")
+def scan_name(path: str | os.PathLike[str]) -> str:
+    """What a scan is called after its file or folder; links keep their own name."""
+    return Path(os.path.abspath(path)).name.removesuffix(".gz").removesuffix(".nii")

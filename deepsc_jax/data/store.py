@@ -16,6 +16,7 @@ exact, so what is masked stays 0.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import threading
@@ -34,7 +35,7 @@ from deepsc_jax.errors import InputError
 ArrayName = Literal["volume", "lesion", "lung"]
 Ints3 = tuple[int, int, int]
 
-VERSION = 1
+VERSION = 2
 CHUNK: Ints3 = (16, 64, 64)
 SAMPLED_VOXELS = 2000
 _LEVELS = 65535
@@ -122,16 +123,23 @@ def sample_lesion_voxels(lesion: np.ndarray, name: str) -> np.ndarray:
 
 
 def write_index(
-    folder: pathlib.Path, data: DataConfig, cases: Sequence[StoredCase], final: pathlib.Path
+    folder: pathlib.Path,
+    data: DataConfig,
+    cases: Sequence[StoredCase],
+    final: pathlib.Path,
+    *,
+    phantoms: bool = False,
 ) -> None:
     """Write `folder`/index.json: the last step before `folder` is renamed to `final`.
 
-    Source paths inside the folder that holds `final` are stored relative to it.
+    Source paths inside the folder that holds `final` are stored relative to it. `phantoms` says
+    that the scans are phantoms; what is trained on the store will say so.
     """
     base = final.absolute().parent
     records = ",\n".join(json.dumps(record_to_json(case, base)) for case in cases)
     made_with = json.dumps(dataclasses.asdict(data))
-    text = f'{{"version": {VERSION},\n"data": {made_with},\n"cases": [\n{records}\n]}}\n'
+    head = f'"version": {VERSION},\n"phantoms": {json.dumps(phantoms)},\n"data": {made_with}'
+    text = f'{{{head},\n"cases": [\n{records}\n]}}\n'
     (folder / "index.json").write_text(text, encoding="utf-8")
 
 
@@ -142,6 +150,11 @@ class Store:
       path: its folder, or the URL of one (`gs://...`, `s3://...`) as tensorstore spells it.
       data: the configuration of the run; None takes whatever the store was made with.
       cache_mib: MiB of decoded chunks kept in memory; 0 keeps none.
+
+    Attributes:
+      data: the configuration it was made with.
+      phantoms: whether its scans are phantoms.
+      digest: SHA-256 of its index: another one is another store.
 
     Raises:
       InputError: not a store, or made with other preprocessing than `data` asks for.
@@ -155,6 +168,7 @@ class Store:
         base = pathlib.Path(path).absolute().parent
         try:
             self.data: DataConfig = from_document(DataConfig, document["data"])
+            self.phantoms = bool(document["phantoms"])
             self._cases = [record_from_json(record, base) for record in document["cases"]]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -264,6 +278,7 @@ class Store:
             )
         try:
             document = json.loads(read.value)
+            self.digest = hashlib.sha256(read.value).hexdigest()
         except ValueError as error:
             raise InputError(
                 f"{self.path}/index.json: not JSON ({error}): prepare again"

@@ -4,8 +4,10 @@
     python -m deepsc_jax.interop.monai $FLAGS --data_dir=DIR --out=DIR
 
 The same batches in the same order (tiles, augmentation, intensities), as many steps, Adam with the
-same linear decay, the same tiles at inference, the same evaluation. Its own are the network,
-MONAI's Dice + focal loss and torch's initial weights. Needs the extra `monai`.
+same linear decay, the same tiles at inference, the same evaluation. Its own are the network, the
+loss of MONAI's tutorials (Dice + cross-entropy) and torch's initial weights. It has two outputs, as
+there: with one, MONAI's U-Net normalises that one channel just before its last layer and hardly
+learns small lesions. Needs the extra `monai`.
 """
 
 import dataclasses
@@ -15,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from absl import flags
-from monai.losses.dice import DiceFocalLoss
+from monai.losses.dice import DiceCELoss
 from monai.networks.nets.unet import UNet
 
 from deepsc_jax import config, program
 from deepsc_jax.config import Config
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluate import evaluate, write_json
+from deepsc_jax.evaluate import choose_threshold, evaluate
+from deepsc_jax.files import write_json
 from deepsc_jax.inference import Prediction
 from deepsc_jax.metrics.summary import table
 from deepsc_jax.training.logs import Progress
@@ -46,7 +49,8 @@ class Peer:
         origins = pipeline.tile_origins(padded.shape, data.tile)
         with torch.no_grad():
             for tile, (z, y, x) in zip(tiles, origins, strict=True):
-                found = torch.sigmoid(self.network(_inputs(tile[None], self.config)))[0, 0]
+                logits = self.network(_inputs(tile[None], self.config))
+                found = torch.softmax(logits, dim=1)[0, 1]
                 d, h, w = tile.shape
                 lesion[z : z + d, y : y + h, x : x + w] = found.numpy()
         return Prediction(lesion[: len(volume)], None, None)
@@ -64,8 +68,9 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     options = settings.train
     torch.manual_seed(options.seed)
     strides = (2,) * (len(channels) - 1)
-    network = UNet(3, 1, 1, channels, strides, num_res_units=2, norm="INSTANCE")
-    loss_fn = DiceFocalLoss(sigmoid=True, lambda_focal=settings.loss.focal_weight)
+    norm = ("INSTANCE", {"affine": True})
+    network = UNet(3, 1, 2, channels, strides, num_res_units=2, norm=norm)
+    loss_fn = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
     optimizer = torch.optim.Adam(network.parameters(), options.learning_rate)
     steps = options.segmentation_steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -104,12 +109,14 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     store = Store(pathlib.Path(options.data_dir) / "store", settings.data, settings.train.cache_mib)
     peer = train(settings, store, tuple(int(c) for c in options.channels))
+    peer.threshold = choose_threshold(peer, store) or peer.threshold
     metrics, rows = evaluate(peer, store, "test")
     print(table(metrics))
-    for row in rows:
-        print(f"{row['case']:24} DSC {row['dsc']:.3f}")
     write_json(rows, out / "scans.json")
     write_json(metrics, out / "metrics.json")
+    for row in rows:
+        if row.get("dsc") is not None:
+            print(f"{row['case']:24} DSC {row['dsc']:.3f}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from absl import flags
 
 from deepsc_jax import program
 from deepsc_jax.errors import InputError
-from deepsc_jax.evaluate import write_json
+from deepsc_jax.files import write_json
 
 TESTS = pathlib.Path(__file__).parents[2] / "tests"
 

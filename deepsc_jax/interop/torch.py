@@ -15,7 +15,6 @@ import contextlib
 import pathlib
 import pickle
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -30,8 +29,10 @@ from absl import flags
 
 from deepsc_jax import config as configs
 from deepsc_jax import inference, program
+from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.errors import InputError
+from deepsc_jax.files import aside, folder_aside
 from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints
@@ -154,39 +155,35 @@ def read(path: pathlib.Path) -> StateDict:
 
 
 def write(weights: StateDict, path: pathlib.Path) -> None:
-    """Write a `state_dict`, aside first and then renamed.
+    """Write a `state_dict`.
 
     Raises:
       InputError: the name ends in neither .safetensors nor .pth.
     """
     suffix = _suffix(path)
-    aside = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".safetensors":
-        safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, aside)
-    else:
-        torch.save(weights, aside)
-    aside.replace(path)
+    with aside(path) as partial:
+        if suffix == ".safetensors":
+            safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, partial)
+        else:
+            torch.save(weights, partial)
 
 
 def save_run(params: Params, config: Config, stage: Stage, workdir: pathlib.Path) -> None:
-    """Write a folder that `predict` reads, aside first and then renamed: no training, one step.
+    """Write a folder that `predict` reads: no training, one step.
 
     Raises:
       InputError: `workdir` exists.
     """
     if workdir.exists():
         raise InputError(f"{workdir}: exists already: give --to another folder")
-    aside = workdir.with_name(workdir.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    configs.save(config, aside / "config.json")
-    checkpoints = Checkpoints(aside / stage)
-    state = states.create(config, stage, jax.tree.map(jnp.asarray, params))
-    checkpoints.save(state, {"next_index": 0}, None)
-    checkpoints.wait()
-    checkpoints.close()
-    aside.replace(workdir)
+    with folder_aside(workdir) as partial:
+        workdirs.write(partial, workdirs.Record(config, phantoms=False, store="", thresholds={}))
+        checkpoints = Checkpoints(partial / stage, writer=True)
+        state = states.create(config, stage, jax.tree.map(jnp.asarray, params))
+        checkpoints.save(state, {"next_index": 0}, None)
+        checkpoints.wait()
+        checkpoints.close()
 
 
 def expected(config: Config) -> Params:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.models.layers import Conv, ConvForm, ConvNormAct, GroupNorm, Volume
+from deepsc_jax.models.layers import EXACT, Conv, ConvForm, ConvNormAct, GroupNorm, Volume
 
 
 class ResidualUnit(nn.Module):
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
         kernel = self.param("kernel", init, (sum(self.encoder_channels), self.classes))
         ends = [sum(self.encoder_channels[: i + 1]) for i in range(2)]
         return {
-            "logits": jnp.concatenate(pooled, axis=-1) @ kernel,
+            "logits": jnp.dot(jnp.concatenate(pooled, axis=-1), kernel, precision=EXACT),
             "maps": tuple(maps),
             "weights": tuple(jnp.split(kernel, ends)),
         }
@@ -92,7 +92,7 @@ def class_activation_maps(
 ) -> tuple[Float[Array, "batch slices height width"], ...]:
     """The raw maps of one class per scan, in-plane 1/2, 1/4 and 1/8 (Zhou et al. 2016)."""
     return tuple(
-        jnp.einsum("bthwk,bk->bthw", m.astype(w.dtype), w[:, classes].T)
+        jnp.einsum("bthwk,bk->bthw", m.astype(w.dtype), w[:, classes].T, precision=EXACT)
         for m, w in zip(maps, weights, strict=True)
     )
 
@@ -104,14 +104,15 @@ def evidence_masks(
 ) -> tuple[Float[Array, "batch slices height width"], ...]:
     """M_1, M_2, M_3 in [0, 1] (paper, IV-D): each scan's map from its minimum to its maximum.
 
-    Assumed; the paper does not say how a map becomes a mask. The softmax does not see what is added
-    to all logits, so where negative values count as nothing the task-aware loss is least with maps
-    below zero everywhere, and training emptied the masks (measured). Between minimum and maximum
-    every mask has a peak and every voxel a gradient, though none flows through the two extremes.
-    A range below 1e-6 counts as 1e-6.
+    Assumed; the paper does not say how a map becomes a mask. What is added to a whole map moves
+    its logit and changes neither the mask nor, by the mean, its gradient: the task-aware loss
+    shapes maps, and leaves it to the cross-entropy how high they are. (Where values below zero
+    counted as nothing, training pushed all maps below zero and emptied the masks.) No gradient
+    flows through the two extremes; a range below 1e-6 counts as 1e-6.
     """
     masks = []
     for raw in class_activation_maps(maps, weights, classes):
+        raw = raw - raw.mean((1, 2, 3), keepdims=True)
         low, high = (
             lax.stop_gradient(f(raw, (1, 2, 3), keepdims=True)) for f in (jnp.min, jnp.max)
         )

@@ -131,7 +131,7 @@ class DeepSC(nn.Module):
         sums = {}
         if features is not None:
             wide = jnp.promote_types(features.dtype, jnp.float32)
-            lesion = jnp.zeros((*features.shape[:-1], 1), wide)
+            lesion = jnp.zeros_like(features[..., :1], wide)
             sums = {"scan_features": jnp.zeros_like(features), "scan_lesion": lesion}
         body = nn.remat(one_tile, prevent_cse=False) if self.layout.remat else one_tile
         scan = nn.scan(

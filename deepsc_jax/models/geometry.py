@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from deepsc_jax.models.layers import EXACT
+
 Part = Float[Array, "depth height width channel"]
 
 
@@ -139,7 +141,8 @@ def resample(x: Part, source: Grid, target: Grid) -> Part:
 def _along_depth(x: Part, source: Grid, target: Grid) -> Part:
     weights = depth_weights(source, target)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum("tn,nhwc->thwc", weights.astype(wide), x.astype(wide)).astype(x.dtype)
+    product = jnp.einsum("tn,nhwc->thwc", weights.astype(wide), x.astype(wide), precision=EXACT)
+    return product.astype(x.dtype)
 
 
 def _coarsen(x: Part, factor: int) -> Part:

@@ -23,6 +23,8 @@ Valid = Int[Array, "batch"] | None
 ConvForm = Literal["native", "folded"]
 STACKED_CHANNELS = 32
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
+# Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
+EXACT = lax.Precision.HIGHEST
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")  # He et al. 2015
 
@@ -126,7 +128,7 @@ class GroupNorm(nn.Module):
         ones = jnp.ones(rows.shape[:2], rows.dtype)
 
         def group_sums(values: Array) -> Array:
-            sums = jnp.einsum("br,brc->bc", ones, values)
+            sums = jnp.einsum("br,brc->bc", ones, values, precision=EXACT)
             sums = sums.reshape(batch, width, self.groups, channels // self.groups)
             return sums.sum(axis=(1, 3))
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from deepsc_jax.models.geometry import resample, tile_grid
 from deepsc_jax.models.layers import (
+    EXACT,
     ConvForm,
     ConvNormAct,
     Deconv,
@@ -74,7 +75,11 @@ class LesionSubnet(nn.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         odds = jnp.log(LESION_PRIOR / (1 - LESION_PRIOR))
         head = nn.Dense(
-            1, dtype=wide, bias_init=nn.initializers.constant(odds), name=f"segmentation{index}"
+            1,
+            dtype=wide,
+            precision=EXACT,
+            bias_init=nn.initializers.constant(odds),
+            name=f"segmentation{index}",
         )
         return mask_depth(nn.sigmoid(head(x.astype(wide))), valid)
 

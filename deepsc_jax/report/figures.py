@@ -11,12 +11,13 @@ import pathlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from deepsc_jax.files import aside
+
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the figure aside and renames it: the file appears whole or not at all."""
     path = pathlib.Path(path)
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(picture.getvalue())
-    aside.replace(path)
+    with aside(path) as partial:
+        partial.write_bytes(picture.getvalue())

@@ -19,7 +19,7 @@ class Checkpoints:
     validation result (`score`, `threshold`, ...). Saving is asynchronous.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, *, writer: bool = False):
         self.directory = directory
         best: Any = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
@@ -32,7 +32,7 @@ class Checkpoints:
             str(directory.absolute()),
             preservation_policy=keep,
             save_decision_policy=always,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=writer,
         )
 
     def save(self, state: State, data_state: Any, record: dict[str, Any] | None) -> None:
@@ -72,6 +72,11 @@ def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
+def has_checkpoint(directory: pathlib.Path) -> bool:
+    """Whether a stage's folder holds one that is complete."""
+    return directory.is_dir() and any(child.name.isdecimal() for child in directory.iterdir())
+
+
 def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, Any]]:
     """Parameters and validation record (with its `step`) of a stage's best checkpoint.
 
@@ -82,12 +87,11 @@ def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, An
     Raises:
       InputError: there is no checkpoint.
     """
-    checkpoints = Checkpoints(directory) if directory.is_dir() else None
-    step = checkpoints.best_step() if checkpoints else None
-    if checkpoints is None or step is None:
-        raise InputError(
-            f"{directory}: no checkpoint found: give --checkpoint the --workdir of a training run"
-        )
+    if not has_checkpoint(directory):
+        raise InputError(f"{directory}: no checkpoint found: train that stage first")
+    checkpoints = Checkpoints(directory)
+    step = checkpoints.best_step()
+    assert step is not None
     contents = checkpoints.load(like, step)
     checkpoints.close()
     return contents["state"].params, contents["record"] | {"step": step}

@@ -10,6 +10,8 @@ from typing import Any
 
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from deepsc_jax.files import aside
+
 # Generated modules, in which type checkers see no names.
 events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
 summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
@@ -32,11 +34,16 @@ class MetricsLog:
         """Forget what `stage` logged after `step`."""
         if not self.path.exists():
             return
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-        aside = self.path.with_name(self.path.name + ".partial")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        aside.replace(self.path)
+        kept = []
+        for text in self.path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:  # the last one, cut when the run was killed
+                continue
+            if line["stage"] != stage or line["step"] <= step:
+                kept.append(line)
+        with aside(self.path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
         """Append one line, and one TensorBoard event."""

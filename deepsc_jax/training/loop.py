@@ -20,7 +20,7 @@ from deepsc_jax.errors import InputError
 from deepsc_jax.metrics.classification import macro_auc
 from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
-from deepsc_jax.training.checkpoint import Checkpoints, load_params
+from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_params
 from deepsc_jax.training.logs import MetricsLog, Progress
 from deepsc_jax.training.step import THRESHOLDS, make_eval_step, make_train_step
 
@@ -45,12 +45,14 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
     The joint stage starts from the best checkpoints of both pre-trainings in `workdir`.
 
     Raises:
-      InputError: the joint stage lacks a pre-training, or devices and batches do not fit.
+      InputError: the joint stage lacks a pre-training, validation cannot choose checkpoints, or
+        devices and batches do not fit.
       FloatingPointError: the loss is not finite.
     """
     mesh = parallel.make_mesh(config.platform)
     for stage in stages:
         parallel.check_batch(config.train.batch(stage), mesh, f"{stage}_batch")
+        _check_validation(store, stage)
     model = deepsc.build(config, jax.default_backend())
     log = MetricsLog(workdir)
     run = Run(config, store, workdir, mesh, model, log)
@@ -64,7 +66,7 @@ def run_stage(run: Run, stage: Stage) -> None:
 
     However it ends, what is being saved is finished first.
     """
-    with contextlib.closing(Checkpoints(run.workdir / stage)) as checkpoints:
+    with contextlib.closing(Checkpoints(run.workdir / stage, writer=True)) as checkpoints:
         _run_stage(run, stage, checkpoints)
 
 
@@ -78,13 +80,13 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
 
     state = jax.device_put(_first_state(run, stage, reached), parallel.replicated(run.mesh))
     batches = iter(_batches(run, "train", stage, train=True))
+    run.log.resume(stage, reached or 0)
     if reached is not None:
         contents = checkpoints.load(state, reached)
         state = contents["state"]
         batches.set_state(contents["data"])
-        run.log.resume(stage, reached)
         print(f"{stage}: resumed at step {reached}")
-    labels = [case.label for case in run.store.cases("train")]
+    labels = [case.label for case in pipeline.training_cases(run.store, stage)]
     counts = np.bincount(labels, minlength=len(CLASSES))
     step_fn = make_train_step(
         config, stage, run.model, run.mesh, losses.class_weights(jnp.asarray(counts))
@@ -133,12 +135,44 @@ def _first_state(run: Run, stage: Stage, reached: int | None) -> states.State:
     if stage == "joint" and reached is None:
         pretrained = {}
         for part in STAGES[:2]:
+            _require_trained(run, part)
             like = jax.device_put(
                 states.create(run.config, part, params), parallel.replicated(run.mesh)
             )
             pretrained[part] = load_params(run.workdir / part, like)[0]
         params = states.join(pretrained["segmentation"], pretrained["classification"])
     return states.create(run.config, stage, params)
+
+
+def _require_trained(run: Run, part: Stage) -> None:
+    """Refuse to start the joint stage from a pre-training that is not complete."""
+    folder, total = run.workdir / part, run.config.train.steps(part)
+    step = 0
+    if has_checkpoint(folder):
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            step = checkpoints.latest_step() or 0
+    if step != total:
+        raise InputError(
+            f"{folder}: trained for {step} steps, {total} expected before the joint stage: run "
+            f"--stage={part} first, or --stage=all"
+        )
+
+
+def _check_validation(store: Store, stage: Stage) -> None:
+    """Refuse a validation split that cannot tell a better checkpoint of the stage from a worse."""
+    cases, lacking = store.cases("validation"), []
+    if not cases:
+        return
+    if stage != "classification" and not any(c.lesions_known and c.lesion_voxels for c in cases):
+        lacking.append("no scan with a lesion, at least 1")
+    classes = {case.label for case in cases}
+    if stage != "segmentation" and len(classes) < 2:
+        lacking.append("scans of one class, at least 2 classes")
+    if lacking:
+        raise InputError(
+            f"{store.path}: split validation has {lacking[0]} expected to choose the best "
+            f"checkpoint of the {stage} stage: add one, or leave validation empty"
+        )
 
 
 def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> Any:
@@ -177,10 +211,5 @@ def validate(run: Run, stage: Stage, eval_fn: Any, params: Any) -> dict[str, flo
         record |= {"dsc": float(means[best]), "threshold": THRESHOLDS[best]}
     if probabilities:
         record["auc"] = macro_auc(np.concatenate(labels), np.concatenate(probabilities))
-    if dice and math.isnan(record["dsc"] or 0.0):
-        raise InputError(
-            "validation: no scan has a lesion, at least 1 expected to choose the best checkpoint: "
-            "add one to the case list"
-        )
     record["score"] = (record["dsc"] or 0.0) + (record["auc"] or 0.0)
     return record

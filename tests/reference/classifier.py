@@ -55,9 +55,13 @@ class Classifier(nn.Module):
         return [torch.einsum("bk,bkthw->bthw", w, m) for w, m in zip(weights, maps, strict=True)]
 
     def evidence(self, maps: list[Tensor], classes: Tensor) -> list[Tensor]:
-        """M_1, M_2, M_3: from the map's minimum to its maximum, which carry no gradient."""
+        """M_1, M_2, M_3: the map about its mean, from its minimum to its maximum.
+
+        The extremes carry no gradient, the mean does.
+        """
         masks = []
-        for raw in self.activation_maps(maps, classes):
+        for activation in self.activation_maps(maps, classes):
+            raw = activation - activation.mean((1, 2, 3), keepdim=True)
             low = raw.detach().amin((1, 2, 3), keepdim=True)
             high = raw.detach().amax((1, 2, 3), keepdim=True)
             masks.append((raw - low) / (high - low).clamp(min=1e-6))
