@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain test test-slow lint types
+.PHONY: help venv demo gain parity mutations test test-slow lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -40,6 +40,13 @@ demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predict
 
 gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
 	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir=runs/demo/data --out=runs/gain
+
+parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a table and runs/parity.json
+	@mkdir -p runs
+	$(PY) -m deepsc_jax.interop.parity --json=runs/parity.json
+
+mutations: $(INSTALLED_TEST) ## ten deliberate errors, each of which a parity test must catch
+	$(PY) tests/mutations.py
 
 lint: $(INSTALLED_TEST) ## ruff: rules and format
 	$(PY) -m ruff check .

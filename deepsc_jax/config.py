@@ -1,7 +1,6 @@
-"""The configuration: frozen, validated dataclasses, and one absl flag per field.
+"""The configuration: frozen, validated dataclasses, of whose fields `program` makes flags.
 
-A program calls `define_flags()` at import and `from_flags()` in main; `program.run` parses. Every
-hyper-parameter's help begins with its origin: `paper:` where the DeepSC-COVID text states the
+Every hyper-parameter's help begins with its origin: `paper:` where the DeepSC-COVID text states the
 value, `assumed:` where the choice is ours. A combination that cannot work is refused when the flags
 are parsed.
 """
@@ -12,8 +11,6 @@ import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
-
-from absl import flags
 
 from deepsc_jax.errors import InputError
 from deepsc_jax.files import write_json
@@ -309,77 +306,6 @@ SECTIONS: Mapping[str, type] = {
     "train": TrainConfig,
     "platform": PlatformConfig,
 }
-
-
-class _TupleParser(flags.ArgumentParser):
-    """Comma-separated numbers of a fixed count; nested tuples are separated by slashes."""
-
-    def __init__(self, kind: Any):
-        super().__init__()
-        self.items = typing.get_args(kind)
-        self.nested = typing.get_origin(self.items[0]) is tuple
-        self.number = typing.get_args(self.items[0])[0] if self.nested else self.items[0]
-        self.syntactic_help = "numbers with commas between them"
-
-    def parse(self, argument: Any) -> tuple[Any, ...]:
-        if isinstance(argument, tuple):
-            return argument
-        if self.nested:
-            return tuple(self._numbers(part) for part in argument.split("/"))
-        numbers = self._numbers(argument)
-        if len(numbers) != len(self.items):
-            raise ValueError(f"{len(numbers)} values found, {len(self.items)} expected")
-        return numbers
-
-    def _numbers(self, text: str) -> tuple[Any, ...]:
-        return tuple(self.number(part) for part in text.split(","))
-
-    def flag_type(self) -> str:
-        return "tuple"
-
-
-class _TupleSerializer(flags.ArgumentSerializer):
-    def serialize(self, value: Any) -> str:
-        nested = value and isinstance(value[0], tuple)
-        parts = ["/".join(",".join(map(str, v)) for v in value)] if nested else map(str, value)
-        return ",".join(parts)
-
-
-def define_flags() -> None:
-    """Define one absl flag per field of every section."""
-    for section in SECTIONS.values():
-        hints = typing.get_type_hints(section)
-        for field in dataclasses.fields(section):
-            kind, text = hints[field.name], field.metadata["help"]
-            default: Any = field.default
-            if kind is bool:
-                flags.DEFINE_bool(field.name, default, text)
-            elif kind is int:
-                flags.DEFINE_integer(field.name, default, text)
-            elif kind is float:
-                flags.DEFINE_float(field.name, default, text)
-            elif typing.get_origin(kind) is Literal:
-                flags.DEFINE_enum(field.name, default, list(typing.get_args(kind)), text)
-            else:
-                parser, serializer = _TupleParser(kind), _TupleSerializer()
-                flags.DEFINE(parser, field.name, default, text, serializer=serializer)
-
-
-def _build(values: Mapping[str, Any]) -> Config:
-    sections = {}
-    for name, section in SECTIONS.items():
-        sections[name] = section(**{f.name: values[f.name] for f in dataclasses.fields(section)})
-    return Config(**sections)
-
-
-def from_flags() -> Config:
-    """The configuration that the parsed flags describe."""
-    return _build({name: flags.FLAGS[name].value for name in flag_names()})
-
-
-def flag_names() -> list[str]:
-    """The name of every configuration flag, section by section."""
-    return [f.name for section in SECTIONS.values() for f in dataclasses.fields(section)]
 
 
 def save(config: Config, path: pathlib.Path) -> None:

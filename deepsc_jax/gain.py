@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from deepsc_jax import config, inference, parallel, program
+from deepsc_jax import inference, parallel, program
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
@@ -87,7 +87,7 @@ def compare(joint: list[dict], single: dict[str, list[dict]]) -> dict[str, Any]:
 
 def main() -> None:
     """Train and compare for every seed."""
-    options, settings = flags.FLAGS, config.from_flags()
+    options, settings = flags.FLAGS, program.config_from_flags()
     data_dir, out = pathlib.Path(options.data_dir), pathlib.Path(options.out)
     parallel.use_cpu_cores([settings.train.batch(stage) for stage in STAGES])
     store = Store(data_dir / "store", settings.data, settings.train.cache_mib)
@@ -110,8 +110,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.define_flags()
+    program.define_config_flags()
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for runs and results.", required=True)
     flags.DEFINE_integer("seeds", 3, "Seeds to train with.", lower_bound=1)
-    program.run(main)
+    program.run(main, trains=True)

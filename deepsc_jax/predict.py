@@ -75,11 +75,11 @@ def predict(
             found: list[float] = prediction.probabilities.tolist()
             classes = {str(name): value for name, value in zip(CLASSES, found, strict=True)}
             result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
-            shown = np.zeros(scan.values.shape, np.float32)
             for level, working in enumerate(prediction.evidence, start=1):
                 evidence = preprocess.to_source(working, prepared.grid)
                 scans.save_like(evidence, scan, folder / f"evidence_{level}.nii.gz", np.float32)
-                shown += np.where(lung, evidence / 3, 0)
+                if level == 1:  # the finest: what the picture shows
+                    shown = np.where(lung, evidence, 0)
         window = LUNG_WINDOW_HU if data.intensity == "hu" else (0.0, float(scan.values.max()))
         scan_picture(
             folder / "picture.png",

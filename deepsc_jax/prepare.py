@@ -267,12 +267,12 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "folder of the result", required=True)
     flags.DEFINE_bool("overwrite", False, "replace a store that is there")
     flags.DEFINE_integer("workers", 2, "processes", lower_bound=1)
-    config.define_flags()
+    program.define_config_flags()
 
 
 def main() -> int:
     """The program: see the module's docstring."""
-    values, run = flags.FLAGS, config.from_flags()
+    values, run = flags.FLAGS, program.config_from_flags()
     out = pathlib.Path(values.out)
     if (values.phantoms is None) == (values.cases is None):
         raise InputError("--phantoms and --cases: give one of them")

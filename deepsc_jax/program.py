@@ -1,20 +1,40 @@
-"""What every program does around its main: parse flags, and turn bad input into one line."""
+"""What every program does around its main: parse flags, and turn bad input into one line.
 
+A program that takes the configuration calls `define_config_flags()` at import and
+`config_from_flags()` in its main: there is one flag per field.
+"""
+
+import dataclasses
+import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from absl import app, flags, logging
 
-from deepsc_jax import config
+from deepsc_jax.config import SECTIONS, Config
 from deepsc_jax.errors import InputError
 
+# glibc gives freed arrays back to the system and asks for them anew, page by page: half a million
+# page faults a train step. So it keeps them (bytes), in huge pages.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
-def run(main: Callable[[], int | None]) -> None:
+
+def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     """Run `main` as a program and exit.
 
     Exits with 2 for a bad flag and 1 for bad input, each after one line on stderr; otherwise with
-    what `main` returns.
+    what `main` returns. A program that trains is started over with `ALLOCATOR` in its environment,
+    which glibc reads at the start only, unless some of that is set already.
     """
+    if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
+        os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
@@ -24,7 +44,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}: options begin with --")
         if "working_size" in flags.FLAGS:
-            config.from_flags()
+            config_from_flags()
     except (flags.Error, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -38,3 +58,71 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def define_config_flags() -> None:
+    """Define one absl flag per field of every section of the configuration."""
+    for section in SECTIONS.values():
+        hints = typing.get_type_hints(section)
+        for field in dataclasses.fields(section):
+            kind, text = hints[field.name], field.metadata["help"]
+            default: Any = field.default
+            if kind is bool:
+                flags.DEFINE_bool(field.name, default, text)
+            elif kind is int:
+                flags.DEFINE_integer(field.name, default, text)
+            elif kind is float:
+                flags.DEFINE_float(field.name, default, text)
+            elif typing.get_origin(kind) is Literal:
+                flags.DEFINE_enum(field.name, default, list(typing.get_args(kind)), text)
+            else:
+                parser, serializer = _TupleParser(kind), _TupleSerializer()
+                flags.DEFINE(parser, field.name, default, text, serializer=serializer)
+
+
+def config_from_flags() -> Config:
+    """The configuration that the parsed flags describe."""
+    sections = {
+        name: section(**{f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(section)})
+        for name, section in SECTIONS.items()
+    }
+    return Config(**sections)
+
+
+def flag_names() -> list[str]:
+    """The name of every configuration flag, section by section."""
+    return [f.name for section in SECTIONS.values() for f in dataclasses.fields(section)]
+
+
+class _TupleParser(flags.ArgumentParser):
+    """Comma-separated numbers of a fixed count; nested tuples are separated by slashes."""
+
+    def __init__(self, kind: Any):
+        super().__init__()
+        self.items = typing.get_args(kind)
+        self.nested = typing.get_origin(self.items[0]) is tuple
+        self.number = typing.get_args(self.items[0])[0] if self.nested else self.items[0]
+        self.syntactic_help = "numbers with commas between them"
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        if isinstance(argument, tuple):
+            return argument
+        if self.nested:
+            return tuple(self._numbers(part) for part in argument.split("/"))
+        numbers = self._numbers(argument)
+        if len(numbers) != len(self.items):
+            raise ValueError(f"{len(numbers)} values found, {len(self.items)} expected")
+        return numbers
+
+    def _numbers(self, text: str) -> tuple[Any, ...]:
+        return tuple(self.number(part) for part in text.split(","))
+
+    def flag_type(self) -> str:
+        return "tuple"
+
+
+class _TupleSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: Any) -> str:
+        nested = value and isinstance(value[0], tuple)
+        parts = ["/".join(",".join(map(str, v)) for v in value)] if nested else map(str, value)
+        return ",".join(parts)

@@ -5,14 +5,14 @@ import pathlib
 import jax
 from absl import flags
 
-from deepsc_jax import config, parallel, program
+from deepsc_jax import parallel, program
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Stage
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import settle_threshold
 from deepsc_jax.training import loop
 
-config.define_flags()
+program.define_config_flags()
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and logs go; a stopped run resumes from it.", required=True
@@ -22,7 +22,7 @@ STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all r
 
 def main() -> None:
     """Run the stages that the flags name."""
-    settings = config.from_flags()
+    settings = program.config_from_flags()
     workdir = pathlib.Path(WORKDIR.value)
     stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if STAGE.value in ("all", stage))
     if settings.platform.data == 0 and settings.platform.space == 1:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, trains=True)

@@ -1,13 +1,13 @@
 """What all tests share: eight CPU devices, parsed flags, and no compilation cache on disk."""
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from absl import flags
+from drawn import draw_params
 
 # Before any test touches a device: tests of the mesh split batches over these.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -15,6 +15,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_compilation_cache", False)
 # Grain's workers and absl's flags raise UnparsedFlagAccessError outside app.run.
 flags.FLAGS.mark_as_parsed()
+
+TORCH = importlib.util.find_spec("torch") is not None
+# Without PyTorch, test_golden.py still compares the network with the reference's outputs.
+collect_ignore_glob = [] if TORCH else ["test_parity_*.py", "test_interop_*.py"]
+
+
+def pytest_report_header() -> str:
+    """Say what is left out."""
+    return "" if TORCH else "PyTorch is not installed: parity and interop tests are left out"
 
 
 @pytest.fixture
@@ -34,19 +43,4 @@ def within(record_property: Callable[[str, object], None]) -> Callable[..., None
 @pytest.fixture(scope="session")
 def drawn() -> Callable[..., Any]:
     """Parameters drawn by numpy: none starts at zero, and no initialiser is compiled."""
-
-    def draw(module: Any, *arguments: Any, seed: int = 0) -> Any:
-        shapes = jax.eval_shape(lambda key: module.init(key, *arguments), jax.random.key(0))
-        rng = np.random.default_rng(seed)
-
-        def leaf(path: Any, shape: Any) -> jax.Array:
-            normal = rng.normal(size=shape.shape)
-            if path[-1].key == "kernel":
-                normal *= np.sqrt(2 / np.prod(shape.shape[:-1]))
-            else:  # norms' scales and biases, and the cross-stitch
-                normal = 0.3 * normal + (path[-1].key == "scale")
-            return jnp.asarray(normal, jnp.float32)
-
-        return jax.tree.map_with_path(leaf, shapes)
-
-    return draw
+    return draw_params

@@ -132,11 +132,10 @@ def padded(x: Tensor, depth: int, axis: int = 1) -> Tensor:
     return torch.cat([x, x.new_zeros(shape)], dim=axis)
 
 
-def masked_volume(shape: Sequence[int], seed: int = 0) -> np.ndarray:
-    """Values of [0, 1] that are 0 in half of the 4x4 blocks, as outside of the lungs: pool ties."""
-    rng = np.random.default_rng(seed)
-    batch, depth, height, width, *channels = shape
-    coarse = rng.uniform(size=(batch, depth, -(-height // 4), -(-width // 4))) < 0.5
-    lungs = coarse.repeat(4, 2).repeat(4, 3)[:, :, :height, :width]
-    lungs = lungs.reshape(*lungs.shape, *(1 for _ in channels))
-    return rng.uniform(size=tuple(shape)) * lungs
+def to_tensors(batch: dict[str, np.ndarray], dtype: str) -> dict[str, Tensor]:
+    """A batch for the reference."""
+    kind = getattr(torch, dtype)
+    return {
+        k: torch.from_numpy(v).to(kind if v.dtype.kind == "f" else torch.int64)
+        for k, v in batch.items()
+    }

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-from parity import masked_volume
+from drawn import draw_params, masked_volume
 
 from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepsc_jax.models import deepsc
 from deepsc_jax.training import state
 
 TILE, SIZE, SLICES = (8, 16, 8), (16, 16), 5
@@ -74,18 +74,11 @@ def batch(seed: int = 0, depths: tuple[int, int] = (11, 5)) -> dict[str, np.ndar
     }
 
 
-def draw(config: Config, drawn: Any, network: Any, seed: int = 0) -> Any:
+def draw(config: Config, seed: int = 0) -> Any:
     """Random parameters of the whole network."""
-    return drawn(network, state.example_batch(config), "joint", seed=seed)["params"]
+    network = deepsc.DeepSC(config.model, config.data)
+    return draw_params(network, state.example_batch(config), "joint", seed=seed)["params"]
 
 
 def to_jax(batch: dict[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:
     return {k: jnp.asarray(v, dtype if v.dtype.kind == "f" else None) for k, v in batch.items()}
-
-
-def to_tensors(batch: dict[str, np.ndarray], dtype: str) -> dict[str, torch.Tensor]:
-    kind = getattr(torch, dtype)
-    return {
-        k: torch.from_numpy(v).to(kind if v.dtype.kind == "f" else torch.int64)
-        for k, v in batch.items()
-    }

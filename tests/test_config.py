@@ -10,7 +10,7 @@ import typing
 import pytest
 from absl import flags
 
-from deepsc_jax import config
+from deepsc_jax import config, program
 from deepsc_jax.config import (
     Config,
     DataConfig,
@@ -49,9 +49,9 @@ def parse(monkeypatch):
             bound = _bound(define, values)
             monkeypatch.setattr(flags, f"DEFINE_{kind}", bound)
         monkeypatch.setattr(flags, "DEFINE", _bound(flags.DEFINE, values))
-        config.define_flags()
+        program.define_config_flags()
         values(["program", *arguments])
-        parsed = config.from_flags()
+        parsed = program.config_from_flags()
         monkeypatch.undo()
         return parsed, values
 
@@ -70,7 +70,7 @@ def test_every_option_says_where_its_value_comes_from(field):
 def test_every_field_is_a_flag_with_its_own_default(parse):
     parsed, values = parse()
     assert parsed == Config()
-    assert set(config.flag_names()) == {field.name for field in FIELDS}
+    assert set(program.flag_names()) == {field.name for field in FIELDS}
     assert len(FIELDS) == len({field.name for field in FIELDS}), "two sections share a name"
     for field in FIELDS:
         assert field.metadata["help"] in values[field.name].help
@@ -101,7 +101,7 @@ def test_flags_serialise_and_parse_back(parse, given):
     for name in config.SECTIONS:
         for key, value in dataclasses.asdict(getattr(given, name)).items():
             values[key].value = value
-    lines = [values[name].serialize() for name in config.flag_names()]
+    lines = [values[name].serialize() for name in program.flag_names()]
     assert parse(*lines)[0] == given
 
 
@@ -226,9 +226,9 @@ def test_stages_read_their_own_steps_and_batch():
 PROGRAM = """
 from deepsc_jax import config, program
 from deepsc_jax.errors import InputError
-config.define_flags()
+program.define_config_flags()
 def main():
-    settings = config.from_flags()
+    settings = program.config_from_flags()
     if settings.train.seed == 13:
         raise InputError("case_013: no luck: give another seed")
     print(settings.data.slices)

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from drawn import masked_volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from parity import (
     DTYPES,
     GRADIENTS,
@@ -13,9 +17,9 @@ from parity import (
     channel_first,
     channel_last,
     compare,
-    masked_volume,
     padded,
     part,
+    relative,
 )
 from reference import classifier, inception, lesion
 
@@ -68,6 +72,31 @@ def test_convolutions(form: str, dtype: str, within: Any):
 
     errors = compare(ours, theirs, inputs, dtype)
     within("convolution", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    sides=st.tuples(*[st.integers(1, n) for n in (2, 6, 9, 9)]),
+    channels=st.tuples(st.integers(1, 40), st.integers(1, 6)),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.sampled_from([1, 2]),
+    form=st.sampled_from(FORMS),
+)
+def test_convolutions_of_any_shape(
+    sides: tuple[int, ...], channels: tuple[int, int], kernel: int, stride: int, form: str
+):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*sides, channels[0]))
+    weights = rng.normal(size=(kernel, kernel, kernel, *channels))
+    expected = torch.nn.functional.conv3d(
+        torch.from_numpy(x).movedim(-1, 1),
+        torch.from_numpy(weights).permute(4, 3, 0, 1, 2),
+        stride=(1, stride, stride),
+        padding=kernel // 2,
+    )
+    with jax.enable_x64(True):
+        found = layers.conv3d(jnp.asarray(x), jnp.asarray(weights), stride, form)
+    assert relative(found, channel_last(expected).numpy()) <= VALUES["float64"]
 
 
 @pytest.mark.parametrize(("form", "dtype"), PAIRS)

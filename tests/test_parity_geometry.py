@@ -3,11 +3,15 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import GRADIENTS, VALUES, compare, masked_volume
+from drawn import masked_volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity import GRADIENTS, VALUES, compare
 from reference import geometry as reference
 
 from deepsc_jax.models import geometry
@@ -97,6 +101,31 @@ def test_a_tile_to_slices(case: Case, dtype: str, within: Any):
 
     errors = compare(ours, theirs, [tile], dtype)
     within("to_scan", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
+
+
+@jax.jit
+def to_a_tile_and_back(stack: Any, depth: Any, first: Any) -> Any:
+    slices = geometry.slice_grid(depth, len(stack), SIZE, 2)
+    tile = geometry.tile_grid(jnp.stack([first, 0, 16]), TILE, depth)
+    there = geometry.to_tile(stack, slices, tile)
+    return there, geometry.to_scan(there, tile, slices)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(depth=st.integers(1, 40), place=st.floats(0, 0.999), slices=st.sampled_from([1, 5, 12]))
+def test_any_depth_any_tile(depth: int, place: float, slices: int):
+    first = int(place * depth)
+    stack = np.random.default_rng(depth).uniform(size=(slices, SIZE[0] // 2, SIZE[1] // 2, 1))
+    source = reference.slice_grid(depth, slices, SIZE, 2)
+    real = min(depth - first, TILE[0])
+    target = reference.tile_grid((first, 0, 16), (real, TILE[1], TILE[2]))
+    there = channel_last_resample(torch.from_numpy(stack), source, target)
+    back = channel_last_resample(there, target, source)
+    with jax.enable_x64(True):
+        found, again = to_a_tile_and_back(jnp.asarray(stack), depth, first)
+    np.testing.assert_allclose(found[:real], there.numpy(), atol=1e-11)
+    assert not found[real:].any()
+    np.testing.assert_allclose(again, back.numpy(), atol=1e-11)
 
 
 def test_a_ramp_by_hand():

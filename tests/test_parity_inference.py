@@ -81,12 +81,12 @@ def test_preprocessing(scan_and_lung: tuple[Scan, np.ndarray], grid: str, within
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("grid", ["coarse", "more-slices-than-depth"])
 def test_tiled_inference_of_a_phantom(
-    drawn: Any, scan_and_lung: tuple[Scan, np.ndarray], grid: str, dtype: str, within: Any
+    scan_and_lung: tuple[Scan, np.ndarray], grid: str, dtype: str, within: Any
 ):
     config: Config = dataclasses.replace(CONFIG, data=GRIDS[grid])
     volume = preprocess.prepare_scan(*scan_and_lung, config.data).volume
     assert volume.any()
-    params = draw(config, drawn, deepsc.DeepSC(config.model, config.data))
+    params = draw(config)
     module = DeepSC(config).to(getattr(torch, dtype))
     module.load_state_dict(to_torch(params))
     lesion, probabilities, evidence = reference.predict(

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import JOINT_GRADIENTS, JOINT_VALUES, compare, padded
-from parity_network import CLASS_WEIGHTS, CONFIG, TILE, batch, changed, draw, to_jax, to_tensors
+from parity import JOINT_GRADIENTS, JOINT_VALUES, compare, padded, to_tensors
+from parity_network import CLASS_WEIGHTS, CONFIG, TILE, batch, changed, draw, to_jax
 from reference.deepsc import DeepSC
 from reference.training import scan_losses as reference_losses
 
@@ -35,12 +35,10 @@ TERMS = ("dice", "focal", "cross_entropy", "task_aware", "loss")
         pytest.param(CONFIG, "folded", True, "float32", id="scanned-folded-float32", marks=SLOW),
     ],
 )
-def test_joint_network(
-    drawn: Any, config: Config, form: Any, scan_tiles: bool, dtype: str, within: Any
-):
+def test_joint_network(config: Config, form: Any, scan_tiles: bool, dtype: str, within: Any):
     layout = Layout(form, jnp.dtype(dtype), scan_tiles, remat=scan_tiles)
     network = deepsc.DeepSC(config.model, config.data, layout)
-    params = draw(config, drawn, deepsc.DeepSC(config.model, config.data))
+    params = draw(config)
     module, arrays = DeepSC(config), batch()
     count = config.train.gradient_tiles
 

@@ -104,7 +104,7 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
 
 def main() -> None:
     """Train the peer and evaluate it on the test split."""
-    options, settings = flags.FLAGS, config.from_flags()
+    options, settings = flags.FLAGS, program.config_from_flags()
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     store = Store(pathlib.Path(options.data_dir) / "store", settings.data, settings.train.cache_mib)
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.define_flags()
+    program.define_config_flags()
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_list("channels", ["16", "32", "64", "128"], "Channels of the U-Net's levels.")

@@ -27,7 +27,6 @@ import safetensors.torch
 import torch
 from absl import flags
 
-from deepsc_jax import config as configs
 from deepsc_jax import inference, program
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
@@ -286,7 +285,7 @@ def main() -> None:
             _rename(weights, "torch", "flax")  # refuses names of another network
         write(weights, target)
     else:
-        config, weights = configs.from_flags(), read(source)
+        config, weights = program.config_from_flags(), read(source)
         with _naming(source):
             params = from_torch(weights, expected(config))
         save_run(params, config, options.stage or "joint", target)
@@ -294,7 +293,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configs.define_flags()
+    program.define_config_flags()
     flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
     flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last, or joint.")

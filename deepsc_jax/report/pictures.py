@@ -316,7 +316,7 @@ def _colour_bar(figure: Figure, name: str) -> None:
 def _heat_colours() -> Colormap:
     """Viridis, seen through where it is low."""
     colours = ScalarMappable(cmap="viridis").to_rgba(np.linspace(0, 1, 256))
-    colours[:, 3] = 0.75 * np.clip(np.linspace(0, 1, 256) / 0.3, 0, 1)
+    colours[:, 3] = 0.75 * np.clip((np.linspace(0, 1, 256) - 0.1) / 0.4, 0, 1)
     return ListedColormap(colours)
 
 

@@ -1,0 +1,127 @@
+"""Ten small errors, put into the network one at a time: a parity test must catch each.
+
+    python tests/mutations.py        # or `make mutations`: some minutes
+
+Each is written into a copy of the repository, in which the parity tests then run. Ends with 1 if an
+error survives, or if the tests fail without one.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    title: str
+    file: str
+    right: str
+    wrong: str
+
+
+MUTATIONS = (
+    Mutation(
+        "height and width of convolution kernels exchanged",
+        "models/layers.py",
+        "    depth_taps = kernel.shape[0]\n",
+        "    kernel = kernel.swapaxes(1, 2)\n    depth_taps = kernel.shape[0]\n",
+    ),
+    Mutation(
+        "group norm with Flax's epsilon",
+        "models/layers.py",
+        "NORM_EPSILON = 1e-5",
+        "NORM_EPSILON = 1e-6",
+    ),
+    Mutation(
+        "S_4 weighted as S_1",
+        "models/lesion.py",
+        "total = weights[-1] * scales[-1]",
+        "total = weights[0] * scales[-1]",
+    ),
+    Mutation(
+        "to_tile one slice off",
+        "models/geometry.py",
+        "(centres <= at[:, None]).sum(axis=1) - 1, 0, last)",
+        "(centres <= at[:, None]).sum(axis=1), 0, last)",
+    ),
+    Mutation(
+        "slices sampled as if the scan had one less",
+        "models/geometry.py",
+        "jnp.arange(slices) * depth // slices",
+        "jnp.arange(slices) * (depth - 1) // slices",
+    ),
+    Mutation(
+        "cross-stitch weights transposed",
+        "models/deepsc.py",
+        "stitch[0, 1] * shared.reshape(",
+        "stitch[1, 0] * shared.reshape(",
+    ),
+    Mutation(
+        "a class activation map not about its mean",
+        "models/classifier.py",
+        "raw = raw - raw.mean((1, 2, 3), keepdims=True)",
+        "raw = raw + 0",
+    ),
+    Mutation(
+        "no smoothing above the fraction of Dice",
+        "losses.py",
+        "(2 * overlap + epsilon) /",
+        "(2 * overlap) /",
+    ),
+    Mutation(
+        "cross-entropy without class weights",
+        "losses.py",
+        "return class_weights[label] * optax",
+        "return optax",
+    ),
+    Mutation(
+        "class weights not normalised",
+        "losses.py",
+        "return counts.sum() / (counts.shape[0] * counts)",
+        "return 1 / counts",
+    ),
+)
+
+
+def caught_by(mutation: Mutation | None) -> list[str]:
+    """The parity tests that fail under a mutation: the first of them, for speed."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder)
+        for name in ("deepsc_jax", "tests"):
+            shutil.copytree(ROOT / name, copy / name)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mutation is not None:
+            path = copy / "deepsc_jax" / mutation.file
+            text = path.read_text()
+            if text.count(mutation.right) != 1:
+                sys.exit(f"{mutation.file}: {mutation.right!r} is not there once: mend MUTATIONS")
+            path.write_text(text.replace(mutation.right, mutation.wrong))
+        tests = sorted(str(path) for path in (copy / "tests").glob("test_parity_*.py"))
+        # `python -m` puts the copy before what is installed.
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1):
+            sys.exit(f"pytest could not run:\n{done.stdout}{done.stderr}")
+        return re.findall(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+
+
+def main() -> int:
+    """Try all; 1 if the tests fail as they are, or an error survives."""
+    if failed := caught_by(None):
+        print(f"without any error: {failed[0]} fails")
+        return 1
+    survivors = 0
+    for mutation in MUTATIONS:
+        found = caught_by(mutation)
+        print(f"{mutation.title:52} {found[0] if found else 'SURVIVES'}", flush=True)
+        survivors += not found
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
