@@ -261,7 +261,7 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 def _define_flags() -> None:
     flags.DEFINE_list("phantoms", None, "make this many: TRAIN,VALIDATION,TEST, over all classes")
-    flags.DEFINE_integer("phantom_size", 96, "side of a phantom's slices, in voxels")
+    flags.DEFINE_integer("phantom_size", 96, "side of a phantom's slices, in voxels", 32)
     flags.DEFINE_string("cases", None, f"a case list: CSV with {','.join(datasets.COLUMNS)}")
     flags.DEFINE_list("exclude", [], "names of cases to leave out")
     flags.DEFINE_string("out", None, "folder of the result", required=True)

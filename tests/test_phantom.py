@@ -187,10 +187,10 @@ def test_chest_looks_like_one_in_numbers(index):
 
 
 def test_nuisances_say_nothing_of_the_class():
-    # 150 phantoms, and for speed more draws by the code path of make_phantom: `lung_ml` apart, the
+    # 60 phantoms, and for speed more draws by the code path of make_phantom: `lung_ml` apart, the
     # nuisances of both are the same.
-    made = [make_phantom(0, i, size=24) for i in range(150)]
-    drawn = [draw_nuisances(np.random.default_rng([0, i, 0]), 24) for i in range(600)]
+    made = [make_phantom(0, i, size=32) for i in range(60)]
+    drawn = [draw_nuisances(np.random.default_rng([0, i, 0]), 32) for i in range(600)]
     for phantom, nuisances in zip(made, drawn, strict=False):
         assert nuisances.items() <= phantom.nuisances.items()
     classifier = make_pipeline(StandardScaler(), LogisticRegression())

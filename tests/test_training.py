@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -190,32 +189,28 @@ def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
     batches.close()
 
 
-@pytest.mark.parametrize("stage", ["segmentation", "joint"])
-def test_scanned_tiles_trace_over_the_mesh(store: Store, stage: Stage) -> None:
+def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
     # What `auto` means on GPU and TPU; lowering is enough to see that shapes and axes agree.
     platform = dataclasses.replace(CONFIG.platform, tile_loop="scan", data=2)
     config = dataclasses.replace(CONFIG, platform=platform)
     mesh = parallel.make_mesh(platform)
     model = deepsc.build(config, "cpu")
     assert model.layout.scan_tiles
-    step = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)))
-    batches = iter(pipeline.batches(store, "train", stage, config, seed=0, batch_size=2))
+    step = make_train_step(config, "joint", model, mesh, jnp.ones(len(CLASSES)))
+    batches = iter(pipeline.batches(store, "train", "joint", config, seed=0, batch_size=2))
     batch = parallel.put_batch(next(batches), mesh)
     batches.close()
-    step.lower(state.create(config, stage, state.initial_params(config, model)), batch)
+    step.lower(state.create(config, "joint", state.initial_params(config, model)), batch)
 
 
-def test_class_weights_come_from_the_scans_a_stage_trains_on(store: Store) -> None:
+def test_a_stage_that_learns_lesions_trains_on_scans_with_known_ones(store: Store) -> None:
     unknown = dataclasses.replace(store.cases("train")[0], lesion_mask=None)
     assert not unknown.lesions_known
 
-    class Partly:
-        def cases(self, split: str) -> list:
-            return [unknown, *store.cases(split)[1:]]
-
-    partly = cast(Store, Partly())
-    assert unknown in pipeline.training_cases(partly, "classification")
-    assert pipeline.training_cases(partly, "joint") == store.cases("train")[1:]
+    cases = [unknown, *store.cases("train")[1:]]
+    assert pipeline.learnable(cases, "classification") == cases
+    assert pipeline.learnable(cases, "segmentation") == cases[1:]
+    assert pipeline.learnable(cases, "joint") == cases[1:]
 
 
 def test_the_joint_stage_wants_both_pretrainings_complete(

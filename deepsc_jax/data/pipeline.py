@@ -46,9 +46,8 @@ _PREFETCHED_BATCHES = 8
 Example = dict[str, Any]
 
 
-def training_cases(store: Store, stage: Stage) -> list[StoredCase]:
-    """What a stage trains on: where it learns lesions, the cases whose lesions are known."""
-    cases = store.cases("train")
+def learnable(cases: list[StoredCase], stage: Stage) -> list[StoredCase]:
+    """What a stage can train on: where it learns lesions, the cases whose lesions are known."""
     return cases if stage == "classification" else [c for c in cases if c.lesions_known]
 
 
@@ -89,7 +88,7 @@ def batches(
       InputError: the split has no case to offer, or the store was made with other preprocessing.
     """
     store.require(config.data)
-    cases = training_cases(store, stage) if train else store.cases(split)
+    cases = learnable(store.cases(split), stage) if train else store.cases(split)
     if not cases:
         kind = "case" if not store.cases(split) else "case with a lesion mask"
         raise InputError(

@@ -86,7 +86,7 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
         state = contents["state"]
         batches.set_state(contents["data"])
         print(f"{stage}: resumed at step {reached}")
-    labels = [case.label for case in pipeline.training_cases(run.store, stage)]
+    labels = [case.label for case in pipeline.learnable(run.store.cases("train"), stage)]
     counts = np.bincount(labels, minlength=len(CLASSES))
     step_fn = make_train_step(
         config, stage, run.model, run.mesh, losses.class_weights(jnp.asarray(counts))
