@@ -107,7 +107,7 @@ def caught_by(mutation: Mutation | None) -> list[str]:
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
         if done.returncode not in (0, 1):
             sys.exit(f"pytest could not run:\n{done.stdout}{done.stderr}")
-        return re.findall(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+        return re.findall(r"^FAILED tests/(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
 
 
 def main() -> int:
