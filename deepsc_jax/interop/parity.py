@@ -8,6 +8,7 @@ there and prints the largest error of every part and type beside its bound. On G
 without it they are float32 throughout.
 """
 
+import importlib
 import importlib.metadata
 import pathlib
 import platform
@@ -70,8 +71,8 @@ def main() -> int:
     precision = "tensorfloat32" if options.tf32 else "highest"
     jax.config.update("jax_default_matmul_precision", precision)
     try:
-        import pytest
-        import torch  # noqa: F401
+        pytest = importlib.import_module("pytest")
+        importlib.import_module("torch")
     except ImportError as error:
         raise InputError(
             f"{error}: the parity report needs the extra: pip install -e '.[test]'"

@@ -23,7 +23,7 @@ Volume = Float[Array, "batch depth height width channel"]
 Valid = Int[Array, "batch"] | None
 ConvForm = Literal["native", "folded"]
 STACKED_CHANNELS = 32
-GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a third of the time at 2 channels, none gained at 8
+GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 # Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
 EXACT = lax.Precision.HIGHEST
