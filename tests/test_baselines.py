@@ -88,9 +88,13 @@ def test_phantoms_defeat_the_band_but_not_the_true_masks():
     figures = run_baselines(
         [phantom_case(101, i) for i in range(24)], [phantom_case(102, i) for i in range(24)]
     )
-    bands = {"band_dsc": (0, 0.50), "band_accuracy": (0, 0.85), "true_mask_accuracy": (0.90, 1)}
-    for name, (low, high) in bands.items():
+    bounds = {
+        "band_dsc": (0, 0.50),
+        "band_accuracy": (0, 0.85),
+        "true_mask_accuracy": (0.90, 1),
+        "nuisance_accuracy": (0, 0.65),
+    }
+    for name, (low, high) in bounds.items():
         found = figures[name]
         assert found is not None
         assert low <= found <= high
-    assert figures["nuisance_accuracy"] is not None
