@@ -188,6 +188,12 @@ class LossConfig:
     focal_gamma: float = option(2.0, "assumed: focusing exponent of the focal loss")
     focal_alpha: float = option(0.75, "assumed: weight of lesion voxels in the focal loss")
     dice_epsilon: float = option(1e-5, "assumed: smoothing of numerator and denominator of Dice")
+    tversky_alpha: float = option(
+        0.5, "paper: 0.5, Dice; otherwise Tversky's weight of false positives, in Dice's place"
+    )
+    tversky_beta: float = option(
+        0.5, "paper: 0.5, Dice; otherwise Tversky's weight of false negatives, in Dice's place"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -26,18 +26,28 @@ def valid_voxels(
     return jnp.broadcast_to(valid[..., None, None], (*origins.shape[:2], *tile))
 
 
-def dice_loss(
-    probability: TileMask, truth: TileMask, valid: TileMask, epsilon: float
+def tversky_loss(
+    probability: TileMask,
+    truth: TileMask,
+    valid: TileMask,
+    epsilon: float,
+    alpha: float = 0.5,
+    beta: float = 0.5,
 ) -> Float[Array, "batch"]:
-    """1 - Dice over all of a scan's tiles together (paper, equation 5).
+    """1 - Tversky index over all of a scan's tiles together (Salehi et al. 2017).
 
-    0 for a scan without a lesion voxel in them: it contributes the focal loss only.
+    `alpha` weighs false positives and `beta` false negatives: 0.5 and 0.5 are the Dice loss (paper,
+    equation 5). 0 for a scan without a lesion voxel in them, which contributes the focal loss only
+    (MONAI's is then 1 - smooth / (FP + smooth)). MONAI smooths half of this fraction's numerator
+    and denominator, so its `smooth_nr` and `smooth_dr` are epsilon / 2.
     """
     probability = probability * valid
     overlap = (probability * truth).sum(PER_SCAN)
-    total = probability.sum(PER_SCAN) + truth.sum(PER_SCAN)
-    dice = (2 * overlap + epsilon) / (total + epsilon)
-    return jnp.where(truth.sum(PER_SCAN) > 0, 1 - dice, 0.0)
+    spurious = probability.sum(PER_SCAN) - overlap
+    missed = truth.sum(PER_SCAN) - overlap
+    total = 2 * (overlap + alpha * spurious + beta * missed)
+    index = (2 * overlap + epsilon) / (total + epsilon)
+    return jnp.where(truth.sum(PER_SCAN) > 0, 1 - index, 0.0)
 
 
 def focal_loss(

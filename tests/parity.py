@@ -60,20 +60,47 @@ def compare(
     module: torch.nn.Module | None = None,
     seed: int = 0,
     reference_dtype: str | None = None,
+    more: Sequence[tuple[Sequence[np.ndarray], Any]] = (),
 ) -> Errors:
     """Values and gradients of `ours(params, *inputs)` against `theirs(*inputs)`.
 
     Both return arrays of the same shapes; `theirs` runs `module`, which is given the parameters.
     The gradients are of the outputs' product with random numbers. Where torch itself is not good
-    to the bound, `reference_dtype` has it compute in another type.
+    to the bound, `reference_dtype` has it compute in another type. `more` inputs and parameters of
+    the same shapes go through the same compiled program; the worst errors count.
     """
-    params = params if params is not None else {}
     kind = getattr(torch, reference_dtype or dtype)
+
+    def product(params: Any, weights: Any, *inputs: Any) -> Any:
+        outputs = list(ours(params, *inputs))
+        return sum((x * w).sum() for x, w in zip(outputs, weights, strict=True)), outputs
+
+    wanted = (0, *range(2, len(inputs) + 2))
+    program = jax.jit(jax.grad(product, wanted, has_aux=True))
+    rows = []
+    for number, (arrays, drawn) in enumerate([(inputs, params), *more]):
+        rng = np.random.default_rng(seed + number)
+        rows.append(_compare_once(program, theirs, arrays, dtype, drawn, module, rng, kind))
+    values, gradients, of_params = zip(*rows, strict=True)
+    return Errors(max(values), max(gradients), max(of_params) if module is not None else None)
+
+
+def _compare_once(
+    program: Callable[..., Any],
+    theirs: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[np.ndarray],
+    dtype: str,
+    params: Any,
+    module: torch.nn.Module | None,
+    rng: np.random.Generator,
+    kind: torch.dtype,
+) -> Errors:
+    params = params if params is not None else {}
     tensors = [torch.from_numpy(x).to(kind).requires_grad_() for x in inputs]
     if module is not None:
         module.to(kind).load_state_dict(to_torch(params))
+        module.zero_grad()
     expected = list(theirs(*tensors))
-    rng = np.random.default_rng(seed)
     weights = [rng.normal(size=tuple(x.shape)) for x in expected]
     objective = sum(
         (x * torch.from_numpy(w).to(kind)).sum() for x, w in zip(expected, weights, strict=True)
@@ -83,15 +110,8 @@ def compare(
 
     with jax.enable_x64(dtype == "float64"):
         arrays = [jnp.asarray(x, dtype) for x in inputs]
-        cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-
-        def product(params: Any, *inputs: Any) -> Any:
-            outputs = list(ours(params, *inputs))
-            pairs = zip(outputs, weights, strict=True)
-            return sum((x * jnp.asarray(w, dtype)).sum() for x, w in pairs), outputs
-
-        program = jax.jit(jax.grad(product, tuple(range(len(inputs) + 1)), has_aux=True))
-        (param_gradient, *gradients), found = program(cast, *arrays)
+        cast, factors = jax.tree.map(lambda x: jnp.asarray(x, dtype), (params, weights))
+        (param_gradient, *gradients), found = program(cast, factors, *arrays)
         assert all(x.dtype == dtype for x in found)
     return Errors(
         max(relative(f, e.detach().numpy()) for f, e in zip(found, expected, strict=True)),

@@ -25,10 +25,10 @@ ALL = tiles([1, 1, 1, 1]).astype(bool)
 def test_dice_of_known_overlaps():
     truth = tiles([1, 1, 0, 0])
     found = [tiles(p) for p in ([1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0], [0.5, 0.5, 0.5, 0.5])]
-    values = [losses.dice_loss(p, truth, ALL, 0.0).item() for p in found]
+    values = [losses.tversky_loss(p, truth, ALL, 0.0).item() for p in found]
     assert values == [0, 1, 0.5, 0.5]
     # (2 * 1 + 1) / (4 + 1) with epsilon 1.
-    assert losses.dice_loss(found[2], truth, ALL, 1.0).item() == pytest.approx(1 - 3 / 5)
+    assert losses.tversky_loss(found[2], truth, ALL, 1.0).item() == pytest.approx(1 - 3 / 5)
 
 
 def test_dice_is_one_figure_per_scan_over_all_its_tiles():
@@ -36,15 +36,15 @@ def test_dice_is_one_figure_per_scan_over_all_its_tiles():
     truth = jnp.stack([tiles([1, 0, 0, 0])[:, 0], tiles([1, 1, 1, 1])[:, 0]], axis=1)
     valid = jnp.ones(truth.shape, bool)
     # 2 * 1 / (1 + 5), where the mean of the tiles' own is 1 / 2.
-    assert losses.dice_loss(probability, truth, valid, 0.0).item() == pytest.approx(1 - 2 / 6)
+    assert losses.tversky_loss(probability, truth, valid, 0.0).item() == pytest.approx(1 - 2 / 6)
 
 
 def test_a_scan_without_lesion_has_no_dice_and_no_gradient_from_it():
     probability = tiles([0.5, 0.5, 0.5, 0.5], [1, 1, 0, 0])
     truth = tiles([0, 0, 0, 0], [1, 1, 0, 0])
     valid = jnp.concatenate([ALL, ALL])
-    assert losses.dice_loss(probability, truth, valid, 1e-5).tolist() == [0, 0]
-    gradient = jax.grad(lambda p: losses.dice_loss(p, truth, valid, 1e-5).sum())(probability)
+    assert losses.tversky_loss(probability, truth, valid, 1e-5).tolist() == [0, 0]
+    gradient = jax.grad(lambda p: losses.tversky_loss(p, truth, valid, 1e-5).sum())(probability)
     assert not np.any(gradient[0])
     assert np.isfinite(gradient).all()
 
@@ -76,7 +76,7 @@ def test_padding_enters_neither_dice_nor_focal():
     probability, truth = tiles([0.7, 0.2, 0.9, 0.9]), tiles([1, 0, 0, 0])
     valid = tiles([1, 1, 0, 0]).astype(bool)
     short = (tiles([0.7, 0.2]), tiles([1, 0]), tiles([1, 1]).astype(bool))
-    for loss, constants in ((losses.dice_loss, (1e-5,)), (losses.focal_loss, (0.75, 2.0))):
+    for loss, constants in ((losses.tversky_loss, (1e-5,)), (losses.focal_loss, (0.75, 2.0))):
         padded = loss(probability, truth, valid, *constants)
         np.testing.assert_allclose(padded, loss(*short, *constants), rtol=1e-6)
         gradient = jax.grad(lambda p, f=loss, c=constants: f(p, truth, valid, *c).sum())(

@@ -10,6 +10,7 @@ import torch
 from drawn import masked_volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.networks.blocks.dynunet_block import UnetResBlock
 from parity import (
     DTYPES,
     GRADIENTS,
@@ -24,7 +25,7 @@ from parity import (
 from reference import classifier, inception, lesion
 
 from deepsc_jax.models import layers
-from deepsc_jax.models.classifier import Classifier, evidence_masks
+from deepsc_jax.models.classifier import Classifier, ResidualUnit, evidence_masks
 from deepsc_jax.models.inception import Inception
 from deepsc_jax.models.lesion import LesionSubnet
 
@@ -221,3 +222,34 @@ def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str, within
         ours, theirs, inputs, dtype, {"classifier": params}, part("classifier", reference)
     )
     within("classification subnet", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(3, 1), (6, 1), (6, 2)])
+def test_the_residual_unit_is_monais(drawn: Any, channels: int, stride: int):
+    unit = ResidualUnit(6, 2, stride, "folded", jnp.dtype("float32"))
+    x = masked_volume((2, 3, 8, 6, channels)).astype(np.float32)
+    params = drawn(unit, jnp.zeros(x.shape))["params"]
+    theirs = UnetResBlock(
+        3, channels, 6, 3, (1, stride, stride), norm_name=("group", {"num_groups": 2}),
+        act_name="relu",
+    )  # fmt: skip
+    names = {
+        "conv1.conv.weight": params["conv0"]["conv"]["kernel"],
+        "norm1.weight": params["conv0"]["norm"]["scale"],
+        "norm1.bias": params["conv0"]["norm"]["bias"],
+        "conv2.conv.weight": params["conv1"]["kernel"],
+        "norm2.weight": params["norm1"]["scale"],
+        "norm2.bias": params["norm1"]["bias"],
+    }
+    if "shortcut" in params:
+        names |= {
+            "conv3.conv.weight": params["shortcut"]["kernel"],
+            "norm3.weight": params["shortcut_norm"]["scale"],
+            "norm3.bias": params["shortcut_norm"]["bias"],
+        }
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in names.items()}
+    theirs.load_state_dict(
+        {k: v.permute(4, 3, 0, 1, 2) if v.ndim == 5 else v for k, v in weights.items()}
+    )
+    expected = channel_last(theirs(channel_first(torch.from_numpy(x)))).detach().numpy()
+    assert relative(unit.apply({"params": params}, x), expected) <= VALUES["float32"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.losses.dice import DiceLoss
 from monai.losses.focal_loss import FocalLoss
+from monai.losses.tversky import TverskyLoss
 from parity import DTYPES, GRADIENTS, VALUES, compare
 from reference import geometry
 from reference import losses as reference
@@ -41,7 +42,7 @@ def cut(x: Any, scan: int) -> list:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.75, 2.0), (0.25, 1.5)])
-def test_dice_and_focal(alpha: float, gamma: float, dtype: str, within: Any):
+def test_dice_tversky_and_focal(alpha: float, gamma: float, dtype: str, within: Any):
     probability, truth = voxels()
 
     def ours(_: Any, s: Any) -> list:
@@ -49,7 +50,8 @@ def test_dice_and_focal(alpha: float, gamma: float, dtype: str, within: Any):
         y = jnp.asarray(truth, s.dtype)
         valid = valid.astype(s.dtype)
         return [
-            losses.dice_loss(s, y, valid, 1e-5),
+            losses.tversky_loss(s, y, valid, 1e-5),
+            losses.tversky_loss(s, y, valid, 1e-5, alpha, 1 - alpha),
             losses.focal_loss(s, y, valid, alpha, gamma),
         ]
 
@@ -57,11 +59,14 @@ def test_dice_and_focal(alpha: float, gamma: float, dtype: str, within: Any):
         y = torch.from_numpy(truth).to(s)
         return [
             torch.stack([reference.dice(cut(s, b), cut(y, b), 1e-5) for b in range(2)]),
+            torch.stack(
+                [reference.tversky(cut(s, b), cut(y, b), alpha, 1 - alpha, 1e-5) for b in range(2)]
+            ),
             torch.stack([reference.focal(cut(s, b), cut(y, b), alpha, gamma) for b in range(2)]),
         ]
 
     errors = compare(ours, theirs, [probability], dtype)
-    within("Dice and focal loss", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
+    within("Dice, Tversky, focal loss", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -156,8 +161,17 @@ def test_dice_by_hand():
     shape = (1, 1, 1, 2, 4)
     found = jnp.asarray([1.0, 1, 1, 0, 0, 0, 0, 0]).reshape(shape)
     truth = jnp.asarray([0.0, 1, 1, 1, 1, 0, 0, 0]).reshape(shape)
-    loss = losses.dice_loss(found, truth, jnp.ones(shape), 0.0)
+    loss = losses.tversky_loss(found, truth, jnp.ones(shape), 0.0)
     np.testing.assert_allclose(loss, [3 / 7], rtol=1e-6)
+
+
+def test_tversky_by_hand():
+    """Two hits, one false positive, two missed: 2 / (2 + 0.3 + 0.7 * 2)."""
+    shape = (1, 1, 1, 2, 4)
+    found = jnp.asarray([1.0, 1, 1, 0, 0, 0, 0, 0]).reshape(shape)
+    truth = jnp.asarray([0.0, 1, 1, 1, 1, 0, 0, 0]).reshape(shape)
+    loss = losses.tversky_loss(found, truth, jnp.ones(shape), 0.0, 0.3, 0.7)
+    np.testing.assert_allclose(loss, [1 - 2 / 3.7], rtol=1e-6)
 
 
 def test_task_aware_of_two_voxels_by_hand():
@@ -182,14 +196,18 @@ def test_task_aware_of_two_voxels_by_hand():
     np.testing.assert_allclose(loss, [(0.16 + 0.04) / 16], rtol=1e-6)
 
 
-def test_dice_and_focal_are_monais():
+def test_dice_tversky_and_focal_are_monais():
     """On one whole scan; MONAI's focal loss takes logits, and weighs by alpha both ways."""
     probability, truth = voxels()
     s, y = (jnp.asarray(x[:1, :1], jnp.float32) for x in (probability, truth))
     theirs = [torch.from_numpy(x[:1, 0][:, None]).float() for x in (probability, truth)]
     dice = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5)(*theirs)
     np.testing.assert_allclose(
-        losses.dice_loss(s, y, jnp.ones(s.shape), 1e-5), [dice.item()], rtol=1e-5
+        losses.tversky_loss(s, y, jnp.ones(s.shape), 1e-5), [dice.item()], rtol=1e-5
+    )
+    tversky = TverskyLoss(alpha=0.3, beta=0.7, smooth_nr=5e-6, smooth_dr=5e-6)(*theirs)
+    np.testing.assert_allclose(
+        losses.tversky_loss(s, y, jnp.ones(s.shape), 1e-5, 0.3, 0.7), [tversky.item()], rtol=1e-5
     )
     focal = FocalLoss(gamma=2, alpha=0.75)(torch.logit(theirs[0]), theirs[1])
     np.testing.assert_allclose(

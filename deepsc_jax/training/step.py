@@ -30,7 +30,14 @@ def scan_losses(
         count = count or batch["tiles"].shape[1]
         probability, truth = out["lesion"][:, :count, ..., 0], batch["lesions"][:, :count]
         valid = losses.valid_voxels(batch["origins"][:, :count], batch["depth"], config.data.tile)
-        terms["dice"] = losses.dice_loss(probability, truth, valid, weights.dice_epsilon)
+        terms["dice"] = losses.tversky_loss(
+            probability,
+            truth,
+            valid,
+            weights.dice_epsilon,
+            weights.tversky_alpha,
+            weights.tversky_beta,
+        )
         terms["focal"] = losses.focal_loss(
             probability, truth, valid, weights.focal_alpha, weights.focal_gamma
         )

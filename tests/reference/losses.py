@@ -17,6 +17,18 @@ def dice(found: list[Tensor], truth: list[Tensor], epsilon: float) -> Tensor:
     return 1 - (2 * (s * y).sum() + epsilon) / (s.sum() + y.sum() + epsilon)
 
 
+def tversky(
+    found: list[Tensor], truth: list[Tensor], alpha: float, beta: float, epsilon: float
+) -> Tensor:
+    """1 - Tversky index: alpha weighs false positives, beta false negatives; Dice is (1/2, 1/2)."""
+    s, y = (torch.cat([tile.flatten() for tile in tiles]) for tiles in (found, truth))
+    if y.sum() == 0:
+        return s.sum() * 0
+    hits, false_positives, false_negatives = (s * y).sum(), (s * (1 - y)).sum(), ((1 - s) * y).sum()
+    denominator = hits + alpha * false_positives + beta * false_negatives
+    return 1 - (hits + epsilon / 2) / (denominator + epsilon / 2)
+
+
 def focal(found: list[Tensor], truth: list[Tensor], alpha: float, gamma: float) -> Tensor:
     """Mean over voxels of -alpha_t (1 - p_t)^gamma log p_t (equation 6), p within 1e-7 of 0, 1."""
     s, y = (torch.cat([tile.flatten() for tile in tiles]) for tiles in (found, truth))

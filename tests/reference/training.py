@@ -34,7 +34,11 @@ def scan_losses(
         tiles = [tile for tile in out.tiles if tile.index < count]
         found = [tile.lesion for tile in tiles]
         truth = [scan["lesions"][tile.index][: len(tile.lesion)] for tile in tiles]
-        terms["dice"] = losses.dice(found, truth, weights.dice_epsilon)
+        if weights.tversky_alpha == weights.tversky_beta == 0.5:
+            terms["dice"] = losses.dice(found, truth, weights.dice_epsilon)
+        else:
+            sides = weights.tversky_alpha, weights.tversky_beta
+            terms["dice"] = losses.tversky(found, truth, *sides, weights.dice_epsilon)
         terms["focal"] = losses.focal(found, truth, weights.focal_alpha, weights.focal_gamma)
         both = weights.dice_weight * terms["dice"] + weights.focal_weight * terms["focal"]
         total = total + weights.segmentation_weight * both
