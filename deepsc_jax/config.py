@@ -262,7 +262,15 @@ class PlatformConfig:
     """How the computation is laid out; none of it changes the mathematics."""
 
     data: int = option(0, "assumed: devices over which the batch is split; 0 for all there are")
-    space: int = option(1, "assumed: devices over which a scan's depth is split; not built yet: 1")
+    space: int = option(1, "assumed: devices over which the depth of every tile is split")
+    shard_optimizer: bool = option(
+        False, "assumed: split Adam's moments over the data axis (ZeRO-1, Rajbhandari et al. 2020)"
+    )
+    accumulation: int = option(
+        1,
+        "assumed: parts in which a device takes its scans, one after another; their gradients "
+        "are summed, and reduced over devices once",
+    )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "assumed: of convolutions; auto is float32 on CPU and bfloat16 elsewhere"
     )
@@ -274,11 +282,18 @@ class PlatformConfig:
     tile_loop: Literal["auto", "fold", "scan"] = option(
         "auto", "assumed: tiles of a scan folded into the batch (CPU) or scanned (GPU, TPU)"
     )
-    remat: bool = option(True, "assumed: recompute a scanned tile's activations in the backward")
+    remat: Literal["none", "tiles", "blocks", "all"] = option(
+        "tiles",
+        "assumed: activations that the backward pass computes again instead of keeping: each "
+        "scanned tile's, those inside blocks (inception, transition, encoder unit), both, or none",
+    )
 
     def __post_init__(self) -> None:
         _require(self.data >= 0, f"data is {self.data}: give 0 (all devices) or a count")
         _require(self.space >= 1, f"space is {self.space}: give at least 1 device")
+        _require(
+            self.accumulation >= 1, f"accumulation is {self.accumulation}: give at least 1 part"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,9 +307,21 @@ class Config:
     platform: PlatformConfig = dataclasses.field(default_factory=PlatformConfig)
 
     def __post_init__(self) -> None:
+        space = self.platform.space
         _require(
-            self.platform.space == 1,
-            f"space is {self.platform.space}: splitting a scan's depth is not built yet: give 1",
+            space == 1 or self.data.tile[0] % (POOLING * space) == 0,
+            f"tile depth is {self.data.tile[0]}: with space = {space} it must be a multiple of "
+            f"{POOLING * space}, or pooling by {POOLING} would gather it from other devices",
+        )
+        _require(
+            self.data.slices % space == 0,
+            f"slices is {self.data.slices}: give a multiple of space = {space}, over whose devices "
+            "they are split",
+        )
+        _require(
+            space == 1 or self.platform.conv_form != "folded",
+            f"conv_form is folded and space is {space}: folding depth into the batch would gather "
+            "what is split over devices: use native or auto",
         )
         counts = self.data.tile_counts(self.data.depth_bucket)
         tiles = counts[0] * counts[1] * counts[2]

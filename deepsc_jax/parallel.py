@@ -2,7 +2,8 @@
 
 The mesh has two axes. `data` splits the batch and is manual: `over_data` runs one program per
 device, as `pmap` did, so the gradient stays in float32 and is reduced where the program says, once.
-`space` splits the depth of a scan and is left to XLA's partitioner. No other file names them.
+`space` splits the depth of every tile (a tile may be a whole scan) and is left to XLA's
+partitioner, which exchanges the borders that convolutions need. No other file names them.
 """
 
 import math
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from deepsc_jax.config import PlatformConfig
+from deepsc_jax.config import Config, PlatformConfig, Stage
 from deepsc_jax.errors import InputError
 
 DATA, SPACE = "data", "space"
@@ -43,21 +44,88 @@ def make_mesh(platform: PlatformConfig) -> Mesh:
             f"--data={platform.data} --space={platform.space}: {needed} devices are needed "
             f"and {found} were found: lower one of them"
         )
+    if jax.process_count() > 1 and jax.local_device_count() % platform.space:
+        raise InputError(
+            f"--space={platform.space}: a scan is split over the devices of one process, and this "
+            f"one has {jax.local_device_count()}: give a divisor of that"
+        )
     devices = np.array(jax.devices()[:needed]).reshape(data, platform.space)
     return Mesh(devices, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_batch(batch: int, mesh: Mesh, flag: str) -> None:
-    """Refuse a global batch that the `data` axis does not divide.
+def check_batch(config: Config, stage: Stage, mesh: Mesh) -> None:
+    """Refuse a global batch that the `data` axis and the parts of a device do not divide.
 
     Raises:
-      InputError: naming `flag`.
+      InputError: naming the stage's flag.
     """
-    if batch % mesh.shape[DATA]:
+    batch, parts = config.train.batch(stage), config.platform.accumulation
+    if batch % (mesh.shape[DATA] * parts):
+        in_parts = f" in {parts} parts each" if parts > 1 else ""
         raise InputError(
-            f"--{flag}={batch}: the batch is split over {mesh.shape[DATA]} devices: "
-            "give a multiple of that, or lower --data"
+            f"--{stage}_batch={batch}: the batch is split over {mesh.shape[DATA]} devices"
+            f"{in_parts}: give a multiple of {mesh.shape[DATA] * parts}, or lower --data or "
+            "--accumulation"
         )
+
+
+def split_depth(x: jax.Array, axis: int = 0) -> jax.Array:
+    """`x`, with `axis` split over `space` where a mesh with that axis is in use."""
+    return _pinned(x, PartitionSpec(*[None] * axis, SPACE))
+
+
+def whole_depth(x: jax.Array) -> jax.Array:
+    """`x`, all of it on every device of `space`."""
+    return _pinned(x, PartitionSpec())
+
+
+def sum_over_space(
+    program: Callable[..., jax.Array], volumes: Sequence[jax.Array], shared: jax.Array
+) -> jax.Array:
+    """The sum over the devices of `space` of `program(*volumes, shared)`, each on its slices.
+
+    Args:
+      program: sees its device's slices of `volumes`; `with_neighbours` asks others for theirs.
+      volumes: `(batch, depth, ...)`.
+      shared: the same on all devices.
+    """
+
+    def per_device(shared: jax.Array, *parts: jax.Array) -> jax.Array:
+        return jax.lax.psum(program(*parts, jax.lax.pcast(shared, (SPACE,), to="varying")), SPACE)
+
+    split = [PartitionSpec(None, SPACE)] * len(volumes)
+    return jax.shard_map(
+        per_device,
+        in_specs=(PartitionSpec(), *split),
+        out_specs=PartitionSpec(),
+        axis_names={SPACE},
+    )(shared, *volumes)
+
+
+def with_neighbours(x: jax.Array, slices: int) -> jax.Array:
+    """A device's `x (batch, depth, ...)` with so many slices of each neighbour, 0 past the ends.
+
+    Inside a program of `sum_over_space`.
+    """
+    if slices == 0:
+        return x
+    last = jax.lax.axis_size(SPACE) - 1
+    before = jax.lax.ppermute(x[:, -slices:], SPACE, [(i, i + 1) for i in range(last)])
+    behind = jax.lax.ppermute(x[:, :slices], SPACE, [(i + 1, i) for i in range(last)])
+    return jax.numpy.concatenate([before, x, behind], axis=1)
+
+
+def depth_is_split() -> bool:
+    """Whether a mesh with several devices along `space` is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get(SPACE, 1) > 1
+
+
+def _pinned(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    if not depth_is_split():
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -65,16 +133,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first axis over `data`."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+def split_over_data(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree that is split over `data`: every leaf along its first axis that divides.
+
+    ZeRO-1 (Rajbhandari et al. 2020) for an optimizer's state: each device keeps and updates its
+    share of the moments. A leaf that no axis divides is copied.
+    """
+
+    def leaf(x: Any) -> NamedSharding:
+        for axis, side in enumerate(x.shape):
+            if side and side % mesh.shape[DATA] == 0:
+                return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+        return replicated(mesh)
+
+    return jax.tree.map(leaf, tree)
+
+
+DEPTH_AXIS = {"tiles": 2, "lesions": 2, "slices": 1}  # of what a batch holds
+
+
+def batch_sharding(mesh: Mesh, name: str = "") -> NamedSharding:
+    """The sharding of a batch's array: scans over `data`, the depth of volumes over `space`."""
+    between = [None] * (DEPTH_AXIS.get(name, 0) - 1)
+    depth = [*between, SPACE] if name in DEPTH_AXIS else []
+    return NamedSharding(mesh, PartitionSpec(DATA, *depth))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's share of a batch, as global arrays over the mesh."""
-    sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, array)
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh, name), array)
         for name, array in batch.items()
     }
 
@@ -97,6 +185,11 @@ def over_data(program: Callable[..., Any], mesh: Mesh, *, gathered: bool = False
         out_specs=PartitionSpec(DATA) if gathered else PartitionSpec(),
         axis_names={DATA},
     )
+
+
+def varying(tree: Any) -> Any:
+    """Constants as each device's own values, inside a program of `over_data`: a loop's start."""
+    return jax.lax.pcast(tree, (DATA,), to="varying")
 
 
 def sum_over_data(values: Any) -> Any:

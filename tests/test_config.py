@@ -182,7 +182,10 @@ IMPOSSIBLE = [
     (["--gradient_tiles=17"], "gradient_tiles is 17.*16 tiles"),
     (["--data=-1"], "data is -1"),
     (["--space=0"], "space is 0"),
-    (["--space=2"], "space is 2: .* not built yet"),
+    (["--space=3"], "tile depth is 64: with space = 3 it must be a multiple of 24"),
+    (["--space=2", "--slices=33"], "slices is 33: give a multiple of space = 2"),
+    (["--space=2", "--conv_form=folded"], "conv_form is folded and space is 2"),
+    (["--accumulation=0"], "accumulation is 0"),
 ]
 MALFORMED = [
     (["--tile=64,128"], "tile.*2 values found, 3 expected"),

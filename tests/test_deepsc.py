@@ -189,7 +189,7 @@ def test_the_result_does_not_depend_on_the_order_of_tiles(joint, variables, out)
 
 
 def test_scanned_tiles_give_what_folded_tiles_give(variables, out):
-    layout = dataclasses.replace(FOLDED, scan_tiles=True, remat=True)
+    layout = dataclasses.replace(FOLDED, scan_tiles=True, remat_tiles=True, remat_blocks=True)
     network = DeepSC(MODEL, DATA, layout)
     found = jax.jit(lambda v: run(network, v, BATCH, "joint"))(variables)
     assert jax.tree.structure(found) == jax.tree.structure(out)
@@ -290,7 +290,10 @@ def test_gradient_tiles_change_no_value_and_stop_the_other_tiles_gradient(variab
 @pytest.mark.slow
 def test_scanned_tiles_have_the_gradients_of_folded_tiles(variables):
     gradients = []
-    for layout in (FOLDED, dataclasses.replace(FOLDED, scan_tiles=True, remat=True)):
+    for layout in (
+        FOLDED,
+        dataclasses.replace(FOLDED, scan_tiles=True, remat_tiles=True, remat_blocks=True),
+    ):
         network = DeepSC(MODEL, DATA, layout)
 
         def loss(v, network=network):
@@ -308,9 +311,10 @@ def test_build_lays_the_network_out_for_the_platform():
     cpu, gpu = deepsc.build(config, "cpu").layout, deepsc.build(config, "gpu").layout
     assert (cpu.form, cpu.scan_tiles, cpu.dtype) == ("folded", False, jnp.float32)
     assert (gpu.form, gpu.scan_tiles, gpu.dtype) == ("native", True, jnp.bfloat16)
-    asked = PlatformConfig(conv_form="native", tile_loop="scan", remat=False)
+    asked = PlatformConfig(conv_form="native", tile_loop="scan", remat="blocks")
     layout = deepsc.build(dataclasses.replace(config, platform=asked), "cpu").layout
-    assert (layout.form, layout.scan_tiles, layout.remat) == ("native", True, False)
+    assert (layout.form, layout.scan_tiles) == ("native", True)
+    assert (layout.remat_tiles, layout.remat_blocks) == (False, True)
 
 
 @pytest.mark.parametrize("stage", ["segmentation", "classification", "joint"])

@@ -1,12 +1,15 @@
 """The mesh, its errors, and that splitting a batch over devices changes no result."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from deepsc_jax import parallel
-from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig
+from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig, TrainConfig
 from deepsc_jax.errors import InputError
 from deepsc_jax.models.deepsc import DeepSC, Layout
 from deepsc_jax.training import step
@@ -31,10 +34,39 @@ def test_too_few_devices_are_refused_with_their_number(data, space, needed):
         mesh(data, space)
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_refused_by_its_flag():
-    parallel.check_batch(8, mesh(4), "joint_batch")
-    with pytest.raises(InputError, match=r"--joint_batch=6: .* 4 devices"):
-        parallel.check_batch(6, mesh(4), "joint_batch")
+@pytest.mark.parametrize(
+    ("batch", "parts", "refused"),
+    [(8, 1, ""), (6, 1, "4 devices: .* of 4,"), (8, 4, "4 devices in 4 parts each: .* of 16,")],
+)
+def test_a_batch_that_the_devices_do_not_divide_is_refused_by_its_flag(batch, parts, refused):
+    config = dataclasses.replace(
+        CONFIG,
+        train=TrainConfig(joint_batch=batch),
+        platform=PlatformConfig(accumulation=parts),
+    )
+    if not refused:
+        parallel.check_batch(config, "joint", mesh(4))
+        return
+    with pytest.raises(InputError, match=f"--joint_batch={batch}: .* {refused}"):
+        parallel.check_batch(config, "joint", mesh(4))
+
+
+def test_optimizer_state_is_split_along_the_first_axis_that_divides():
+    tree = {"kernel": jnp.zeros((3, 6, 8)), "bias": jnp.zeros(4), "count": jnp.zeros(())}
+    specs = {k: v.spec for k, v in parallel.split_over_data(tree, mesh(4, 2)).items()}
+    expected = {"kernel": P(None, None, "data"), "bias": P("data"), "count": P()}
+    assert specs == expected
+
+
+def test_volumes_are_split_along_depth_over_space():
+    batch = {
+        "tiles": np.zeros((2, 3, 8, 4, 4)),
+        "slices": np.zeros((2, 8, 4, 4)),
+        "label": np.arange(2),
+    }
+    put = parallel.put_batch(batch, mesh(2, 4))
+    shapes = {name: x.addressable_shards[0].data.shape for name, x in put.items()}
+    assert shapes == {"tiles": (1, 3, 2, 4, 4), "slices": (1, 2, 4, 4), "label": (1,)}
 
 
 def test_batches_are_split_and_parameters_copied():

@@ -37,7 +37,7 @@ TERMS = ("dice", "focal", "cross_entropy", "task_aware", "loss")
     ],
 )
 def test_joint_network(config: Config, form: Any, scan_tiles: bool, dtype: str, within: Any):
-    layout = Layout(form, jnp.dtype(dtype), scan_tiles, remat=scan_tiles)
+    layout = Layout(form, jnp.dtype(dtype), scan_tiles, scan_tiles, scan_tiles)
     network = deepsc.DeepSC(config.model, config.data, layout)
     module, arrays = DeepSC(config), batch()
     task_aware = []

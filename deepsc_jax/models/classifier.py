@@ -5,7 +5,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.models.layers import EXACT, Conv, ConvForm, ConvNormAct, GroupNorm, Volume
+from deepsc_jax.models.layers import (
+    EXACT,
+    Conv,
+    ConvForm,
+    ConvNormAct,
+    GroupNorm,
+    Volume,
+    recomputed,
+)
 
 
 class ResidualUnit(nn.Module):
@@ -45,6 +53,7 @@ class Classifier(nn.Module):
     groups: int
     form: ConvForm = "native"
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -65,7 +74,7 @@ class Classifier(nn.Module):
         maps = []
         for i, channels in enumerate(self.encoder_channels):
             stride = 1 if i == 0 else 2
-            unit = ResidualUnit(
+            unit = recomputed(ResidualUnit, self.remat)(
                 channels, self.groups, stride, self.form, self.dtype, name=f"encoder{i + 1}"
             )
             x = unit(x)

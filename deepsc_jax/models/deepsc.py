@@ -22,7 +22,7 @@ from deepsc_jax.models import geometry
 from deepsc_jax.models.classifier import Classifier, evidence_masks
 from deepsc_jax.models.cross_stitch import CrossStitch
 from deepsc_jax.models.inception import Inception
-from deepsc_jax.models.layers import ConvForm, Volume, resolve_dtype, resolve_form
+from deepsc_jax.models.layers import ConvForm, Volume, recomputed, resolve_dtype, resolve_form
 from deepsc_jax.models.lesion import LesionSubnet
 
 Tiles = Float[Array, "batch tile d h w"]
@@ -32,12 +32,21 @@ FEATURE_STEP = 2  # in-plane stride of inception_cls, so the step of the slice g
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a device computes the network; the result is the same."""
+    """How a device computes the network; the result is the same.
+
+    Attributes:
+      form: of the convolutions.
+      dtype: of their inputs and outputs.
+      scan_tiles: a scan's tiles one after another, in a loop, rather than all as one batch.
+      remat_tiles: the backward pass computes a scanned tile's activations again.
+      remat_blocks: it computes what is inside a block again.
+    """
 
     form: ConvForm = "native"
     dtype: Any = jnp.float32
     scan_tiles: bool = False
-    remat: bool = False
+    remat_tiles: bool = False
+    remat_blocks: bool = False
 
 
 class DeepSC(nn.Module):
@@ -55,11 +64,13 @@ class DeepSC(nn.Module):
         config, form, dtype = self.model, self.layout.form, self.layout.dtype
         branches = (config.inception, config.inception_branches, config.inception_channels)
         groups = config.norm_groups
-        self.inception_seg = Inception(*branches, groups, 1, form, dtype)
-        self.inception_cls = Inception(*branches, groups, FEATURE_STEP, form, dtype)
+        remat = self.layout.remat_blocks
+        inception = recomputed(Inception, remat)
+        self.inception_seg = inception(*branches, groups, 1, form, dtype)
+        self.inception_cls = inception(*branches, groups, FEATURE_STEP, form, dtype)
         self.cross_stitch = CrossStitch(config.cross_stitch, config.cross_stitch_init)
         self.lesion = LesionSubnet(
-            config.lesion_channels, config.scale_weights, groups, form, dtype
+            config.lesion_channels, config.scale_weights, groups, form, dtype, remat
         )
         self.classifier = Classifier(
             len(CLASSES),
@@ -68,6 +79,7 @@ class DeepSC(nn.Module):
             groups,
             form,
             dtype,
+            remat,
         )
 
     def __call__(self, batch: dict[str, Array], stage: Stage, gradient_tiles: int = 0) -> dict:
@@ -133,7 +145,7 @@ class DeepSC(nn.Module):
             wide = jnp.promote_types(features.dtype, jnp.float32)
             lesion = jnp.zeros_like(features[..., :1], wide)
             sums = {"scan_features": jnp.zeros_like(features), "scan_lesion": lesion}
-        body = nn.remat(one_tile, prevent_cse=False) if self.layout.remat else one_tile
+        body = nn.remat(one_tile, prevent_cse=False) if self.layout.remat_tiles else one_tile
         scan = nn.scan(
             body,
             variable_broadcast="params",
@@ -227,10 +239,12 @@ def build(config: Config, platform: str) -> DeepSC:
     """The network of `config`, laid out for `platform` (`jax.default_backend()`)."""
     choice = config.platform
     scan = choice.tile_loop == "scan" or (choice.tile_loop == "auto" and platform != "cpu")
+    form = "native" if choice.space > 1 else choice.conv_form  # folding depth would gather it
     layout = Layout(
-        form=resolve_form(choice.conv_form, platform),
+        form=resolve_form(form, platform),
         dtype=resolve_dtype(choice.compute_dtype, platform),
         scan_tiles=scan,
-        remat=choice.remat,
+        remat_tiles=choice.remat in ("tiles", "all"),
+        remat_blocks=choice.remat in ("blocks", "all"),
     )
     return DeepSC(config.model, config.data, layout)

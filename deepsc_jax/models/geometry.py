@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from deepsc_jax import parallel
 from deepsc_jax.models.layers import EXACT
 
 Part = Float[Array, "depth height width channel"]
@@ -141,8 +142,16 @@ def resample(x: Part, source: Grid, target: Grid) -> Part:
 def _along_depth(x: Part, source: Grid, target: Grid) -> Part:
     weights = depth_weights(source, target)
     wide = jnp.promote_types(x.dtype, jnp.float32)
+    # Where depth is split over devices, of source and target the shallower one crosses them whole.
+    gathered = x.shape[0] <= target.centres.shape[0]
+    if gathered:
+        x = parallel.whole_depth(x)
+    else:
+        x, weights = parallel.split_depth(x), parallel.split_depth(weights, axis=1)
     product = jnp.einsum("tn,nhwc->thwc", weights.astype(wide), x.astype(wide), precision=EXACT)
-    return product.astype(x.dtype)
+    if not gathered:
+        product = parallel.whole_depth(product)
+    return parallel.split_depth(product.astype(x.dtype))
 
 
 def _coarsen(x: Part, factor: int) -> Part:

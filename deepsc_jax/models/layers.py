@@ -12,12 +12,16 @@ slices are also computed together, as channels; or, from `STACKED_CHANNELS` inpu
 2D convolution per kernel slice is summed.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+from deepsc_jax import parallel
 
 Volume = Float[Array, "batch depth height width channel"]
 Valid = Int[Array, "batch"] | None
@@ -48,22 +52,67 @@ def halve(valid: Valid, times: int = 1) -> Valid:
     return None if valid is None else -(-valid // 2**times)
 
 
+def with_summed_gradient(
+    operation: Callable[[Volume, Array, int], Volume], reach: int, x: Volume, kernel: Array
+) -> Volume:
+    """`operation(x, kernel, reach)`, whose kernel's gradient is summed over devices in its dtype.
+
+    Where depth is split over devices, each one's share of a kernel's gradient would be summed in
+    the compute dtype, bfloat16: here it is the kernel's own, float32.
+
+    Args:
+      operation: of a volume and a kernel, with so many slices of zero padding on both sides.
+      reach: of the kernel along depth, in slices to each side.
+      x: its input.
+      kernel: in the dtype of its parameter.
+    """
+    if not parallel.depth_is_split():
+        return operation(x, kernel, reach)
+
+    @jax.custom_vjp
+    def apply(x: Volume, kernel: Array) -> Volume:
+        return operation(x, kernel, reach)
+
+    def forward(x: Volume, kernel: Array) -> tuple[Volume, tuple[Volume, Array]]:
+        return apply(x, kernel), (x, kernel)
+
+    def share(x: Volume, cotangent: Volume, kernel: Array) -> Array:
+        seen = parallel.with_neighbours(x, reach)
+        return jax.vjp(lambda k: operation(seen, k, 0), kernel)[1](cotangent)[0]
+
+    def backward(saved: tuple[Volume, Array], cotangent: Volume) -> tuple[Volume, Array]:
+        x, kernel = saved
+        of_x = jax.vjp(lambda x: operation(x, kernel, reach), x)[1](cotangent)[0]
+        return of_x, parallel.sum_over_space(share, (x, cotangent), kernel)
+
+    apply.defvjp(forward, backward)
+    return apply(x, kernel)
+
+
 def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, form: str) -> Volume:
     """Convolution with zero padding of k // 2 on both sides (torch's `padding=k // 2`).
 
     Args:
       x: `(batch, depth, height, width, cin)`.
-      kernel: odd sizes.
+      kernel: odd sizes; cast to the dtype of `x`.
       stride: in-plane; depth keeps stride 1.
       form: `native` or `folded`.
     """
     depth_taps = kernel.shape[0]
     padding = [(k // 2, k // 2) for k in kernel.shape[:3]]
     if form == "native":
-        dims = ("NDHWC", "DHWIO", "NDHWC")
-        return lax.conv_general_dilated(
-            x, kernel, (1, stride, stride), padding, dimension_numbers=dims
-        )
+
+        def native(x: Volume, kernel: Array, reach: int) -> Volume:
+            return lax.conv_general_dilated(
+                x,
+                kernel.astype(x.dtype),
+                (1, stride, stride),
+                [(reach, reach), *padding[1:]],
+                dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+            )
+
+        return with_summed_gradient(native, padding[0][0], x, kernel)
+    kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and stride == 1:
         return x @ kernel[0, 0, 0]
 
@@ -120,7 +169,7 @@ class Conv(nn.Module):
     def __call__(self, x: Volume) -> Volume:
         shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        return conv3d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.form)
+        return conv3d(x.astype(self.dtype), kernel, self.stride, self.form)
 
 
 class GroupNorm(nn.Module):
@@ -138,9 +187,13 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # About the size of the mean, which would otherwise cancel in the variance.
-        first = wide[:, :1].reshape(batch, -1, self.groups, channels // self.groups)
-        shift = jnp.repeat(lax.stop_gradient(first.mean(axis=(1, 3))), channels // self.groups, 1)
+        slices = jnp.full((batch,), depth) if valid is None else valid
+        real = jnp.maximum(slices, 1).astype(wide.dtype)[:, None]
+        # About the size of the mean, which would otherwise cancel in the variance: the mean of
+        # every slice's first row, so that no device asks another for its slices.
+        first = mask_depth(wide[:, :, :1], valid).sum(axis=(1, 2, 3)) / (real * width)
+        shift = first.reshape(batch, self.groups, -1).mean(axis=2)
+        shift = jnp.repeat(lax.stop_gradient(shift), channels // self.groups, 1)
         wide = mask_depth(wide - shift[:, None, None, None], valid)
         rows = wide.reshape(batch, depth * height, width * channels)
         ones = jnp.ones(rows.shape[:2], rows.dtype)
@@ -150,9 +203,7 @@ class GroupNorm(nn.Module):
             sums = sums.reshape(batch, width, self.groups, channels // self.groups)
             return sums.sum(axis=(1, 3))
 
-        slices = jnp.full((batch,), depth) if valid is None else valid
-        per_slice = height * width * channels // self.groups
-        count = jnp.maximum(slices, 1).astype(rows.dtype)[:, None] * per_slice
+        count = real * (height * width * channels // self.groups)
         mean = group_sums(rows) / count
         variance = nn.relu(group_sums(rows * rows) / count - mean * mean)
         inverse = lax.rsqrt(variance + NORM_EPSILON)
@@ -193,8 +244,13 @@ class Deconv(nn.Module):
         batch, depth, height, width, channels = x.shape
         init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
         kernel = self.param("kernel", init, (2, 2, 2, channels, self.features))
-        flat = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, -1).astype(self.dtype)
-        y = (x.astype(self.dtype) @ flat).reshape(batch, depth, height, width, 2, 2, 2, -1)
+        flat = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, -1)
+
+        def product(x: Volume, flat: Array, _: int) -> Volume:
+            return x @ flat.astype(x.dtype)
+
+        y = with_summed_gradient(product, 0, x.astype(self.dtype), flat)
+        y = y.reshape(batch, depth, height, width, 2, 2, 2, -1)
         y = y.transpose(0, 1, 4, 2, 5, 3, 6, 7)
         return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
 
@@ -233,6 +289,11 @@ def average_in_plane(x: Volume, factor: int) -> Volume:
     batch, depth, height, width, channels = x.shape
     blocks = x.reshape(batch, depth, height // factor, factor, width // factor, factor, channels)
     return blocks.mean(axis=(3, 5))
+
+
+def recomputed(block: type[nn.Module], wanted: bool) -> Any:
+    """`block`, or, where `wanted`, `block` whose insides the backward pass computes again."""
+    return nn.remat(block) if wanted else block
 
 
 def resolve_form(form: str, platform: str) -> ConvForm:

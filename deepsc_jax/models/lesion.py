@@ -16,6 +16,7 @@ from deepsc_jax.models.layers import (
     halve,
     mask_depth,
     max_pool,
+    recomputed,
 )
 
 LESION_PRIOR = 0.05  # assumed: initial lesion probability (Lin et al. 2017 start from a small one)
@@ -51,12 +52,14 @@ class LesionSubnet(nn.Module):
     groups: int
     form: ConvForm = "native"
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> tuple[Volume, tuple[Volume, ...]]:
         tile, skips = (x.shape[1], x.shape[2], x.shape[3]), []
+        transition = recomputed(DoubleConv, self.remat)
         for level, features in enumerate(self.channels):
-            unit = DoubleConv(features, self.groups, self.form, self.dtype, name=f"down{level + 1}")
+            unit = transition(features, self.groups, self.form, self.dtype, name=f"down{level + 1}")
             x = unit(x, halve(valid, level))
             skips.append(x)
             x = max_pool(x)
@@ -65,7 +68,7 @@ class LesionSubnet(nn.Module):
             features, reached = self.channels[level], halve(valid, level)
             x = mask_depth(Deconv(features, self.dtype, name=f"deconv{3 - level}")(x), reached)
             x = jnp.concatenate([skips[level], x], axis=-1)
-            unit = DoubleConv(features, self.groups, self.form, self.dtype, name=f"up{3 - level}")
+            unit = transition(features, self.groups, self.form, self.dtype, name=f"up{3 - level}")
             x = unit(x, reached)
             scales.append(self._segmentation(x, reached, 4 - level))
         return combine(scales, self.scale_weights, tile, valid), tuple(scales)

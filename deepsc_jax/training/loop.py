@@ -51,7 +51,7 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
     """
     mesh = parallel.make_mesh(config.platform)
     for stage in stages:
-        parallel.check_batch(config.train.batch(stage), mesh, f"{stage}_batch")
+        parallel.check_batch(config, stage, mesh)
         _check_validation(store, stage)
     model = deepsc.build(config, jax.default_backend())
     log = MetricsLog(workdir)
@@ -78,7 +78,9 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
         print(f"{stage}: already trained for {total} steps")
         return
 
-    state = jax.device_put(_first_state(run, stage, reached), parallel.replicated(run.mesh))
+    state = _first_state(run, stage, reached)
+    where = states.sharding(config, state, run.mesh)
+    state = jax.device_put(state, where)
     batches = iter(_batches(run, "train", stage, train=True))
     run.log.resume(stage, reached or 0)
     if reached is not None:
@@ -89,7 +91,7 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
     labels = [case.label for case in pipeline.learnable(run.store.cases("train"), stage)]
     counts = np.bincount(labels, minlength=len(CLASSES))
     step_fn = make_train_step(
-        config, stage, run.model, run.mesh, losses.class_weights(jnp.asarray(counts))
+        config, stage, run.model, run.mesh, losses.class_weights(jnp.asarray(counts)), where
     )
     eval_fn = make_eval_step(stage, run.model, run.mesh)
     validated = bool(run.store.cases("validation"))

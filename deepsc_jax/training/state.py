@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
+from deepsc_jax import parallel
 from deepsc_jax.config import Config, Stage
 from deepsc_jax.models.deepsc import DeepSC
 from deepsc_jax.training.optimizer import make_optimizer
@@ -51,6 +53,15 @@ def create(config: Config, stage: Stage, params: Any) -> State:
     """The state at step 0 of `stage`."""
     optimizer = make_optimizer(config, stage)
     return State(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+def sharding(config: Config, state: State, mesh: Mesh) -> State:
+    """Where a state's parts lie: copies on every device, or Adam's moments split over `data`."""
+    whole = parallel.replicated(mesh)
+    if not config.platform.shard_optimizer:
+        return jax.tree.map(lambda _: whole, state)
+    copied = jax.tree.map(lambda _: whole, state.params)
+    return State(whole, copied, parallel.split_over_data(state.opt_state, mesh))
 
 
 def join(segmentation: Any, classification: Any) -> Any:

@@ -65,12 +65,30 @@ def scan_losses(
 
 
 def make_train_step(
-    config: Config, stage: Stage, model: DeepSC, mesh: Mesh, class_weights: Float[Array, "class"]
+    config: Config,
+    stage: Stage,
+    model: DeepSC,
+    mesh: Mesh,
+    class_weights: Float[Array, "class"],
+    state_sharding: Any = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
     """One optimizer step on a global batch; the state is donated.
 
-    Every device sums the gradient of its own scans in float32; one all-reduce adds them up.
-    Returns the next state and the scalars `loss`, its terms, `learning_rate` and `gradient_norm`.
+    Every device sums the gradient of its own scans in float32, in `platform.accumulation` parts;
+    one all-reduce adds them up.
+
+    Args:
+      config: its `train`, `loss` and `platform` sections are used.
+      stage: decides the losses.
+      model: the network.
+      mesh: over which the batch, laid out as `parallel.put_batch` does, is split.
+      class_weights: of the cross-entropy.
+      state_sharding: of the state, before and after the step (`states.sharding`); by default
+        every device has a copy.
+
+    Returns:
+      A function to the next state and the scalars `loss`, its terms, `learning_rate` and
+      `gradient_norm`.
     """
     optimizer, schedule = make_optimizer(config, stage), learning_rate(config, stage)
     scans = config.train.batch(stage)
@@ -82,9 +100,27 @@ def make_train_step(
         means = jax.tree.map(lambda x: x.sum() / scans, terms)
         return means["loss"], means
 
+    gradient_of = jax.grad(share_of_loss, has_aux=True)
+
     def per_device(params: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
-        gradient, means = jax.grad(share_of_loss, has_aux=True)(params, batch)
-        return parallel.sum_over_data((gradient, means))
+        parts = config.platform.accumulation
+        if parts == 1:
+            return parallel.sum_over_data(gradient_of(params, batch))
+        batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], batch)
+        if not model.layout.scan_tiles:  # a CPU: a convolution inside a loop runs on one core
+            total = gradient_of(params, first)
+            for i in range(1, parts):
+                part = gradient_of(params, jax.tree.map(lambda x, i=i: x[i], batch))
+                total = jax.tree.map(jnp.add, total, part)
+            return parallel.sum_over_data(total)
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient_of(params, part)), None
+
+        shapes = jax.eval_shape(gradient_of, params, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return parallel.sum_over_data(jax.lax.scan(add, parallel.varying(zeros), batch)[0])
 
     gradients = parallel.over_data(per_device, mesh)
 
@@ -96,9 +132,13 @@ def make_train_step(
         means["gradient_norm"] = optax.tree.norm(gradient)
         return State(state.step + 1, params, opt_state), means
 
-    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    whole = parallel.replicated(mesh)
+    state_sharding = state_sharding or whole
     return jax.jit(
-        step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0
+        step,
+        in_shardings=(state_sharding, None),  # a batch keeps that of `put_batch`
+        out_shardings=(state_sharding, whole),
+        donate_argnums=0,
     )
 
 
@@ -131,9 +171,9 @@ def make_eval_step(
             result["probabilities"] = jax.nn.softmax(out["logits"])
         return result
 
-    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    whole = parallel.replicated(mesh)
     return jax.jit(
         parallel.over_data(program, mesh, gathered=True),
-        in_shardings=(whole, split),
+        in_shardings=(whole, None),
         out_shardings=whole,
     )

@@ -1,0 +1,134 @@
+"""One train step for any mesh: the same losses, gradients and parameters."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from drawn import draw_params, masked_volume
+
+from deepsc_jax import parallel
+from deepsc_jax.config import STAGES, Config, DataConfig, ModelConfig, PlatformConfig, TrainConfig
+from deepsc_jax.models import deepsc
+from deepsc_jax.training import state as states
+from deepsc_jax.training.step import make_train_step
+
+# Four scans, each of two tiles whose depth four devices share, with eight slices a device.
+TILE, DEPTHS = (32, 8, 8), (50, 64, 37, 9)
+CONFIG = Config(
+    data=DataConfig(working_size=(8, 8), tile=TILE, slices=8, depth_bucket=64),
+    model=ModelConfig(
+        inception_branches=((1,), (3,)),
+        inception_channels=4,
+        lesion_channels=(4, 4, 4),
+        classifier_stem_channels=4,
+        encoder_channels=(4, 4, 4),
+        norm_groups=2,
+    ),
+    train=TrainConfig(segmentation_batch=4, classification_batch=4, joint_batch=4),
+)
+CLASS_WEIGHTS = (0.7, 1.0, 1.6)
+STEPS = 2
+
+
+def batch(seed: int) -> dict[str, np.ndarray]:
+    """All tiles and slices of four scans; zeros behind each scan's depth."""
+    volumes = np.zeros((4, 64, *TILE[1:]))
+    for i, depth in enumerate(DEPTHS):
+        volumes[i, :depth] = masked_volume((1, depth, *TILE[1:]), seed=4 * seed + i)[0]
+    rng = np.random.default_rng(seed)
+    lesions = (rng.uniform(size=volumes.shape) < 0.3) & (volumes > 0)
+    slices = [v[np.arange(8) * depth // 8] for v, depth in zip(volumes, DEPTHS, strict=True)]
+    return {
+        "tiles": volumes.reshape(4, 2, *TILE),
+        "lesions": lesions.reshape(4, 2, *TILE).astype(float),
+        "origins": np.tile(np.asarray([[0, 0, 0], [32, 0, 0]], np.int32), (4, 1, 1)),
+        "slices": np.stack(slices),
+        "depth": np.asarray(DEPTHS, np.int32),
+        "label": np.asarray([0, 1, 2, 0], np.int32),
+    }
+
+
+def run(stage: Any, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]:
+    """The loss of every step, and the first gradient and the last parameters."""
+    choice = PlatformConfig(compute_dtype="float32", **platform)
+    config = dataclasses.replace(CONFIG, platform=choice)
+    model = deepsc.build(config, "cpu")
+    layout = dataclasses.replace(model.layout, dtype=jnp.dtype(dtype))
+    model = deepsc.DeepSC(config.model, config.data, layout)
+    drawn = draw_params(model, states.example_batch(config), "joint")["params"]
+    mesh = parallel.make_mesh(choice)
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), drawn)
+        state = states.create(config, stage, params)
+        where = states.sharding(config, state, mesh)
+        state = jax.device_put(state, where)
+        weights = jnp.asarray(CLASS_WEIGHTS, dtype)
+        step = make_train_step(config, stage, model, mesh, weights, where)
+        losses, gradient = [], None
+        for seed in range(STEPS):
+            arrays = {
+                name: x.astype(dtype) if x.dtype.kind == "f" else x
+                for name, x in batch(seed).items()
+            }
+            state, scalars = step(state, parallel.put_batch(arrays, mesh))
+            losses.append(float(scalars["loss"]))
+            if gradient is None:
+                adam: Any = state.opt_state
+                gradient = jax.tree.map(lambda m: np.asarray(m) / 0.1, adam[0].mu)
+        assert step._cache_size() == 1
+        return losses, [gradient, jax.tree.map(np.asarray, state.params)]
+
+
+def difference(found: Any, expected: Any) -> float:
+    """Largest difference of two trees over the largest magnitude."""
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+    return max(np.abs(f - e).max() for f, e in pairs) / max(np.abs(e).max() for _, e in pairs)
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Any:
+    """What one device computes: once for each stage and type."""
+    found: dict[tuple[str, str], Any] = {}
+
+    def get(stage: str, dtype: str) -> Any:
+        if (stage, dtype) not in found:
+            found[stage, dtype] = run(stage, dtype, data=1)
+        return found[stage, dtype]
+
+    return get
+
+
+slow = pytest.mark.slow
+LEVERS = {"shard_optimizer": True, "accumulation": 2, "remat": "all", "tile_loop": "scan"}
+LAYOUTS = [
+    pytest.param({"data": 2, "space": 2, "shard_optimizer": True}, id="2x2-zero"),
+    pytest.param({"data": 4}, id="4x1", marks=slow),
+    pytest.param({"data": 1, "space": 4}, id="1x4", marks=slow),
+    pytest.param({"data": 1, **LEVERS}, id="1x1-levers", marks=slow),
+    pytest.param({"data": 2, "space": 4, **LEVERS}, id="2x4-levers", marks=slow),
+]
+
+
+@pytest.mark.parametrize("platform", LAYOUTS)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(s, marks=() if s == "joint" else slow) for s in STAGES]
+)
+def test_any_mesh_computes_what_one_device_does(stage: Any, platform: dict, one_device: Any):
+    # float64 tells a wrong reduction from rounding.
+    losses, trees = run(stage, "float64", **platform)
+    expected_losses, expected = one_device(stage, "float64")
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-10)
+    for found, wanted in zip(trees, expected, strict=True):
+        assert difference(found, wanted) <= 1e-10
+
+
+@slow
+@pytest.mark.parametrize("platform", LAYOUTS)
+def test_any_mesh_computes_what_one_device_does_in_float32(platform: dict, one_device: Any):
+    losses, (gradient, _) = run("joint", "float32", **platform)
+    expected_losses, (expected, _) = one_device("joint", "float32")
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    assert difference(gradient, expected) <= 1e-4
