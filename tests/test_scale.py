@@ -56,9 +56,9 @@ def run(stage: Any, dtype: str, **platform: Any) -> tuple[list[float], list[Any]
     choice = PlatformConfig(compute_dtype="float32", **platform)
     config = dataclasses.replace(CONFIG, platform=choice)
     model = deepsc.build(config, "cpu")
+    drawn = draw_params(model, states.example_batch(CONFIG), "joint")["params"]
     layout = dataclasses.replace(model.layout, dtype=jnp.dtype(dtype))
     model = deepsc.DeepSC(config.model, config.data, layout)
-    drawn = draw_params(model, states.example_batch(config), "joint")["params"]
     mesh = parallel.make_mesh(choice)
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(lambda x: jnp.asarray(x, dtype), drawn)
