@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepsc_jax.config import Config, PlatformConfig, Stage
@@ -193,5 +194,9 @@ def varying(tree: Any) -> Any:
 
 
 def sum_over_data(values: Any) -> Any:
-    """The sum of every device's `values`, inside a program of `over_data`."""
-    return jax.lax.psum(values, DATA)
+    """The sum of every device's `values`, inside a program of `over_data`.
+
+    As one vector, so in one all-reduce: XLA's combiner left four of a joint step's gradient.
+    """
+    vector, unravel = ravel_pytree(values)
+    return unravel(jax.lax.psum(vector, DATA))
