@@ -31,13 +31,14 @@ def use_cpu_cores(batches: Sequence[int]) -> None:
     jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, *batches))
 
 
-def make_mesh(platform: PlatformConfig) -> Mesh:
-    """The mesh of `platform.data` x `platform.space` devices.
+def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `platform.data` x `platform.space` of `devices`, by default of all there are.
 
     Raises:
       InputError: there are not so many devices.
     """
-    found = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    found = len(devices)
     data = platform.data or found // platform.space
     needed = max(data, 1) * platform.space
     if needed > found:
@@ -50,8 +51,18 @@ def make_mesh(platform: PlatformConfig) -> Mesh:
             f"--space={platform.space}: a scan is split over the devices of one process, and this "
             f"one has {jax.local_device_count()}: give a divisor of that"
         )
-    devices = np.array(jax.devices()[:needed]).reshape(data, platform.space)
-    return Mesh(devices, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
+    grid = np.array(devices[:needed]).reshape(data, platform.space)
+    return Mesh(grid, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool]:
+    """XLA's options for programs over `mesh`, trained or only planned.
+
+    On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
+    them; XLA's default turns every one to channel-first.
+    """
+    gpu = mesh.devices.flat[0].platform == "gpu"
+    return {"xla_gpu_force_conv_nhwc": True} if gpu else {}
 
 
 def check_batch(config: Config, stage: Stage, mesh: Mesh) -> None:

@@ -139,6 +139,7 @@ def make_train_step(
         in_shardings=(state_sharding, None),  # a batch keeps that of `put_batch`
         out_shardings=(state_sharding, whole),
         donate_argnums=0,
+        compiler_options=parallel.compiler_options(mesh),
     )
 
 
