@@ -173,7 +173,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     store = Store(data_dir / "store", predictor.config.data)
     metrics, rows = evaluate(predictor, store, options.split)
-    metrics["trained_on"] = "phantoms" if predictor.phantoms else "scans"
+    metrics["trained_on"] = predictor.trained_on
     metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
     print(table(metrics))
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))

@@ -89,7 +89,7 @@ def main() -> None:
     """Train and compare for every seed."""
     options, settings = flags.FLAGS, program.config_from_flags()
     data_dir, out = pathlib.Path(options.data_dir), pathlib.Path(options.out)
-    parallel.use_cpu_cores([settings.train.batch(stage) for stage in STAGES])
+    parallel.use_cpu_cores(settings, STAGES)
     store = Store(data_dir / "store", settings.data, settings.train.cache_mib)
     deepest = max(case.depth for case in store.cases("train"))
     tiles = int(np.prod(settings.data.tile_counts(settings.data.bucket(deepest))))

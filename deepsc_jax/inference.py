@@ -59,16 +59,19 @@ class Predictor:
       config: the configuration it was trained with.
       stage: the stage whose best checkpoint it is.
       threshold: lesion probability from which a voxel is lesion, chosen on validation; 0.5 without.
-      phantoms: whether it was trained on phantoms.
+      trained_on: `phantoms`, `scans`, or `unknown data`.
     """
 
     def __init__(
-        self, config: Config, stage: Stage, params: Any, threshold: float, *, phantoms: bool
+        self, config: Config, stage: Stage, params: Any, threshold: float, trained_on: str
     ):
         self.config, self.stage, self.threshold = config, stage, threshold
-        self.phantoms = phantoms
+        self.trained_on = trained_on
         self._params = params
-        self._model = deepsc.build(config, jax.default_backend())
+        alone = dataclasses.replace(config.platform, space=1)
+        self._model = deepsc.build(
+            dataclasses.replace(config, platform=alone), jax.default_backend()
+        )
         self._features = jax.jit(self._call("slice_features"))
         self._segment = jax.jit(self._call("segment"))
         self._mix = jax.jit(self._call("mix_features"))
@@ -206,4 +209,4 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     params, validated = load_params(workdir / chosen, like)
     threshold = record.thresholds.get(chosen) or validated.get("threshold") or 0.5
-    return Predictor(config, chosen, params, threshold, phantoms=record.phantoms)
+    return Predictor(config, chosen, params, threshold, record.trained_on)

@@ -22,13 +22,18 @@ from deepsc_jax.errors import InputError
 DATA, SPACE = "data", "space"
 
 
-def use_cpu_cores(batches: Sequence[int]) -> None:
-    """On a machine without accelerators, make one device of each core; call before all else of JAX.
+def use_cpu_cores(config: Config, stages: Sequence[Stage]) -> None:
+    """Make devices of the CPU, for where there is no accelerator; call before all else of JAX.
 
-    XLA's CPU backend leaves most of a second core idle inside one program: two programs on half of
-    the batch each took half the time. Only as many as divide every global batch in `batches`.
+    As many as `config.platform` asks for; left to choose, one a core: XLA's CPU backend leaves most
+    of a second core idle inside one program, and two programs on half of the batch each took half
+    the time. Only as many as divide every stage's batch.
     """
-    jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, *batches))
+    platform = config.platform
+    batches = [config.train.batch(stage) // platform.accumulation for stage in stages]
+    cores = max((os.cpu_count() or 1) // platform.space, 1)
+    data = platform.data or math.gcd(cores, *batches)
+    jax.config.update("jax_num_cpu_devices", data * platform.space)
 
 
 def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) -> Mesh:

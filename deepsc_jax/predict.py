@@ -56,7 +56,7 @@ def predict(
     result: dict = {
         "scan": str(path),
         "stage": predictor.stage,
-        "trained_on": "phantoms" if predictor.phantoms else "scans",
+        "trained_on": predictor.trained_on,
         "lung_ml": float(lung.sum()) * voxel_ml,
         "note": "research software, not for clinical use",
     }
@@ -91,7 +91,7 @@ def predict(
             spacing_mm=scan.spacing_mm,
             title=scan.name,
             lung_mask=lung,
-            phantoms=predictor.phantoms,
+            trained_on=predictor.trained_on,
             window=window,
         )
         write_json(result, folder / "result.json")
@@ -107,8 +107,8 @@ def describe(result: dict) -> str:
     if "lesion_ml" in result:
         share = result["lesion_share_of_lung"]
         parts.append(f"{result['lesion_ml']:.0f} ml of lesion, {share:.1%} of the lungs")
-    if result["trained_on"] == "phantoms":
-        parts.append("by a network trained on phantoms")
+    if result["trained_on"] != "scans":
+        parts.append(f"by a network trained on {result['trained_on']}")
     return ", ".join(parts)
 
 

@@ -25,8 +25,7 @@ def main() -> None:
     settings = program.config_from_flags()
     workdir = pathlib.Path(WORKDIR.value)
     stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if STAGE.value in ("all", stage))
-    if settings.platform.data == 0 and settings.platform.space == 1:
-        parallel.use_cpu_cores([settings.train.batch(stage) for stage in stages])
+    parallel.use_cpu_cores(settings, stages)
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
     workdirs.begin(workdir, settings, store)
     loop.train(settings, store, workdir, stages)

@@ -24,13 +24,14 @@ class Record:
 
     Attributes:
       config: of the run.
-      phantoms: whether it is trained on phantoms; whatever it says of a scan, says so too.
+      trained_on: `phantoms`, `scans`, or `unknown data` where the weights came from elsewhere;
+        whatever it says of a scan, says so too.
       store: digest of the store it is trained on; empty where the weights came from elsewhere.
       thresholds: by stage, the lesion probability from which a voxel is lesion.
     """
 
     config: Config
-    phantoms: bool
+    trained_on: str
     store: str
     thresholds: dict[Stage, float]
 
@@ -56,7 +57,7 @@ def begin(workdir: pathlib.Path, config: Config, store: Store) -> None:
             )
         write(workdir, dataclasses.replace(found, config=config))
     else:
-        write(workdir, Record(config, store.phantoms, store.digest, {}))
+        write(workdir, Record(config, "phantoms" if store.phantoms else "scans", store.digest, {}))
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:
@@ -82,7 +83,7 @@ def read(workdir: pathlib.Path) -> Record:
     try:
         facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
-        return Record(config, bool(facts["phantoms"]), str(facts["store"]), thresholds)
+        return Record(config, str(facts["trained_on"]), str(facts["store"]), thresholds)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: not the record of a run ({error!r}): copy the whole folder of the run"

@@ -32,7 +32,7 @@ ODD = Config(
     ),
     loss=LossConfig(task_aware_weight=0.0, task_aware_scales="single"),
     train=TrainConfig(learning_rate=1e-7, gradient_tiles=3),
-    platform=PlatformConfig(data=2, conv_form="native", remat=False),
+    platform=PlatformConfig(data=2, conv_form="native", remat="none"),
 )
 
 

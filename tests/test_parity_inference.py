@@ -102,7 +102,7 @@ def test_tiled_inference_of_a_phantom(
 
     with jax.enable_x64(dtype == "float64"):
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-        predictor = inference.Predictor(config, "joint", cast, 0.5, phantoms=True)
+        predictor = inference.Predictor(config, "joint", cast, 0.5, "phantoms")
         predictor._model = deepsc.DeepSC(
             config.model, config.data, Layout("folded", jnp.dtype(dtype))
         )

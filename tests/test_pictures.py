@@ -72,7 +72,7 @@ def test_every_kind_of_run_gets_a_picture(tmp_path, scan, run):
         title="case_001",
         truth=None if run == "classification" else lesion,
         lung_mask=lung,
-        phantoms=True,
+        trained_on="phantoms",
     )
     picture = matplotlib.image.imread(path)
     assert picture.shape[1] == 1600

@@ -28,7 +28,7 @@ def begin(workdir: pathlib.Path, config: Config = CONFIG, **facts: Any) -> None:
 
 def test_a_run_knows_what_it_is_trained_on(tmp_path: pathlib.Path):
     begin(tmp_path / "run")
-    assert workdirs.read(tmp_path / "run") == workdirs.Record(CONFIG, True, "a1", {})
+    assert workdirs.read(tmp_path / "run") == workdirs.Record(CONFIG, "phantoms", "a1", {})
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "run.json"}
 
 
@@ -52,7 +52,7 @@ def test_other_settings_and_another_store_are_refused(tmp_path: pathlib.Path):
         begin(tmp_path, digest="b2")
 
 
-@pytest.mark.parametrize("text", ["[]", "{", json.dumps({"phantoms": True, "store": "a1"})])
+@pytest.mark.parametrize("text", ["[]", "{", json.dumps({"trained_on": "phantoms", "store": "a1"})])
 def test_a_damaged_record_is_named(tmp_path: pathlib.Path, text: str):
     begin(tmp_path)
     (tmp_path / "run.json").write_text(text)

@@ -177,7 +177,7 @@ def save_run(params: Params, config: Config, stage: Stage, workdir: pathlib.Path
     if workdir.exists():
         raise InputError(f"{workdir}: exists already: give --to another folder")
     with folder_aside(workdir) as partial:
-        workdirs.write(partial, workdirs.Record(config, phantoms=False, store="", thresholds={}))
+        workdirs.write(partial, workdirs.Record(config, "unknown data", "", {}))
         checkpoints = Checkpoints(partial / stage, writer=True)
         state = states.create(config, stage, jax.tree.map(jnp.asarray, params))
         checkpoints.save(state, {"next_index": 0}, None)

@@ -37,7 +37,7 @@ def scan_picture(
     truth: Bool[np.ndarray, "D H W"] | None = None,
     lung_mask: Bool[np.ndarray, "D H W"] | None = None,
     window: tuple[float, float] = LUNG_WINDOW_HU,
-    phantoms: bool = False,
+    trained_on: str = "scans",
     slices: int = 4,
 ) -> None:
     """Writes a PNG of a scan's most telling slices, with lesions and evidence drawn in.
@@ -59,7 +59,7 @@ def scan_picture(
         truth: the true lesions, where they are known.
         lung_mask: the view is cut to it.
         window: the values drawn black and white; HU, or the image's own unit.
-        phantoms: the network was trained on phantoms: the footer says so.
+        trained_on: what the network was trained on; if not scans, the footer says it.
         slices: how many slices to show.
     """
     heat, heat_name = _heat(lesion_probability, evidence, class_probabilities)
@@ -108,7 +108,11 @@ def scan_picture(
     _legend(figure, lesion_mask, truth)
     if heat is not None:
         _colour_bar(figure, heat_name)
-    footer = f"network trained on phantoms; {NOT_CLINICAL}" if phantoms else NOT_CLINICAL
+    footer = (
+        NOT_CLINICAL
+        if trained_on == "scans"
+        else f"network trained on {trained_on}; {NOT_CLINICAL}"
+    )
     figure.text(0.985, 0.2 / height, footer, ha="right", va="center", fontsize=11, color="#555555")
     save_png(figure, path)
 

@@ -57,7 +57,7 @@ def create(config: Config, stage: Stage, params: Any) -> State:
 
 def sharding(config: Config, state: State, mesh: Mesh) -> State:
     """Where a state's parts lie: copies on every device, or Adam's moments split over `data`."""
-    whole = parallel.replicated(mesh)
+    whole: Any = parallel.replicated(mesh)
     if not config.platform.shard_optimizer:
         return jax.tree.map(lambda _: whole, state)
     copied = jax.tree.map(lambda _: whole, state.params)
