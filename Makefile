@@ -3,6 +3,8 @@ SCAN ?=
 # Passed to pip, e.g. PIP_FLAGS='--find-links ~/wheels'.
 PIP_FLAGS ?=
 
+# XLA compiles on one core: a process for each, a file of tests in one of them.
+PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -56,7 +58,7 @@ types: $(INSTALLED_TEST) ## pyright
 	$(PY) -m pyright --pythonpath $(PY)
 
 test: lint types ## lint, types and the quick tests
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -m 'not slow' $(PARALLEL)
 
 test-slow: $(INSTALLED_TEST) ## the tests that take minutes each
 	$(PY) -m pytest -m slow
