@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain parity mutations test test-slow lint types
+.PHONY: help venv demo gain parity mutations test test-slow test-scale lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -62,3 +62,6 @@ test: lint types ## lint, types and the quick tests
 
 test-slow: $(INSTALLED_TEST) ## the tests that take minutes each
 	$(PY) -m pytest -m slow
+
+test-scale: $(INSTALLED_TEST) ## kills, lost processes and other tests of clusters
+	$(PY) -m pytest -m scale

@@ -11,10 +11,11 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
-from deepsc_jax import baselines, inference, program
+from deepsc_jax import baselines, inference, parallel, program
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import CLASSES, STAGES, Stage
 from deepsc_jax.data import preprocess, scans
@@ -74,11 +75,13 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
     """The threshold with the best mean DSC over validation, on every scan's own grid.
 
     Resampling there smooths the probabilities, so the best threshold of the working grid is another
-    one. None if no validation scan has lesions.
+    one. None if no validation scan has lesions. The processes of a job share the scans.
     """
     edges = np.array([-np.inf, *THRESHOLDS, np.inf])
-    rows = []
-    for case in store.cases("validation"):
+    cases = store.cases("validation")
+    rows = np.full((len(cases), len(THRESHOLDS)), np.nan)
+    for i in range(jax.process_index(), len(cases), jax.process_count()):
+        case = cases[i]
         if case.lesion_mask is None:
             continue
         lesion = predictor(store.read(case.name, "volume")).lesion
@@ -90,14 +93,16 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
             np.histogram(probability[voxels], edges)[0][::-1].cumsum()[::-1][1:]
             for voxels in (truth.lung, truth.lung & truth.lesion)
         )
-        rows.append(2 * hits / (found + truth.lesion.sum()))
-    return THRESHOLDS[int(np.mean(rows, axis=0).argmax())] if rows else None
+        rows[i] = 2 * hits / (found + truth.lesion.sum())
+    rows = np.concatenate(parallel.by_process(rows))
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    return THRESHOLDS[int(rows.mean(axis=0).argmax())] if len(rows) else None
 
 
 def settle_threshold(workdir: pathlib.Path, stage: Stage, store: Store) -> float | None:
     """Choose the threshold of a trained stage and note it in its run; None where nothing can."""
     threshold = choose_threshold(inference.load(workdir, stage), store)
-    if threshold is not None:
+    if threshold is not None and parallel.is_writer():
         workdirs.save_threshold(workdir, stage, threshold)
     return threshold
 

@@ -202,7 +202,7 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
     trained: list[Stage] = [s for s in STAGES if has_checkpoint(workdir / s)]
     chosen: Stage = stage or (trained[-1] if trained else "joint")
     model = deepsc.build(config, jax.default_backend())
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(
         lambda: states.create(config, chosen, states.initial_params(config, model))
     )

@@ -16,6 +16,9 @@ from absl import app, flags, logging
 from deepsc_jax.config import SECTIONS, Config
 from deepsc_jax.errors import InputError
 
+# sysexits.h's EX_TEMPFAIL: nothing is wrong, start it again. The scripts in launch/ know it.
+PREEMPTED = 75
+
 # glibc gives freed arrays back to the system and asks for them anew, page by page: half a million
 # page faults a train step. So it keeps them (bytes), in huge pages.
 ALLOCATOR = {
@@ -30,8 +33,9 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     """Run `main` as a program and exit.
 
     Exits with 2 for a bad flag and 1 for bad input, each after one line on stderr; otherwise with
-    what `main` returns. A program that trains is started over with `ALLOCATOR` in its environment,
-    which glibc reads at the start only, unless some of that is set already.
+    what `main` returns: `PREEMPTED` where it has saved its work on SIGTERM and wants to go on. A
+    program that trains is started over with `ALLOCATOR` in its environment, which glibc reads at
+    the start only, unless some of that is set already.
     """
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
@@ -58,6 +62,29 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def define_cluster_flags() -> None:
+    """Define the flags by which the processes of one job find each other."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port at which process 0 listens for the others. Not needed under SLURM, Open MPI, "
+        "Kubernetes and on Cloud TPU, where JAX finds out, nor for one process.",
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes of the job.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+
+    @flags.multi_flags_validator(
+        ["coordinator", "num_processes", "process_id"],
+        "--coordinator=HOST:PORT, --num_processes and --process_id, below it, belong together",
+    )
+    def _(values: dict[str, Any]) -> bool:
+        address, count, index = values.values()
+        if address is None:
+            return count is None and index is None
+        port = address.rpartition(":")[2]
+        return port.isdecimal() and None not in (count, index) and index < count
 
 
 def define_config_flags() -> None:

@@ -1,18 +1,25 @@
-"""Train DeepSC-COVID: `python -m deepsc_jax.train --flagfile=... --data_dir=DIR --workdir=DIR`."""
+"""Train DeepSC-COVID: `python -m deepsc_jax.train --flagfile=... --data_dir=DIR --workdir=DIR`.
+
+On many hosts, started once per process (launch/ has scripts): the folders are on a disk that all of
+them see, process 0 writes and prints, and where one process dies all end. On SIGTERM the job saves
+at a step that all processes agree on and exits with 75 (`program.PREEMPTED`). However it ended, the
+same command goes on from the last checkpoint, to the same parameters bit by bit, or on another
+number of devices or processes from the same step (see `data/pipeline.py` for the data's order).
+"""
 
 import pathlib
 
-import jax
 from absl import flags
 
 from deepsc_jax import parallel, program
 from deepsc_jax import workdir as workdirs
-from deepsc_jax.config import STAGES, Stage
+from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import settle_threshold
 from deepsc_jax.training import loop
 
 program.define_config_flags()
+program.define_cluster_flags()
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and logs go; a stopped run resumes from it.", required=True
@@ -20,20 +27,32 @@ WORKDIR = flags.DEFINE_string(
 STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all runs them in order.")
 
 
-def main() -> None:
+def main() -> int:
     """Run the stages that the flags name."""
+    options = flags.FLAGS
     settings = program.config_from_flags()
-    workdir = pathlib.Path(WORKDIR.value)
     stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if STAGE.value in ("all", stage))
-    parallel.use_cpu_cores(settings, stages)
+    if options.coordinator is None and parallel.launched() == 1:
+        parallel.use_cpu_cores(settings, stages)
+    with parallel.job(options.coordinator, options.num_processes, options.process_id):
+        return train(settings, stages)
+
+
+def train(settings: Config, stages: tuple[Stage, ...]) -> int:
+    """Run `stages`, as one of the processes of the job."""
+    workdir = pathlib.Path(WORKDIR.value)
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
-    workdirs.begin(workdir, settings, store)
-    loop.train(settings, store, workdir, stages)
-    if stages[-1] != "classification" and jax.process_index() == 0:
+    writer = parallel.is_writer()
+    workdirs.begin(workdir, settings, store, writer=writer)
+    if not loop.train(settings, store, workdir, stages):
+        return program.PREEMPTED
+    if stages[-1] != "classification":
         threshold = settle_threshold(workdir, stages[-1], store)
-        if threshold is not None:
+        if threshold is not None and writer:
             print(f"lesion threshold {threshold:g}: best on validation, on the scans' own grids")
-    print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")
+    if writer:
+        print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -36,8 +36,10 @@ class Record:
     thresholds: dict[Stage, float]
 
 
-def begin(workdir: pathlib.Path, config: Config, store: Store) -> None:
+def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
     """Note what a run computes, and on what; a run that was begun goes on if both are the same.
+
+    Of the processes of a job one is the writer; the others only look whether they may go on.
 
     Raises:
       InputError: the folder holds a run of other settings, or on another store.
@@ -55,9 +57,11 @@ def begin(workdir: pathlib.Path, config: Config, store: Store) -> None:
                 f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
                 "give another folder, or the same --data_dir to go on"
             )
-        write(workdir, dataclasses.replace(found, config=config))
+        record = dataclasses.replace(found, config=config)
     else:
-        write(workdir, Record(config, "phantoms" if store.phantoms else "scans", store.digest, {}))
+        record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
+    if writer:
+        write(workdir, record)
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:

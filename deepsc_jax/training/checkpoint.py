@@ -1,4 +1,8 @@
-"""Checkpoints through Orbax: state, data order and validation result together."""
+"""Checkpoints through Orbax: state, data order and validation result together.
+
+STAGE/<step>            a checkpoint, with the SHA-256 sums of its files
+STAGE/damaged-<step>    one whose files were not as they were written, set aside by a run
+"""
 
 import pathlib
 from typing import Any
@@ -6,30 +10,49 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from deepsc_jax import parallel
 from deepsc_jax.errors import InputError
+from deepsc_jax.training import checksums
 from deepsc_jax.training.state import State
 
 policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
-    """The checkpoints of one stage: the newest, and the best on validation.
+    """The checkpoints of one stage: the two newest, and the best on validation.
 
     A checkpoint holds the state, the data iterator's place, and `record`: a JSON object with the
-    validation result (`score`, `threshold`, ...). Saving is asynchronous.
+    validation result (`score`, `threshold`, ...). Saving is asynchronous. All processes of a job
+    create and call this alike; the files are on a disk that all of them see.
+
+    Args:
+      directory: the stage's folder.
+      writer: whether to save: then what a killed run left half written is removed, and newest
+        checkpoints that are damaged are set aside, with a line about each.
     """
 
     def __init__(self, directory: pathlib.Path, *, writer: bool = False):
         self.directory = directory
+        self._saving = 0
+        if writer:
+            if parallel.is_writer():
+                _set_damaged_aside(directory)
+            parallel.wait_for_all(f"checkpoints of {directory.name} verified")
         best: Any = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        keep: Any = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        keep: Any = policies.AnyPreservationPolicy([policies.LatestN(2), best])
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        # Called when all files are written and before the folder gets its final name, so that no
+        # checkpoint is ever without its sums; in the first process only. A function, since Orbax
+        # copies the context, and with a method the object that it belongs to.
+        context = ocp.Context()
+        context.async_options.post_finalization_callback = lambda: self._write_sums()
         self._checkpointer = ocp.training.Checkpointer(
             str(directory.absolute()),
+            context=context,
             preservation_policy=keep,
             save_decision_policy=always,
             cleanup_tmp_directories=writer,
@@ -39,9 +62,15 @@ class Checkpoints:
         """Save in the background; `record` is the validation result of this very step, if any."""
         contents = {"state": state, "data": data_state, "record": record or {"score": None}}
         metrics = {"score": record["score"]} if record else None
+        self.wait()
+        self._saving = int(state.step)
         self._checkpointer.save_checkpointables_async(
-            int(state.step), contents, metrics=metrics, overwrite=True
+            self._saving, contents, metrics=metrics, overwrite=True
         )
+
+    def _write_sums(self) -> None:
+        (partial,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        checksums.write_sums(partial)
 
     def latest_step(self) -> int | None:
         """The newest step saved, or None."""
@@ -68,13 +97,40 @@ class Checkpoints:
         self._checkpointer.close()
 
 
+def _set_damaged_aside(directory: pathlib.Path) -> None:
+    """Rename what is damaged, with a line about each, down to the newest checkpoint that is not.
+
+    Of those before it, only what lacks a file: a run was killed while it removed an old one.
+    """
+    steps, usable = _steps(directory), None
+    for step in reversed(steps):
+        folder = directory / str(step)
+        found = checksums.damage(folder, contents=usable is None)
+        if found is None:
+            usable = usable or step
+            continue
+        names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
+        aside = next(directory / name for name in names if not (directory / name).exists())
+        folder.rename(aside)
+        before = "the one before it is used" if step > steps[0] else "the stage starts anew"
+        then = "" if usable else f", {before}"
+        print(f"{folder}: {found}: set aside as {aside.name}{then}", flush=True)
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """The steps of a stage's complete checkpoints, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(child.name) for child in directory.iterdir() if child.name.isdecimal())
+
+
 def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:
     """Whether a stage's folder holds one that is complete."""
-    return directory.is_dir() and any(child.name.isdecimal() for child in directory.iterdir())
+    return bool(_steps(directory))
 
 
 def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, Any]]:
@@ -85,13 +141,19 @@ def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, An
       like: the state's shapes, types and shardings.
 
     Raises:
-      InputError: there is no checkpoint.
+      InputError: there is no checkpoint, or its files are not as they were written.
     """
     if not has_checkpoint(directory):
         raise InputError(f"{directory}: no checkpoint found: train that stage first")
     checkpoints = Checkpoints(directory)
     step = checkpoints.best_step()
     assert step is not None
+    found = checksums.damage(directory / str(step))
+    if found is not None:
+        raise InputError(
+            f"{directory / str(step)}: {found}, and it is the checkpoint to use: copy it again, or "
+            "move it away and train on"
+        )
     contents = checkpoints.load(like, step)
     checkpoints.close()
     return contents["state"].params, contents["record"] | {"step": step}

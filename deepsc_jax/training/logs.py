@@ -22,17 +22,18 @@ class MetricsLog:
 
     A line is `{"stage", "step", ...scalars}`; those of training are means over the steps since the
     line before. On resuming a stage at some step, its later lines are dropped: they are written
-    again.
+    again. Of the processes of a job one is the writer; in the others this writes and says nothing.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, *, writer: bool = True):
+        self.writer = writer
         self.path = workdir / "metrics.jsonl"
         self._tensorboard = workdir / "tensorboard"
         self._writers: dict[str, EventFileWriter] = {}
 
     def resume(self, stage: str, step: int) -> None:
         """Forget what `stage` logged after `step`."""
-        if not self.path.exists():
+        if not self.writer or not self.path.exists():
             return
         kept = []
         for text in self.path.read_text().splitlines():
@@ -47,6 +48,8 @@ class MetricsLog:
 
     def write(self, stage: str, step: int, scalars: dict[str, float]) -> None:
         """Append one line, and one TensorBoard event."""
+        if not self.writer:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step} | scalars) + "\n")
         if stage not in self._writers:
@@ -57,6 +60,11 @@ class MetricsLog:
         )
         self._writers[stage].add_event(event)
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        if self.writer:
+            print(text, flush=True)
+
     def close(self) -> None:
         """Flush TensorBoard's files."""
         for writer in self._writers.values():
@@ -66,10 +74,12 @@ class MetricsLog:
 class Progress:
     """One line of progress with the time left.
 
-    On a terminal it is rewritten in place; elsewhere a line comes every ten seconds at most.
+    On a terminal it is rewritten in place; elsewhere a line comes every ten seconds at most, or
+    none where it is `quiet`.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0):
+    def __init__(self, label: str, total: int, start: int = 0, *, quiet: bool = False):
+        self._quiet = quiet
         self._label, self._total, self._start = label, total, start
         self._begun = time.monotonic()
         self._live = sys.stdout.isatty()
@@ -78,6 +88,8 @@ class Progress:
     def show(self, step: int, **values: Any) -> None:
         """Report `step` of the total, with some values."""
         now = time.monotonic()
+        if self._quiet:
+            return
         if not self._live and step < self._total and now - self._shown < 10:
             return
         self._shown = now

@@ -1,5 +1,6 @@
 """The two-stage training: pre-train both tasks apart, then all three subnets together."""
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -22,6 +23,7 @@ from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_params
 from deepsc_jax.training.logs import MetricsLog, Progress
+from deepsc_jax.training.preemption import Preemption
 from deepsc_jax.training.step import THRESHOLDS, make_eval_step, make_train_step
 
 STAGE_SEEDS = {"segmentation": 1, "classification": 2, "joint": 3}
@@ -37,12 +39,17 @@ class Run:
     mesh: Mesh
     model: deepsc.DeepSC
     log: MetricsLog
+    preemption: Preemption
 
 
-def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Stage, ...]) -> None:
-    """Run `stages` in order, each from where it was stopped.
+def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Stage, ...]) -> bool:
+    """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
-    The joint stage starts from the best checkpoints of both pre-trainings in `workdir`.
+    The joint stage starts from the best checkpoints of both pre-trainings in `workdir`. On SIGTERM
+    the job saves at the next step that its processes agree on, and ends.
+
+    Returns:
+      Whether it got to the end; False after SIGTERM.
 
     Raises:
       InputError: the joint stage lacks a pre-training, validation cannot choose checkpoints, or
@@ -50,33 +57,33 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
       FloatingPointError: the loss is not finite.
     """
     mesh = parallel.make_mesh(config.platform)
+    parallel.check_processes(mesh)
     for stage in stages:
         parallel.check_batch(config, stage, mesh)
         _check_validation(store, stage)
     model = deepsc.build(config, jax.default_backend())
-    log = MetricsLog(workdir)
-    run = Run(config, store, workdir, mesh, model, log)
-    for stage in stages:
-        run_stage(run, stage)
-    log.close()
+    log = MetricsLog(workdir, writer=parallel.is_writer())
+    with Preemption(mesh) as preemption, contextlib.closing(log):
+        run = Run(config, store, workdir, mesh, model, log, preemption)
+        return all(run_stage(run, stage) for stage in stages)
 
 
-def run_stage(run: Run, stage: Stage) -> None:
+def run_stage(run: Run, stage: Stage) -> bool:
     """Train one stage to its last step, validating and saving on the way.
 
-    However it ends, what is being saved is finished first.
+    However it ends, what is being saved is finished first. False if it was preempted.
     """
     with contextlib.closing(Checkpoints(run.workdir / stage, writer=True)) as checkpoints:
-        _run_stage(run, stage, checkpoints)
+        return _run_stage(run, stage, checkpoints)
 
 
-def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
+def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> bool:
     config, train_config = run.config, run.config.train
     total = train_config.steps(stage)
     reached = checkpoints.latest_step()
     if reached == total:
-        print(f"{stage}: already trained for {total} steps")
-        return
+        run.log.say(f"{stage}: already trained for {total} steps")
+        return True
 
     state = _first_state(run, stage, reached)
     where = states.sharding(config, state, run.mesh)
@@ -87,7 +94,7 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
         contents = checkpoints.load(state, reached)
         state = contents["state"]
         batches.set_state(contents["data"])
-        print(f"{stage}: resumed at step {reached}")
+        run.log.say(f"{stage}: resumed at step {reached}")
     labels = [case.label for case in pipeline.learnable(run.store.cases("train"), stage)]
     counts = np.bincount(labels, minlength=len(CLASSES))
     step_fn = make_train_step(
@@ -96,16 +103,20 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
     eval_fn = make_eval_step(stage, run.model, run.mesh)
     validated = bool(run.store.cases("validation"))
     if not validated:
-        print(f"{stage}: no validation split: its last checkpoint counts, and lesion is p >= 0.5")
+        run.log.say(
+            f"{stage}: no validation split: its last checkpoint counts, and lesion is p >= 0.5"
+        )
 
     step = reached or 0
-    progress = Progress(stage, total, step)
+    progress = Progress(stage, total, step, quiet=not run.log.writer)
     begun, logged, since = time.monotonic(), step, []
-    while step < total:
+    preempted = False
+    while step < total and not preempted:
         batch = parallel.put_batch(next(batches), run.mesh)
         state, scalars = step_fn(state, batch)
         since.append(scalars)
         step += 1
+        preempted = run.preemption.agreed()
         if step % train_config.log_every == 0 or step == total:
             fetched = jax.device_get(since)
             values = {name: float(np.mean([s[name] for s in fetched])) for name in scalars}
@@ -124,11 +135,15 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> None:
             found = {k: v for k, v in record.items() if v is not None}
             run.log.write(stage, step, {f"validation_{k}": v for k, v in found.items()})
             shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
-            print(f"{stage} {step}/{total}  validation  {shown}", flush=True)
-        if record is not None or step % train_config.checkpoint_every == 0 or step == total:
+            run.log.say(f"{stage} {step}/{total}  validation  {shown}")
+        due = step % train_config.checkpoint_every == 0 or step == total
+        if record is not None or due or preempted:
             checkpoints.save(state, batches.get_state(), record)
         begun += time.monotonic() - paused
     batches.close()
+    if preempted:
+        run.log.say(f"{stage}: SIGTERM: saved at step {step}; start it again to go on")
+    return not preempted
 
 
 def _first_state(run: Run, stage: Stage, reached: int | None) -> states.State:
@@ -196,22 +211,24 @@ def validate(run: Run, stage: Stage, eval_fn: Any, params: Any) -> dict[str, flo
 
     `score`, their sum, decides which checkpoint is the best. None where the stage lacks a task.
     """
-    dice, probabilities, labels = [], [], []
+    rows: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for batch in _batches(run, "validation", stage, train=False):
-        real = batch["valid"]
         inputs = {k: v for k, v in batch.items() if k not in ("valid", "case")}
         out = jax.device_get(eval_fn(params, parallel.put_batch(inputs, run.mesh)))
-        labels.append(batch["label"][real])
-        if "dice" in out:
-            dice.append(out["dice"][real])
-        if "probabilities" in out:
-            probabilities.append(out["probabilities"][real])
+        # The results are those of all processes' scans, and this process has read its own only.
+        facts = {name: batch[name] for name in ("valid", "case", "label")}
+        out |= parallel.whole_batch(facts, run.mesh)
+        for name, values in out.items():
+            rows[name].append(values[out["valid"]])
+    whole = {name: np.concatenate(values) for name, values in rows.items()}
+    order = np.argsort(whole["case"])  # the processes' number must not move a sum's last digit
+    whole = {name: values[order] for name, values in whole.items()}
     record: dict[str, float | None] = {"dsc": None, "threshold": None, "auc": None}
-    if dice:
-        means = np.nanmean(np.concatenate(dice), axis=0)
+    if "dice" in whole:
+        means = np.nanmean(whole["dice"], axis=0)
         best = int(np.argmax(means))
         record |= {"dsc": float(means[best]), "threshold": THRESHOLDS[best]}
-    if probabilities:
-        record["auc"] = macro_auc(np.concatenate(labels), np.concatenate(probabilities))
+    if "probabilities" in whole:
+        record["auc"] = macro_auc(whole["label"], whole["probabilities"])
     record["score"] = (record["dsc"] or 0.0) + (record["auc"] or 0.0)
     return record

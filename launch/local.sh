@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Train with N processes on this machine:
+#
+#   launch/local.sh N --flagfile=configs/deepsc.flags --data_dir=data --workdir=run ...
+#
+# The GPUs are shared out among the processes. Without GPUs each process has one CPU device, or as
+# many as JAX_NUM_CPU_DEVICES says. Other settings: PYTHON (.venv/bin/python or python3), PORT.
+# Needs bash 5.1.
+#
+# SIGTERM and Ctrl-C are passed on: the job saves and this ends with 75 (start it again to go on).
+# If a process dies, the others are ended too and this ends with that process's code.
+set -euo pipefail
+
+if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
+  echo "usage: launch/local.sh NUMBER_OF_PROCESSES FLAGS_OF_TRAIN..." >&2
+  exit 2
+fi
+processes=$1
+shift
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+if [[ -z "${PYTHON:-}" ]]; then
+  PYTHON=python3
+  [[ -x "$here/.venv/bin/python" ]] && PYTHON="$here/.venv/bin/python"
+fi
+PORT=${PORT:-$((20000 + RANDOM % 10000))}
+
+gpus=()
+if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then
+  IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+elif [[ "${JAX_PLATFORMS:-}" != cpu ]] && command -v nvidia-smi >/dev/null; then
+  mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
+fi
+each=$((${#gpus[@]} / processes))
+if ((${#gpus[@]} > 0 && each * processes != ${#gpus[@]})); then
+  echo "error: ${#gpus[@]} GPUs cannot be shared out evenly among $processes processes: give" \
+    "another number, or choose GPUs with CUDA_VISIBLE_DEVICES" >&2
+  exit 2
+fi
+
+pids=()
+stopped=
+trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+
+for ((i = 0; i < processes; i++)); do
+  if ((each > 0)); then
+    mine=("${gpus[@]:i * each:each}")
+    CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${mine[*]}")
+    export CUDA_VISIBLE_DEVICES
+  fi
+  # In the background it ignores Ctrl-C, which the trap above passes on as SIGTERM.
+  "$PYTHON" -m deepsc_jax.train "$@" --coordinator="localhost:$PORT" \
+    --num_processes="$processes" --process_id="$i" &
+  pids+=($!)
+done
+
+# The first one to end decides, unless all end alike.
+left=$processes
+while ((left > 0)); do
+  code=0
+  wait -n -p ended "${pids[@]}" || code=$?
+  # A signal to this script interrupts the wait: nothing has ended.
+  [[ -z "${ended:-}" ]] && continue
+  left=$((left - 1))
+  for i in "${!pids[@]}"; do
+    [[ "${pids[i]}" == "$ended" ]] && number=$i && unset "pids[i]"
+  done
+  if ((code == 75)); then
+    stopped=1
+  elif ((code != 0)); then
+    echo "error: process $number of $processes ended with code $code: ending the others; the same" \
+      "command goes on from the last checkpoint" >&2
+    kill -KILL "${pids[@]}" 2>/dev/null || true
+    wait
+    exit "$code"
+  fi
+done
+[[ -n "$stopped" ]] && exit 75
+exit 0
