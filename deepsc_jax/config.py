@@ -189,10 +189,12 @@ class LossConfig:
     focal_alpha: float = option(0.75, "assumed: weight of lesion voxels in the focal loss")
     dice_epsilon: float = option(1e-5, "assumed: smoothing of numerator and denominator of Dice")
     tversky_alpha: float = option(
-        0.5, "paper: 0.5, Dice; otherwise Tversky's weight of false positives, in Dice's place"
+        0.5,
+        "paper: 0.5, Dice; assumed: otherwise Tversky's weight of false positives (logged as dice)",
     )
     tversky_beta: float = option(
-        0.5, "paper: 0.5, Dice; otherwise Tversky's weight of false negatives, in Dice's place"
+        0.5,
+        "paper: 0.5, Dice; assumed: otherwise Tversky's weight of false negatives (logged as dice)",
     )
 
     def __post_init__(self) -> None:
@@ -201,6 +203,10 @@ class LossConfig:
             if isinstance(value, float):
                 _require(value >= 0, f"{field.name} is {value:g}: it must not be negative")
         _require(self.focal_alpha <= 1, f"focal_alpha is {self.focal_alpha:g}: it must be <= 1")
+        _require(
+            self.tversky_alpha + self.tversky_beta > 0,
+            "tversky_alpha and tversky_beta are 0: give at least one above 0, or the loss is 0",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +323,13 @@ class Config:
             self.data.slices % space == 0,
             f"slices is {self.data.slices}: give a multiple of space = {space}, over whose devices "
             "they are split",
+        )
+        reach = max(k for branch in self.model.inception_branches for k in branch) // 2
+        _require(
+            space == 1 or self.data.slices // space >= reach,
+            f"slices is {self.data.slices}: each of space = {space} devices has "
+            f"{self.data.slices // space} of them, and kernels reach {reach} to each side: give at "
+            f"least {reach * space}",
         )
         _require(
             space == 1 or self.platform.conv_form != "folded",

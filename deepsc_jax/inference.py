@@ -7,6 +7,7 @@ shapes do not depend on it: a second scan never compiles again.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from deepsc_jax import parallel
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.pipeline import slice_indices
@@ -72,11 +74,14 @@ class Predictor:
         self._model = deepsc.build(
             dataclasses.replace(config, platform=alone), jax.default_backend()
         )
-        self._features = jax.jit(self._call("slice_features"))
-        self._segment = jax.jit(self._call("segment"))
-        self._mix = jax.jit(self._call("mix_features"))
-        self._classify = jax.jit(self._classify_program)
-        self._evidence = jax.jit(self._evidence_program)
+        jit = functools.partial(
+            jax.jit, compiler_options=parallel.compiler_options(jax.default_backend())
+        )
+        self._features = jit(self._call("slice_features"))
+        self._segment = jit(self._call("segment"))
+        self._mix = jit(self._call("mix_features"))
+        self._classify = jit(self._classify_program)
+        self._evidence = jit(self._evidence_program)
 
     def __call__(self, volume: Float[np.ndarray, "depth height width"]) -> Prediction:
         """Predict one preprocessed scan (`preprocess.Prepared.volume`)."""

@@ -37,9 +37,9 @@ def tversky_loss(
     """1 - Tversky index over all of a scan's tiles together (Salehi et al. 2017).
 
     `alpha` weighs false positives and `beta` false negatives: 0.5 and 0.5 are the Dice loss (paper,
-    equation 5). 0 for a scan without a lesion voxel in them, which contributes the focal loss only
-    (MONAI's is then 1 - smooth / (FP + smooth)). MONAI smooths half of this fraction's numerator
-    and denominator, so its `smooth_nr` and `smooth_dr` are epsilon / 2.
+    equation 5). 0 for a scan without a lesion voxel in them, which contributes the focal loss only;
+    MONAI's is then 1 - smooth / (alpha FP + smooth). MONAI smooths half of this fraction's
+    numerator and denominator, so its `smooth_nr` and `smooth_dr` are epsilon / 2.
     """
     probability = probability * valid
     overlap = (probability * truth).sum(PER_SCAN)

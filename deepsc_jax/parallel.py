@@ -28,6 +28,12 @@ from deepsc_jax.errors import InputError
 DATA, SPACE = "data", "space"
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on; a container or taskset may leave it fewer than exist."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def use_cpu_cores(config: Config, stages: Sequence[Stage]) -> None:
     """Make devices of the CPU, for where there is no accelerator; call before all else of JAX.
 
@@ -37,7 +43,7 @@ def use_cpu_cores(config: Config, stages: Sequence[Stage]) -> None:
     """
     platform = config.platform
     batches = [config.train.batch(stage) // platform.accumulation for stage in stages]
-    cores = max((os.cpu_count() or 1) // platform.space, 1)
+    cores = max(usable_cores() // platform.space, 1)
     data = platform.data or math.gcd(cores, *batches)
     jax.config.update("jax_num_cpu_devices", data * platform.space)
 
@@ -66,14 +72,13 @@ def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) ->
     return Mesh(grid, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool]:
-    """XLA's options for programs over `mesh`, trained or only planned.
+def compiler_options(platform: str) -> dict[str, bool]:
+    """XLA's options for the network's programs on `platform` (a device's), run or only planned.
 
     On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
     them; XLA's default turns every one to channel-first.
     """
-    gpu = mesh.devices.flat[0].platform == "gpu"
-    return {"xla_gpu_force_conv_nhwc": True} if gpu else {}
+    return {"xla_gpu_force_conv_nhwc": True} if platform == "gpu" else {}
 
 
 def check_batch(config: Config, stage: Stage, mesh: Mesh) -> None:
@@ -152,7 +157,7 @@ def _pinned(x: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of parameters and optimizer state: a whole copy on every device."""
+    """The sharding of what every device has a whole copy of, such as the parameters."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -355,6 +360,8 @@ def check_processes(mesh: Mesh) -> None:
 
 def whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
     """The rows of every process's share of a batch, on every process, in the order of the mesh."""
+    if jax.process_count() == 1:
+        return batch
     put = {
         name: jax.make_array_from_process_local_data(batch_sharding(mesh), array)
         for name, array in batch.items()

@@ -75,10 +75,13 @@ def predict(
             found: list[float] = prediction.probabilities.tolist()
             classes = {str(name): value for name, value in zip(CLASSES, found, strict=True)}
             result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
+            result["evidence_share_in_lung"] = []
             for level, working in enumerate(prediction.evidence, start=1):
                 evidence = preprocess.to_source(working, prepared.grid)
                 scans.save_like(evidence, scan, folder / f"evidence_{level}.nii.gz", np.float32)
-                if level == 1:  # the finest: what the picture shows
+                share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
+                result["evidence_share_in_lung"].append(share)
+                if level == 1:  # the finest: the picture shows its part inside the lungs
                     shown = np.where(lung, evidence, 0)
         window = LUNG_WINDOW_HU if data.intensity == "hu" else (0.0, float(scan.values.max()))
         scan_picture(

@@ -46,10 +46,13 @@ def train(settings: Config, stages: tuple[Stage, ...]) -> int:
     workdirs.begin(workdir, settings, store, writer=writer)
     if not loop.train(settings, store, workdir, stages):
         return program.PREEMPTED
-    if stages[-1] != "classification":
-        threshold = settle_threshold(workdir, stages[-1], store)
+    for stage in stages:
+        threshold = settle_threshold(workdir, stage, store) if stage != "classification" else None
         if threshold is not None and writer:
-            print(f"lesion threshold {threshold:g}: best on validation, on the scans' own grids")
+            print(
+                f"{stage}: lesion threshold {threshold:g}: best on validation, on the scans' own "
+                "grids"
+            )
     if writer:
         print(f"trained: checkpoints in {workdir}, curves in {workdir / 'metrics.jsonl'}")
     return 0

@@ -49,8 +49,9 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         # On whatever devices, it computes the same thing.
         if dataclasses.replace(found.config, platform=config.platform) != config:
             raise InputError(
-                f"{workdir / 'config.json'}: the run was begun with other settings: give another "
-                "folder, or the same flags to go on"
+                f"{workdir / 'config.json'}: the run was begun with other settings "
+                f"({_differences(found.config, config)}): give another folder, or the same flags "
+                "to go on"
             )
         if found.store != store.digest:
             raise InputError(
@@ -62,6 +63,15 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
     if writer:
         write(workdir, record)
+
+
+def _differences(begun: Config, asked: Config) -> str:
+    """What is another in `asked`, by flag, the platform apart."""
+    rows = []
+    for name in configs.SECTIONS.keys() - {"platform"}:
+        one, other = (dataclasses.asdict(getattr(c, name)) for c in (begun, asked))
+        rows += [f"--{k}: {v} then, {other[k]} now" for k, v in one.items() if other[k] != v]
+    return "; ".join(sorted(rows))
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:

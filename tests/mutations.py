@@ -58,8 +58,8 @@ MUTATIONS = (
     Mutation(
         "cross-stitch weights transposed",
         "models/deepsc.py",
-        "stitch[0, 1] * shared.reshape(",
-        "stitch[1, 0] * shared.reshape(",
+        "stitch[0, 1] * shared",
+        "stitch[1, 0] * shared",
     ),
     Mutation(
         "a class activation map not about its mean",

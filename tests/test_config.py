@@ -169,6 +169,7 @@ IMPOSSIBLE = [
     (["--task_aware_weight=-1"], "task_aware_weight is -1"),
     (["--dice_weight=-0.5"], "dice_weight"),
     (["--focal_alpha=1.5"], "focal_alpha is 1.5"),
+    (["--tversky_alpha=0", "--tversky_beta=0"], "tversky_alpha and tversky_beta are 0"),
     (["--segmentation_steps=0"], "segmentation_steps is 0.*at least 1"),
     (["--joint_batch=0"], "joint_batch is 0.*at least 1"),
     (["--log_every=0"], "log_every is 0.*at least 1"),
@@ -184,6 +185,7 @@ IMPOSSIBLE = [
     (["--space=0"], "space is 0"),
     (["--space=3"], "tile depth is 64: with space = 3 it must be a multiple of 24"),
     (["--space=2", "--slices=33"], "slices is 33: give a multiple of space = 2"),
+    (["--space=8", "--slices=8", "--inception_branches=1/5"], "kernels reach 2.*at least 16"),
     (["--space=2", "--conv_form=folded"], "conv_form is folded and space is 2"),
     (["--accumulation=0"], "accumulation is 0"),
 ]

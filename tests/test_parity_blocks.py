@@ -129,8 +129,16 @@ def test_inception_block(drawn: Any, kind: Any, stride: int, form: Any, dtype: s
         ]
         return [torch.cat(rows)]
 
+    again = drawn(block, jnp.zeros(x.shape), jnp.asarray(valid), seed=1)["params"]
+    more = [([masked_volume(x.shape, seed=1)], {"inception_seg": again})]
     errors = compare(
-        ours, theirs, [x], dtype, {"inception_seg": params}, part("inception_seg", reference)
+        ours,
+        theirs,
+        [x],
+        dtype,
+        {"inception_seg": params},
+        part("inception_seg", reference),
+        more=more,
     )
     within("inception block", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
@@ -194,7 +202,10 @@ def test_lesion_subnet(drawn: Any, form: Any, dtype: str, within: Any):
             )
         return [torch.cat(column) for column in zip(*rows, strict=True)]
 
-    errors = compare(ours, theirs, [x], dtype, {"lesion": params}, part("lesion", reference))
+    again = drawn(subnet, jnp.zeros(x.shape), jnp.asarray(valid), seed=1)["params"]
+    more = [([masked_volume(x.shape, seed=1)], {"lesion": again})]
+    module = part("lesion", reference)
+    errors = compare(ours, theirs, [x], dtype, {"lesion": params}, module, more=more)
     within("lesion subnet", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
@@ -218,9 +229,10 @@ def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str, within
         masks = reference.evidence(maps, torch.tensor(classes))
         return [logits, *map(channel_last, maps), *masks]
 
-    errors = compare(
-        ours, theirs, inputs, dtype, {"classifier": params}, part("classifier", reference)
-    )
+    again = drawn(subnet, *(jnp.zeros(x.shape) for x in inputs), seed=1)["params"]
+    more = [([masked_volume(x.shape, seed=2) for x in inputs], {"classifier": again})]
+    module = part("classifier", reference)
+    errors = compare(ours, theirs, inputs, dtype, {"classifier": params}, module, more=more)
     within("classification subnet", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 

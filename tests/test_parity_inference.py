@@ -21,7 +21,6 @@ from deepsc_jax.data import phantom, preprocess
 from deepsc_jax.data.scans import Scan
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models import deepsc
-from deepsc_jax.models.deepsc import Layout
 
 # Tiles of 8 slices and a depth that is not a multiple of 8; slices repeat in the last case.
 GRIDS = {
@@ -103,9 +102,8 @@ def test_tiled_inference_of_a_phantom(
     with jax.enable_x64(dtype == "float64"):
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
         predictor = inference.Predictor(config, "joint", cast, 0.5, "phantoms")
-        predictor._model = deepsc.DeepSC(
-            config.model, config.data, Layout("folded", jnp.dtype(dtype))
-        )
+        layout = dataclasses.replace(predictor._model.layout, dtype=jnp.dtype(dtype))
+        predictor._model = deepsc.DeepSC(config.model, config.data, layout)
         found = predictor(volume.astype(dtype))
     assert found.lesion is not None
     assert found.lesion.dtype == dtype

@@ -1,5 +1,6 @@
 """Thirty training steps of every stage against the reference's."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,7 +17,6 @@ from deepsc_jax import parallel
 from deepsc_jax.config import STAGES, PlatformConfig, Stage
 from deepsc_jax.interop.torch import from_torch, to_torch
 from deepsc_jax.models import deepsc
-from deepsc_jax.models.deepsc import Layout
 from deepsc_jax.training import state
 from deepsc_jax.training.step import make_train_step
 
@@ -25,7 +25,9 @@ from deepsc_jax.training.step import make_train_step
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_thirty_steps(stage: Stage, dtype: str, within: Any):
-    layout = Layout("folded", jnp.dtype(dtype))
+    # As it trains on this device, but for the precision.
+    layout = deepsc.build(CONFIG, jax.default_backend()).layout
+    layout = dataclasses.replace(layout, dtype=jnp.dtype(dtype))
     network = deepsc.DeepSC(CONFIG.model, CONFIG.data, layout)
     params = draw(CONFIG)
     batches = [batch(seed, depths=(11, 5 + seed % 7)) for seed in range(30)]

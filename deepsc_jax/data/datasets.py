@@ -191,12 +191,15 @@ def _refuse_repeats(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
 
 
 def _refuse_leaks(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
-    split_of: dict[str, str] = {}
+    """One split for each patient, upper and lower case alike, and for each file."""
+    split_of: dict[tuple[str, str], str] = {}
     for case in cases:
-        split = split_of.setdefault(case.patient, case.split)
-        if split != case.split:
-            raise InputError(
-                f"{csv_path}: patient {case.patient} is in split {split} and, with case "
-                f"{case.name}, in {case.split}; one split expected: move all of a patient's scans "
-                "into one"
-            )
+        same = {"patient": case.patient.casefold(), "scan": str(case.scan.resolve())}
+        for kind, value in same.items():
+            split = split_of.setdefault((kind, value), case.split)
+            if split != case.split:
+                what = case.patient if kind == "patient" else case.scan
+                raise InputError(
+                    f"{csv_path}: {kind} {what} is in split {split} and, with case {case.name}, in "
+                    f"{case.split}; one split expected: move all of a patient's scans into one"
+                )

@@ -111,11 +111,17 @@ def from_torch(weights: Mapping[str, torch.Tensor], like: Params | None = None) 
 
     Raises:
       InputError: names that the table does not have or, with `like`, that are missing, unexpected
-        or of another shape: all of them in one message.
+        or of another shape: all of them in one message; or tensors of fewer bits than float32.
     """
     if like is not None:
         _check_fit({name: tuple(x.shape) for name, x in weights.items()}, _torch_shapes(like))
     renamed = _rename(weights, "torch", "flax")
+    inexact = [n for n, x in weights.items() if x.dtype not in (torch.float32, torch.float64)]
+    if inexact:
+        raise InputError(
+            f"weights: {inexact[0]} is {weights[inexact[0]].dtype} ({len(inexact)} such), expected "
+            "float32: convert them with .float() first"
+        )
     flat = {
         ours: _inward(weights[name].detach().cpu().numpy(), rule)
         for name, (ours, rule) in renamed.items()
@@ -139,8 +145,10 @@ def read(path: pathlib.Path) -> StateDict:
             f"{path}: holds more than tensors, and reading it could run code: save a plain "
             "state_dict with torch.save(model.state_dict(), path)"
         ) from error
-    except (OSError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind torch and safetensors raise for a broken file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: cannot be read ({reason}): give a file of weights") from error
     tensors = isinstance(weights, Mapping) and all(
         isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in weights.items()
@@ -168,8 +176,10 @@ def write(weights: StateDict, path: pathlib.Path) -> None:
             torch.save(weights, partial)
 
 
-def save_run(params: Params, config: Config, stage: Stage, workdir: pathlib.Path) -> None:
-    """Write a folder that `predict` reads: no training, one step.
+def save_run(
+    params: Params, config: Config, stage: Stage, threshold: float, workdir: pathlib.Path
+) -> None:
+    """Write a folder that `predict` reads: no training, one step; lesion is p >= `threshold`.
 
     Raises:
       InputError: `workdir` exists.
@@ -177,7 +187,7 @@ def save_run(params: Params, config: Config, stage: Stage, workdir: pathlib.Path
     if workdir.exists():
         raise InputError(f"{workdir}: exists already: give --to another folder")
     with folder_aside(workdir) as partial:
-        workdirs.write(partial, workdirs.Record(config, "unknown data", "", {}))
+        workdirs.write(partial, workdirs.Record(config, "unknown data", "", {stage: threshold}))
         checkpoints = Checkpoints(partial / stage, writer=True)
         state = states.create(config, stage, jax.tree.map(jnp.asarray, params))
         checkpoints.save(state, {"next_index": 0}, None)
@@ -288,7 +298,8 @@ def main() -> None:
         config, weights = program.config_from_flags(), read(source)
         with _naming(source):
             params = from_torch(weights, expected(config))
-        save_run(params, config, options.stage or "joint", target)
+        save_run(params, config, options.stage or "joint", options.threshold, target)
+        print(f"lesion is p >= {options.threshold:g}: weights do not say; see --threshold")
     print(f"written: {target}")
 
 
@@ -297,4 +308,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
     flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last, or joint.")
+    flags.DEFINE_float(
+        "threshold", 0.5, "Of lesion probability, for a new run: run.json of the old one has it."
+    )
     program.run(main)

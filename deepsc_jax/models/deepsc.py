@@ -116,8 +116,8 @@ class DeepSC(nn.Module):
 
     def mix_features(self, features: Volume, scan_features: Volume) -> Volume:
         """C-features F_C from F_c and the sum of to_scan(F_s) over all tiles."""
-        stitch = self.cross_stitch().astype(features.dtype)
-        return stitch[1, 0] * scan_features + stitch[1, 1] * features
+        stitch = self.cross_stitch()
+        return (stitch[1, 0] * scan_features + stitch[1, 1] * features).astype(features.dtype)
 
     def segment(
         self,
@@ -166,11 +166,12 @@ class DeepSC(nn.Module):
         if features is None:
             mixed = tile_features
         else:
-            stitch = self.cross_stitch().astype(features.dtype)
+            # The weights stay float32, and so does the sum over all voxels that is their gradient.
+            stitch = self.cross_stitch()
             shared = self._to_tiles(features, origins, depth, shape)
-            mixed = stitch[0, 0] * tile_features + stitch[0, 1] * shared.reshape(
-                tile_features.shape
-            )
+            shared = shared.reshape(tile_features.shape)
+            mixed = stitch[0, 0] * tile_features + stitch[0, 1] * shared
+            mixed = mixed.astype(tile_features.dtype)
         lesion, scales = self.lesion(mixed, valid)
         if features is not None:
             sums["scan_features"] = self._to_scan(tile_features, origins, depth)

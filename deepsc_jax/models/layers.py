@@ -190,7 +190,7 @@ class GroupNorm(nn.Module):
         slices = jnp.full((batch,), depth) if valid is None else valid
         real = jnp.maximum(slices, 1).astype(wide.dtype)[:, None]
         # About the size of the mean, which would otherwise cancel in the variance: the mean of
-        # every slice's first row, so that no device asks another for its slices.
+        # every slice's first row; of the first slice, one device would have to send all others.
         first = mask_depth(wide[:, :, :1], valid).sum(axis=(1, 2, 3)) / (real * width)
         shift = first.reshape(batch, self.groups, -1).mean(axis=2)
         shift = jnp.repeat(lax.stop_gradient(shift), channels // self.groups, 1)

@@ -188,11 +188,9 @@ def _heat(
     if evidence is None:
         return probability, "lesion probability"
     if not class_probabilities:
-        return evidence, "evidence"
-    return (
-        evidence,
-        f"evidence for {max(class_probabilities, key=lambda k: class_probabilities[k])}",
-    )
+        return evidence, "evidence, relative to this scan's most"
+    name = max(class_probabilities, key=lambda k: class_probabilities[k])
+    return evidence, f"evidence for {name}, relative to this scan's most"
 
 
 def _view(

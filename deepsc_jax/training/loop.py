@@ -54,7 +54,7 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
     Raises:
       InputError: the joint stage lacks a pre-training, validation cannot choose checkpoints, or
         devices and batches do not fit.
-      FloatingPointError: the loss is not finite.
+      InputError: the loss or its gradient is not finite.
     """
     mesh = parallel.make_mesh(config.platform)
     parallel.check_processes(mesh)
@@ -117,12 +117,14 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> bool:
         since.append(scalars)
         step += 1
         preempted = run.preemption.agreed()
-        if step % train_config.log_every == 0 or step == total:
+        evaluated = validated and (step % train_config.evaluate_every == 0 or step == total)
+        saved = evaluated or preempted or step % train_config.checkpoint_every == 0 or step == total
+        # What is saved was looked at first: a checkpoint of a loss that is not finite is no use.
+        if step % train_config.log_every == 0 or saved:
             fetched = jax.device_get(since)
             values = {name: float(np.mean([s[name] for s in fetched])) for name in scalars}
             since.clear()
-            if not math.isfinite(values["loss"]):
-                raise FloatingPointError(f"{stage}: loss is {values['loss']} up to step {step}")
+            _require_finite(values, stage, step)
             values["seconds_per_step"] = (time.monotonic() - begun) / (step - logged)
             values["scans_per_second"] = train_config.batch(stage) / values["seconds_per_step"]
             run.log.write(stage, step, values)
@@ -130,20 +132,29 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> bool:
             begun, logged = time.monotonic(), step
         record = None
         paused = time.monotonic()
-        if validated and (step % train_config.evaluate_every == 0 or step == total):
+        if evaluated:
             record = validate(run, stage, eval_fn, state.params)
             found = {k: v for k, v in record.items() if v is not None}
             run.log.write(stage, step, {f"validation_{k}": v for k, v in found.items()})
             shown = "  ".join(f"{name} {value:.3f}" for name, value in found.items())
             run.log.say(f"{stage} {step}/{total}  validation  {shown}")
-        due = step % train_config.checkpoint_every == 0 or step == total
-        if record is not None or due or preempted:
+        if saved:
             checkpoints.save(state, batches.get_state(), record)
         begun += time.monotonic() - paused
     batches.close()
     if preempted:
         run.log.say(f"{stage}: SIGTERM: saved at step {step}; start it again to go on")
     return not preempted
+
+
+def _require_finite(values: dict[str, float], stage: Stage, step: int) -> None:
+    """Refuse to go on from a loss or a gradient that is not finite."""
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            raise InputError(
+                f"{stage}: {name} is {values[name]} by step {step}, a finite number expected: the "
+                "last checkpoint is from before; lower the learning rate or look at the data"
+            )
 
 
 def _first_state(run: Run, stage: Stage, reached: int | None) -> states.State:
