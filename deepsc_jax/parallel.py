@@ -9,6 +9,7 @@ A job may be many processes, each with its own devices: `job` makes them one.
 """
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -366,7 +367,12 @@ def whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarra
         name: jax.make_array_from_process_local_data(batch_sharding(mesh), array)
         for name, array in batch.items()
     }
-    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(put))
+    return jax.device_get(_copy_everywhere(mesh)(put))
+
+
+@functools.cache
+def _copy_everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
 
 
 def by_process(values: np.ndarray) -> np.ndarray:

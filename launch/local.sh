@@ -59,7 +59,7 @@ done
 left=$processes
 while ((left > 0)); do
   code=0
-  wait -n -p ended "${pids[@]}" || code=$?
+  wait -n -p ended "${pids[@]}" 2>/dev/null || code=$? # bash would say "Killed" on stderr
   # A signal to this script interrupts the wait: nothing has ended.
   [[ -z "${ended:-}" ]] && continue
   left=$((left - 1))
@@ -72,7 +72,7 @@ while ((left > 0)); do
     echo "error: process $number of $processes ended with code $code: ending the others; the same" \
       "command goes on from the last checkpoint" >&2
     kill -KILL "${pids[@]}" 2>/dev/null || true
-    wait
+    wait 2>/dev/null
     exit "$code"
   fi
 done

@@ -19,6 +19,7 @@ from deepsc_jax.training import checkpoint, state
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGE = "classification"  # the one that compiles fastest
+STEPS = 40
 FLAGS = [
     f"--flagfile={ROOT / 'configs/tiny.flags'}",
     f"--stage={STAGE}",
@@ -29,39 +30,65 @@ FLAGS = [
     "--encoder_channels=4,4,4",
     "--norm_groups=2",
     "--classification_batch=4",
+    f"--classification_steps={STEPS}",
+    "--evaluate_every=10",
+    "--checkpoint_every=1",
+    "--adam_eps=1e-2",  # Adam then divides no rounding error by its own size
 ]
 
 
-def make_data(folder: pathlib.Path) -> pathlib.Path:
-    """A store of eight training and three validation phantoms for `FLAGS`."""
-    command = [sys.executable, "-m", "deepsc_jax.prepare", FLAGS[0], f"--out={folder}"]
-    command += ["--phantoms=8,3,0", "--phantom_size=48", "--workers=1"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return folder
+class Runs:
+    """Runs of `FLAGS` on one store: their folders are `folder / name`."""
 
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        command = [sys.executable, "-m", "deepsc_jax.prepare", FLAGS[0], f"--out={folder / 'data'}"]
+        command += ["--phantoms=8,3,0", "--phantom_size=48", "--workers=1"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
-def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
-    """What a run's process needs: `cache` spares its restarts the compilation."""
-    compilation = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return os.environ | compilation | {"PYTHON": sys.executable, "PYTHONUNBUFFERED": "1"} | more
+    def start(self, name: str) -> subprocess.Popen:
+        """One process with four devices."""
+        return self._start(name, [sys.executable, "-m", "deepsc_jax.train", "--data=4"])
 
+    def start_two(self, name: str) -> subprocess.Popen:
+        """Two processes of two devices each, by the launcher."""
+        return self._start(name, [str(ROOT / "launch/local.sh"), "2"], JAX_NUM_CPU_DEVICES="2")
 
-def start(command: list[str], env: dict[str, str], output: pathlib.Path) -> subprocess.Popen:
-    """Start a run; what it says is added to `output`."""
-    with output.open("ab") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
+    def _start(self, name: str, command: list[str], **more: str) -> subprocess.Popen:
+        folders = [f"--data_dir={self.folder / 'data'}", f"--workdir={self.folder / name}"]
+        compiled = {  # spares restarts the compilation
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        env = os.environ | compiled | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable} | more
+        with self._log(name).open("ab") as log:
+            return subprocess.Popen(
+                [*command, *FLAGS, *folders],
+                cwd=ROOT,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
+    def _log(self, name: str) -> pathlib.Path:
+        return self.folder / f"{name}.log"
 
-def wait_until(condition: Callable[[], bool], run: subprocess.Popen, output: pathlib.Path) -> None:
-    """Wait for something to be true of a run that goes on."""
-    while not condition():
-        assert run.poll() is None, f"ended with {run.returncode}:\n{output.read_text()}"
-        time.sleep(0.002)
+    def said(self, name: str) -> str:
+        """What all runs of a folder have printed, errors included."""
+        return self._log(name).read_text()
+
+    def wait_until(self, condition: Callable[[], bool], run: subprocess.Popen, name: str) -> None:
+        """Wait for something to be true of a run that goes on."""
+        while not condition():
+            assert run.poll() is None, f"ended with {run.returncode}:\n{self.said(name)}"
+            time.sleep(0.002)
+
+    def finish(self, name: str) -> pathlib.Path:
+        """Run to the end, and return the run's folder."""
+        code = self.start(name).wait()
+        assert code == 0, self.said(name)
+        return self.folder / name
 
 
 def lines(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ epoch-wise shuffle, and every random choice made for it. Process p of P takes th
 p + 2P, ...: its batch n holds elements of the global batch n. So a run may go on with another
 number of processes: with the same global batch size each step sees the same scans, tiles and
 augmentation, only their place within the batch differs. An iterator's state is its count of
-batches.
+batches, the same in every process. With the same number of processes and devices a restarted run
+computes the same numbers to the last bit; with another number, sums are taken in another order.
 """
 
 import dataclasses

@@ -1,0 +1,212 @@
+"""Jobs of several processes, run for real on one machine: gloo in the place of a network."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import runs
+from runs import STEPS, Runs
+
+
+def processes(launcher: subprocess.Popen) -> list[int]:
+    """The launcher's two processes, in order."""
+    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    first, second = (int(pid) for pid in children.split())
+    return [first, second]
+
+
+def test_two_processes_by_two_devices_equal_four_devices_and_stop_and_go_on_as_one(
+    never_stopped: Runs,
+) -> None:
+    one, two = (never_stopped.folder / name for name in ("reference", "two"))
+    run = never_stopped.start_two("two")
+    never_stopped.wait_until(lambda: runs.reached(two) >= 10, run, "two")
+    os.kill(processes(run)[1], signal.SIGTERM)  # of which the first has not heard
+    assert run.wait() == 75, never_stopped.said("two")
+    text, stopped = never_stopped.said("two"), runs.reached(two)
+    assert 10 < stopped < STEPS
+    assert text.count(f"{runs.STAGE}: SIGTERM: saved at step {stopped}; start it again") == 1
+    assert text.count(f"{runs.STAGE} 1/{STEPS}  loss") == 1  # the first process only
+    assert "error" not in text
+
+    never_stopped.finish("two")
+    assert f"{runs.STAGE}: resumed at step {stopped}" in never_stopped.said("two")
+    # Sums over scans in another order, in float32, over 40 steps.
+    np.testing.assert_allclose(runs.losses(two), runs.losses(one), rtol=1e-4)
+    expected, found = runs.final_state(one), runs.final_state(two)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4, err_msg=name)
+    scores = [[line for line in runs.lines(w) if "validation_score" in line] for w in (one, two)]
+    assert [line["step"] for line in scores[0]] == [10, 20, 30, 40]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_a_lost_process_ends_the_job_with_one_line_and_the_job_goes_on_after_it(
+    never_stopped: Runs,
+) -> None:
+    workdir = never_stopped.folder / "lost"
+    run = never_stopped.start_two("lost")
+    never_stopped.wait_until(lambda: runs.reached(workdir) >= 5, run, "lost")
+    os.kill(processes(run)[1], signal.SIGKILL)
+    assert run.wait(timeout=60) == 137
+    errors = [line for line in never_stopped.said("lost").splitlines() if "error" in line]
+    assert errors == [
+        "error: process 1 of 2 ended with code 137: ending the others; the same command goes on "
+        "from the last checkpoint"
+    ]
+    assert never_stopped.start_two("lost").wait() == 0
+    assert f"{runs.STAGE}: resumed at step" in never_stopped.said("lost")
+    steps = [line["step"] for line in runs.lines(workdir) if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))
+
+
+JOB = """
+import os, signal, sys
+import numpy as np
+from deepsc_jax import parallel
+from deepsc_jax.config import PlatformConfig
+from deepsc_jax.errors import InputError
+
+what = sys.argv[1]
+address = sys.argv[2:] and (sys.argv[2], 2, int(sys.argv[3]))
+with parallel.job(*address) as count:
+    mesh = parallel.make_mesh(PlatformConfig())
+    found = parallel.by_process(np.asarray([parallel.is_writer()]))
+    print("processes", count, "devices", mesh.size, found.tolist(), flush=True)
+    if not parallel.is_writer():
+        if what == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "frozen":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if what == "fails":
+            raise InputError("scan.nii.gz: not a scan")
+    if what != "ends":
+        parallel.wait_for_all("never")
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start_job(what: str, *, explicit: bool = True, **environment: str) -> list[subprocess.Popen]:
+    """Two processes of `JOB` without a launcher; `environment` may depend on {i}."""
+    address = [f"localhost:{free_port()}"]
+    jobs = []
+    for i in range(2):
+        flags = [*address, str(i)] if explicit else []
+        env = {name: value.format(i=i) for name, value in environment.items()}
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, "-c", JOB, what, *flags],
+                cwd=runs.ROOT,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return jobs
+
+
+LAUNCHERS = {
+    "slurm": {
+        "SLURM_JOB_ID": "{port}",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{{i}}",
+        "SLURM_LOCALID": "{{i}}",
+    },
+    "open-mpi": {
+        "OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{{i}}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{{i}}",
+    },
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_processes_of_a_launcher_find_each_other(launcher: str) -> None:
+    # JAX makes the port of the job's number: 61440 and what is left of it by 4096.
+    port = os.getpid() % 4096
+    settings = LAUNCHERS[launcher].items()
+    environment = {name: value.format(port=port, job=port * 4096) for name, value in settings}
+    jobs = start_job("ends", explicit=False, **environment)
+    for job in jobs:
+        said, errors = job.communicate(timeout=100)
+        assert job.returncode == 0, errors
+        assert "processes 2 devices 2 [[True], [False]]" in said
+
+
+def test_processes_that_would_each_train_alone_are_refused() -> None:
+    code = "from deepsc_jax import parallel; parallel.initialize()"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "OMPI_COMM_WORLD_SIZE": "8"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=runs.ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "InputError: 8 processes were started by a launcher that JAX does not" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "accepted"),
+    [
+        ([], True),
+        (["--coordinator=host:1234", "--num_processes=2", "--process_id=1"], True),
+        (["--coordinator=host:1234", "--num_processes=2"], False),
+        (["--coordinator=host", "--num_processes=2", "--process_id=1"], False),
+        (["--coordinator=host:1234", "--num_processes=2", "--process_id=2"], False),
+        (["--num_processes=2"], False),
+    ],
+)
+def test_the_flags_of_a_job_belong_together(flags: list[str], accepted: bool) -> None:
+    code = (
+        "from deepsc_jax import program\n"
+        "program.define_cluster_flags()\n"
+        "program.run(lambda: print('accepted'))"
+    )
+    command = [sys.executable, "-c", code, *flags]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if accepted else 2)
+    assert ("accepted" in done.stdout) == accepted
+    assert accepted or "belong together" in done.stderr
+
+
+def test_a_process_that_fails_says_why_and_takes_the_others_with_it() -> None:
+    first, second = start_job("fails")
+    said = second.communicate(timeout=60)[1]
+    assert second.returncode == 1
+    assert "error: process 1 of 2: scan.nii.gz: not a scan" in said
+    assert "Traceback" not in said
+    said = first.communicate(timeout=60)[1]
+    assert first.returncode != 0
+    assert "another process is gone" in said or "another task died" in said
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_without_a_launcher_too_the_others_end_within_a_minute(how: str) -> None:
+    first, second = start_job(how)
+    try:
+        said = first.communicate(timeout=90)[1]  # 30 s of silence, and the start
+        assert first.returncode not in (0, None)
+        assert "another process is gone" in said or "another task died" in said
+    finally:
+        second.kill()
+        second.wait()
