@@ -13,19 +13,21 @@ def largest_batch(peak: Callable[[int], int], limit: int) -> int:
     """The largest batch whose peak memory is within `limit`; 0 where not even 1 is.
 
     `peak` is a compilation of minutes, and grows about linearly: the next guess is where the line
-    through the smallest and the last one meets the limit.
+    through two batches meets the limit, between one that fits and one that does not if there is.
     """
-    first = last = peak(1)
-    if first > limit:
+    known = {1: peak(1)}
+    if known[1] > limit:
         return 0
     low, high = 1, MOST + 1
     while high - low > 1:
-        at = low if last <= limit else high
-        slope = max((last - first) / (at - 1), 1) if at > 1 else max(first, 1)
-        guess = 2 if low == 1 == at else int(1 + (limit - first) / slope)
+        ends = [1, low] if high not in known else [low, high]
+        guess = 2
+        if len(known) > 1:
+            slope = max((known[ends[1]] - known[ends[0]]) / (ends[1] - ends[0]), 1)
+            guess = int(ends[0] + (limit - known[ends[0]]) / slope)
         guess = min(max(guess, low + 1), high - 1)
-        last = peak(guess)
-        low, high = (guess, high) if last <= limit else (low, guess)
+        known[guess] = peak(guess)
+        low, high = (guess, high) if known[guess] <= limit else (low, guess)
     return low
 
 
