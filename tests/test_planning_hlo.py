@@ -20,7 +20,7 @@ WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
 def compiled(function, *shapes, dtype=jnp.float32):
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    return hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
+    return hlo.parse(jax.jit(function).lower(*arguments).compile().as_text() or "")
 
 
 def over_eight(function, out=WHOLE):
