@@ -7,6 +7,7 @@ alone, and prints for each device: memory, arithmetic, transfers, and the least 
 need the extra `plan` (XLA's CUDA compiler), TPUs the extra `tpu` (libtpu).
 """
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -36,6 +37,14 @@ SCANS = flags.DEFINE_integer(
 SEARCH = flags.DEFINE_bool(
     "search", False, "Also find the largest batch that fits, under every choice of remat."
 )
+MEMORY_SHARE = flags.DEFINE_float(
+    "memory_share",
+    None,
+    "Share of a chip's memory that JAX may take: what XLA_PYTHON_CLIENT_MEM_FRACTION will be on "
+    "GPUs. By default JAX's own, 0.75 there and all on TPUs.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 JSON = flags.DEFINE_string("json", None, "File for the plans, as rows.")
 
 
@@ -45,7 +54,6 @@ def main() -> None:
     config = program.config_from_flags()
     stage = STAGES[STAGES.index(STAGE.value)]
     sizes = _sizes(config)
-    chip = targets.CHIPS[PLATFORM.value]
     rows = [_plan(config, stage, size, SCANS.value) for size in sizes]
     depth, tile = config.data.bucket(DEPTH.value), "x".join(map(str, config.data.tile))
     print(f"{stage} stage, {DEPTH.value} slices padded to {depth}, tiles of {tile}; per device:")
@@ -54,10 +62,16 @@ def main() -> None:
     if SEARCH.value:
         found = _search(config, stage, sizes[0])
         document["search"] = [row.document() for row in found]
-    print(f"\n{report.UNKNOWN}\n{report.heading(chip)}")
+    print(f"\n{report.UNKNOWN}\n{report.heading(_chip())}")
     if JSON.value:
         write_json(document, pathlib.Path(JSON.value))
         print(f"wrote {JSON.value}")
+
+
+def _chip() -> targets.Chip:
+    chip = targets.CHIPS[PLATFORM.value]
+    share = chip.share if MEMORY_SHARE.value is None else MEMORY_SHARE.value
+    return dataclasses.replace(chip, share=share)
 
 
 def _sizes(config: Config) -> list[int]:
@@ -85,7 +99,7 @@ def _plan(config: Config, stage: Stage, size: int, scans: int) -> report.Row:
     begun = time.monotonic()
     compiled = compile_step(config, stage, mesh, scans * size // space, DEPTH.value)
     _tell(f"... took {time.monotonic() - begun:.0f} s")
-    return report.Row(PLATFORM.value, size, space, scans, config.platform.remat, compiled)
+    return report.Row(PLATFORM.value, _chip(), size, space, scans, config.platform.remat, compiled)
 
 
 def _search(config: Config, stage: Stage, size: int) -> list[report.Row]:
@@ -105,7 +119,7 @@ def _search(config: Config, stage: Stage, size: int) -> list[report.Row]:
             tried[scans] = _plan(choice, stage, size, scans)
             return tried[scans].program.memory["peak"]
 
-        best = search.largest_batch(peak, targets.CHIPS[PLATFORM.value].limit)
+        best = search.largest_batch(peak, _chip().limit)
         rows.append(tried[best or 1])
         print("  " + report.search_line(rows[-1]))
     chosen = next((row for row in rows if row.fits), None)

@@ -7,7 +7,7 @@ from typing import Any
 from deepsc_jax.planning.compiled import KINDS, Program
 from deepsc_jax.planning.hlo import Collective
 from deepsc_jax.planning.roofline import Bound, bound
-from deepsc_jax.planning.targets import CHIPS, GIB, PRODUCTS, Chip
+from deepsc_jax.planning.targets import GIB, PRODUCTS, Chip
 
 UNKNOWN = (
     "Not known, so not in these figures: the workspace of cuDNN's algorithms and what autotuning "
@@ -23,7 +23,8 @@ class Row:
     """The plan of one cluster.
 
     Attributes:
-      platform: the chip's name in `targets.CHIPS`.
+      platform: the chip's name.
+      chip: its facts.
       devices: how many of them.
       space: over how many a scan's depth is split.
       scans: scans in a batch for each share of the `data` axis.
@@ -32,16 +33,12 @@ class Row:
     """
 
     platform: str
+    chip: Chip
     devices: int
     space: int
     scans: int
     remat: Any
     program: Program
-
-    @property
-    def chip(self) -> Chip:
-        """The facts of the platform."""
-        return CHIPS[self.platform]
 
     @property
     def fits(self) -> bool:
