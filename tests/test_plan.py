@@ -6,15 +6,18 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from deepsc_jax.config import STAGES, Config, DataConfig, TrainConfig
+from deepsc_jax import parallel
+from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data import pipeline, store
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
-from deepsc_jax.planning.compiled import KINDS, batch_shapes
+from deepsc_jax.planning.compiled import KINDS, batch_shapes, memory
 from deepsc_jax.planning.targets import GIB
+from deepsc_jax.training.state import State
 
 # As small as a joint network can be with two scanned tiles: its compilation is most of the test.
 TINY = [
@@ -122,6 +125,21 @@ def test_what_cannot_be_planned_is_refused_in_one_line(arguments, said):
     done = plan(*arguments)
     assert done.returncode in (1, 2)
     assert re.fullmatch(f"error: {said}.*\n", done.stderr)
+
+
+def test_memory_is_one_devices_share_and_leaves_out_what_is_not_read():
+    mesh = parallel.make_mesh(PlatformConfig(data=4))
+    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+
+    def step(state, batch):
+        return state.params["w"] + state.opt_state["mean"], batch["x"] * 2
+
+    state = State(np.int32(0), {"w": np.ones(3, np.float32)}, {"mean": np.ones(3, np.float32)})  # type: ignore[arg-type]
+    batch = {"x": np.ones((8, 5), np.float32), "label": np.ones(8, np.int32)}
+    traced = jax.jit(step, in_shardings=(whole, split)).trace(state, batch)
+    found = memory(traced, traced.lower().compile())
+    assert (found["parameters"], found["optimizer"], found["inputs"]) == (12, 12, 4 * 2 * 5)
+    assert found["peak"] >= 12 + 12 + 40
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
         return Program({"peak": peak}, counted, 0, [], {}, str(error).splitlines()[0])
     module = hlo.parse(compiled.as_text() or "")
     return Program(
-        memory=_memory(traced, compiled),
+        memory=memory(traced, compiled),
         flops=counted,
         bytes_moved=hlo.bytes_moved(module),
         collectives=hlo.collectives(module),
@@ -123,8 +123,8 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
     )
 
 
-def _memory(traced: Any, compiled: Any) -> dict[str, int]:
-    """Bytes on one device, by what they are for."""
+def memory(traced: Any, compiled: Any) -> dict[str, int]:
+    """Bytes on one device, by what they are for (`KINDS`), of a step of a state and a batch."""
     (state, batch), _ = compiled.input_shardings
     (shapes, inputs), _ = traced.in_avals
     used = compiled.memory_analysis()
@@ -141,8 +141,10 @@ def _memory(traced: Any, compiled: Any) -> dict[str, int]:
 
 
 def _local_bytes(values: Any, shardings: Any) -> int:
-    leaves = zip(jax.tree.leaves(values), jax.tree.leaves(shardings), strict=True)
+    """Bytes on one device; an input that the program does not read has no sharding, and none."""
+    placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(
         math.prod(sharding.shard_shape(value.shape)) * value.dtype.itemsize
-        for value, sharding in leaves
+        for value, sharding in zip(jax.tree.leaves(values), placed, strict=True)
+        if sharding is not None
     )
