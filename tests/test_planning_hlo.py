@@ -115,7 +115,8 @@ def excerpt(*instructions, before=""):
 
 def test_an_asynchronous_pair_compiled_for_h100_is_one_transfer():
     module = excerpt(
-        "%fused = f32[43133]{0} fusion(%param.1, /*index=1*/%param.2), kind=kLoop, calls=%add",
+        "%gradient = f32[43133]{0} parameter(0)",
+        "%fused = f32[43133]{0} copy(/*index=0*/%gradient)",
         "%all-reduce-start = f32[43133]{0} all-reduce-start(%fused), channel_id=1, "
         "replica_groups={{0,1,2,3,4,5,6,7}}, use_global_device_ids=true, to_apply=%region_1.2, "
         'metadata={op_name="jit(step)/shard_map/psum_invariant"}, backend_config={"wait":"(a"}',

@@ -32,7 +32,10 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
-_CALLED = re.compile(r"(?:calls|body|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|body|to_apply|branch_computations|true_computation|false_computation)="
+    r"(\{[^}]*\}|%?[\w.\-]+)"
+)
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
@@ -147,24 +150,27 @@ def _bytes(dtype: str, dims: str) -> float:
 Step = tuple[Instruction, Computation, int | None, bool]
 
 
-def _steps(
-    module: Module, name: str, trips: int | None = 1, looped: bool = False
-) -> Iterator[Step]:
-    """Every instruction that runs, how often, and whether it is in a loop; fusions stay whole."""
-    computation = module.computations[name]
-    for instruction in computation.values():
-        yield instruction, computation, trips, looped
-        if instruction.opcode in ("fusion", "async-update", "async-done"):
-            continue
-        inner, inside = trips, looped
-        if instruction.opcode == "while":
-            length = _length(module, instruction)
-            inner = None if length is None or trips is None else trips * length
-            inside = True
-        elif instruction.opcode not in ("call", "conditional", "async-start"):
-            continue
-        for called in _called(instruction):
-            yield from _steps(module, called, inner, inside)
+def _steps(module: Module, into: tuple[str, ...]) -> Iterator[Step]:
+    """Every instruction that runs, how often, and whether it is in a loop.
+
+    `into` are the instructions, beside loops, whose computations are looked into.
+    """
+
+    def steps(name: str, trips: int | None, looped: bool) -> Iterator[Step]:
+        computation = module.computations[name]
+        for instruction in computation.values():
+            yield instruction, computation, trips, looped
+            inner, inside = trips, looped
+            if instruction.opcode == "while":
+                length = _length(module, instruction)
+                inner = None if length is None or trips is None else trips * length
+                inside = True
+            elif instruction.opcode not in into:
+                continue
+            for called in _called(instruction):
+                yield from steps(called, inner, inside)
+
+    return steps(module.entry, 1, False)
 
 
 def _length(module: Module, loop: Instruction) -> int | None:
@@ -190,7 +196,8 @@ def _called(instruction: Instruction) -> list[str]:
 def collectives(module: Module) -> list[Collective]:
     """Every transfer between devices, in the program's order."""
     found = []
-    for instruction, computation, trips, looped in _steps(module, module.entry):
+    into = ("call", "conditional", "async-start", "fusion")
+    for instruction, computation, trips, looped in _steps(module, into):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -227,7 +234,7 @@ def bytes_moved(module: Module) -> int:
     place only what is written. What a cache would spare is not known.
     """
     total = 0.0
-    for instruction, computation, trips, _ in _steps(module, module.entry):
+    for instruction, computation, trips, _ in _steps(module, ("call", "conditional")):
         opcode = instruction.opcode
         if opcode in FREE or opcode.endswith("-done") or opcode == "async-update":
             continue
