@@ -101,5 +101,6 @@ def test_where_one_scan_is_too_much_the_largest_batch_is_none():
 
 
 def test_every_choice_of_remat_is_tried():
-    found = search.remat_choices(Config(platform=PlatformConfig(space=1)))
-    assert {config.platform.remat for config in found} == {False, True}
+    found = search.remat_choices(Config(platform=PlatformConfig(accumulation=2)))
+    assert {config.platform.remat for config in found} == {"none", "tiles", "blocks", "all"}
+    assert {config.platform.accumulation for config in found} == {2}

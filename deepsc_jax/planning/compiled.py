@@ -70,11 +70,11 @@ def trace(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> A
     """The train step that `training` runs, traced for a global batch of `scans`.
 
     Raises:
-      InputError: the devices of the mesh's `data` axis do not divide the batch.
+      InputError: the devices of the mesh's `data` axis, or their parts, do not divide the batch.
     """
-    parallel.check_batch(scans, mesh, f"{stage}_batch")
     train = dataclasses.replace(config.train, **{f"{stage}_batch": scans})
     config = dataclasses.replace(config, train=train)
+    parallel.check_batch(config, stage, mesh)
     model = deepsc.build(config, mesh.devices.flat[0].platform)
     example = states.example_batch(config)
     state = jax.eval_shape(
@@ -82,8 +82,13 @@ def trace(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> A
             config, stage, model.init(jax.random.key(0), example, "joint")["params"]
         )
     )
-    step = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)))
-    return step.trace(state, batch_shapes(config, stage, scans, depth))  # type: ignore[attr-defined]
+    where = states.sharding(config, state, mesh)
+    step: Any = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)), where)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh, name))
+        for name, x in batch_shapes(config, stage, scans, depth).items()
+    }
+    return step.trace(state, batch)
 
 
 def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> Program:

@@ -33,9 +33,7 @@ def largest_batch(peak: Callable[[int], int], limit: int) -> int:
 
 def remat_choices(config: Config) -> list[Config]:
     """The configuration under every value of its `remat` option."""
-    kind = typing.get_type_hints(PlatformConfig)["remat"]
-    values = (False, True) if kind is bool else typing.get_args(kind)
     return [
         dataclasses.replace(config, platform=dataclasses.replace(config.platform, remat=value))
-        for value in values
+        for value in typing.get_args(typing.get_type_hints(PlatformConfig)["remat"])
     ]
