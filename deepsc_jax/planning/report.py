@@ -90,8 +90,8 @@ class Row:
 def grouped(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
     """Collectives of one kind, type and loop together.
 
-    `bytes` are of all `count` of them, each run once; `trips` is how often they run, None for a
-    loop of unknown length.
+    `bytes` are of all `count` of them, each run once, and `largest` of one; `trips` is how often
+    they run, None for a loop of unknown length.
     """
     groups: dict[tuple, list[Collective]] = {}
     for one in collectives:
@@ -102,6 +102,7 @@ def grouped(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
             "dtype": dtype,
             "count": len(members),
             "bytes": sum(member.bytes for member in members),
+            "largest": max(member.bytes for member in members),
             "in_loop": in_loop,
             "trips": trips,
         }
@@ -173,11 +174,15 @@ def _layouts(layouts: Mapping[str, int]) -> str:
 def _transfers(collectives: Sequence[Collective]) -> list[str]:
     lines = []
     for group in grouped(collectives):
-        size = group["bytes"]
-        shown = f"{size / 2**20:.2f} MiB" if size >= 2**17 else f"{size} bytes"
+        size, count = group["bytes"], group["count"]
+        largest = f", the largest {_size(group['largest'])}" if count > 1 else ""
         loop = f", in a loop, {group['trips'] or 'unknown'} times" if group["in_loop"] else ""
-        lines.append(f"  {group['count']} {group['kind']} of {group['dtype']}: {shown}{loop}")
+        lines.append(f"  {count} {group['kind']} of {group['dtype']}: {_size(size)}{largest}{loop}")
     return lines or ["  none"]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB" if count >= 2**17 else f"{count} bytes"
 
 
 def heading(chip: Chip) -> str:
