@@ -57,7 +57,8 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
         "--memory_share=0.9",
         f"--json={file}",
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # JAX's, where it looks for the rest of CUDA
     (row,) = json.loads(file.read_text())["rows"]
     return row, done.stdout
 
