@@ -1,6 +1,8 @@
 """What all tests share: eight CPU devices, parsed flags, and no compilation cache on disk."""
 
 import importlib.util
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,10 @@ from absl import flags
 from drawn import draw_params
 from runs import Runs
 
+# The extra `test` brings XLA's CUDA compiler, for plans, without the rest of CUDA: where there is
+# no GPU, JAX would say so at length in every process.
+if not pathlib.Path("/dev/nvidiactl").exists() and not importlib.util.find_spec("libtpu"):
+    jax.config.update("jax_platforms", os.environ.setdefault("JAX_PLATFORMS", "cpu"))
 # Before any test touches a device: tests of the mesh split batches over these.
 jax.config.update("jax_num_cpu_devices", 8)
 # A cache kept between runs would hide recompilation from the tests that count it.

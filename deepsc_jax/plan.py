@@ -1,0 +1,136 @@
+"""What training needs of a cluster, found without it.
+
+    python -m deepsc_jax.plan --flagfile=configs/deepsc.flags --platform=h100 --devices=8,64,512
+
+compiles the joint train step for 8, 64 and 512 H100 on this machine, whose own devices it leaves
+alone, and prints for each device: memory, arithmetic, transfers, and the least time of a step. GPUs
+need the extra `plan` (XLA's CUDA compiler), TPUs the extra `tpu` (libtpu).
+"""
+
+import dataclasses
+import pathlib
+import sys
+import time
+
+import jax
+from absl import flags
+
+from deepsc_jax import parallel, program
+from deepsc_jax.config import STAGES, Config, Stage
+from deepsc_jax.errors import InputError
+from deepsc_jax.files import write_json
+from deepsc_jax.planning import report, search, targets
+from deepsc_jax.planning.compiled import compile_step, trace
+from deepsc_jax.planning.flops import count
+
+program.define_config_flags()
+PLATFORM = flags.DEFINE_enum("platform", "h100", list(targets.CHIPS), "Chip of the cluster.")
+DEVICES = flags.DEFINE_list("devices", ["1"], "Numbers of chips, one plan for each.")
+STAGE = flags.DEFINE_enum("stage", "joint", STAGES, "Stage to plan.")
+DEPTH = flags.DEFINE_integer("depth", 304, "Slices of the deepest scan.", lower_bound=1)
+SCANS = flags.DEFINE_integer(
+    "scans_per_device",
+    1,
+    "Scans of a batch for each device of the data axis: with --space=8, for eight devices.",
+    lower_bound=1,
+)
+SEARCH = flags.DEFINE_bool(
+    "search", False, "Also find the largest batch that fits, under every choice of remat."
+)
+MEMORY_SHARE = flags.DEFINE_float(
+    "memory_share",
+    None,
+    "Share of a chip's memory that JAX may take: what XLA_PYTHON_CLIENT_MEM_FRACTION will be on "
+    "GPUs. By default JAX's own, 0.75 there and all on TPUs.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+JSON = flags.DEFINE_string("json", None, "File for the plans, as rows.")
+
+
+def main() -> None:
+    """Plan every cluster that the flags name."""
+    jax.config.update("jax_platforms", "cpu")  # before its first device: none of ours is used
+    config = program.config_from_flags()
+    stage = STAGES[STAGES.index(STAGE.value)]
+    sizes = _sizes(config)
+    rows = [_plan(config, stage, size, SCANS.value) for size in sizes]
+    depth, tile = config.data.bucket(DEPTH.value), "x".join(map(str, config.data.tile))
+    print(f"{stage} stage, {DEPTH.value} slices padded to {depth}, tiles of {tile}; per device:")
+    print(report.table(rows))
+    document = {"rows": [row.document() for row in rows]}
+    if SEARCH.value:
+        found = _search(config, stage, sizes[0])
+        document["search"] = [row.document() for row in found]
+    print(f"\n{report.UNKNOWN}\n{report.heading(_chip())}")
+    if JSON.value:
+        write_json(document, pathlib.Path(JSON.value))
+        print(f"wrote {JSON.value}")
+
+
+def _chip() -> targets.Chip:
+    chip = targets.CHIPS[PLATFORM.value]
+    share = chip.share if MEMORY_SHARE.value is None else MEMORY_SHARE.value
+    return dataclasses.replace(chip, share=share)
+
+
+def _sizes(config: Config) -> list[int]:
+    space = config.platform.space
+    if config.platform.data:
+        raise InputError(
+            f"--data={config.platform.data}: the data axis is --devices over --space here: "
+            "leave --data out"
+        )
+    sizes = []
+    for text in DEVICES.value:
+        if not text.isdigit() or not int(text) or int(text) % space:
+            raise InputError(
+                f"--devices={text}: give whole numbers, multiples of --space={space}, "
+                "with commas between them"
+            )
+        sizes.append(int(text))
+    return sizes
+
+
+def _plan(config: Config, stage: Stage, size: int, scans: int) -> report.Row:
+    space = config.platform.space
+    mesh = parallel.make_mesh(config.platform, targets.devices(PLATFORM.value, size))
+    _tell(f"compiling for {size} {PLATFORM.value}, {scans} scans a device ...")
+    begun = time.monotonic()
+    compiled = compile_step(config, stage, mesh, scans * size // space, DEPTH.value)
+    _tell(f"... took {time.monotonic() - begun:.0f} s")
+    return report.Row(PLATFORM.value, _chip(), size, space, scans, config.platform.remat, compiled)
+
+
+def _search(config: Config, stage: Stage, size: int) -> list[report.Row]:
+    """The largest batch under every choice of remat, the fewest FLOPs first."""
+    mesh = parallel.make_mesh(config.platform, targets.devices(PLATFORM.value, size))
+    shares = size // config.platform.space
+
+    def flops(choice: Config) -> int:
+        return count(trace(choice, stage, mesh, shares, DEPTH.value).jaxpr).total()
+
+    print(f"\nlargest batch that fits, for {size} devices, the fewest FLOPs first:")
+    rows = []
+    for choice in sorted(search.remat_choices(config), key=flops):
+        tried: dict[int, report.Row] = {}
+
+        def peak(scans: int, choice: Config = choice, tried: dict = tried) -> int:
+            tried[scans] = _plan(choice, stage, size, scans)
+            return tried[scans].program.memory["peak"]
+
+        best = search.largest_batch(peak, _chip().limit)
+        rows.append(tried[best or 1])
+        print("  " + report.search_line(rows[-1]))
+    chosen = next((row for row in rows if row.fits), None)
+    print(f"  cheapest that fits: {f'--remat={chosen.remat}' if chosen else 'none'}")
+    return rows
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,155 @@
+"""The train step of a configuration, compiled for devices that are not here."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from deepsc_jax import parallel
+from deepsc_jax.config import CLASSES, Config, Stage
+from deepsc_jax.errors import InputError
+from deepsc_jax.models import deepsc
+from deepsc_jax.planning import flops, hlo, targets
+from deepsc_jax.training import state as states
+from deepsc_jax.training.step import make_train_step
+
+# Nothing can be timed here: XLA takes its default algorithms.
+UNTUNED = {"xla_gpu_autotune_level": 0}
+KINDS = ("parameters", "optimizer", "inputs", "temporaries", "peak")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled train step; everything is per device.
+
+    Attributes:
+      memory: bytes by kind (`KINDS`); peak is all that lives at once.
+      flops: by kind of product.
+      bytes_moved: to and from device memory.
+      collectives: transfers between devices.
+      layouts: convolutions by `dim_labels`.
+      refused: why the compiler gave up for want of memory; TPUs' does.
+    """
+
+    memory: dict[str, int]
+    flops: dict[str, int]
+    bytes_moved: int
+    collectives: list[hlo.Collective]
+    layouts: dict[str, int]
+    refused: str = ""
+
+
+def batch_shapes(config: Config, stage: Stage, scans: int, depth: int) -> dict[str, Any]:
+    """A training batch of `stage`, as `data.pipeline` makes it, by shapes alone.
+
+    Args:
+      config: its tiles, slices and working grid.
+      stage: decides what a batch holds.
+      scans: in the batch.
+      depth: slices of the deepest scan; its bucket decides the number of tiles.
+    """
+    data = config.data
+    count = math.prod(data.tile_counts(data.bucket(depth)))
+    if stage == "segmentation":
+        count = config.train.tiles_per_scan
+    fields: dict[str, Any] = {"depth": ((scans,), jnp.int32), "label": ((scans,), jnp.int32)}
+    if stage != "classification":
+        tiles = (scans, count, *data.tile)
+        fields |= {"tiles": (tiles, jnp.float32), "lesions": (tiles, jnp.float32)}
+        fields["origins"] = ((scans, count, 3), jnp.int32)
+    if stage != "segmentation":
+        fields["slices"] = ((scans, data.slices, *data.working_size), jnp.float32)
+    return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
+
+
+def trace(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> Any:
+    """The train step that `training` runs, traced for a global batch of `scans`.
+
+    Raises:
+      InputError: the devices of the mesh's `data` axis, or their parts, do not divide the batch.
+    """
+    train = dataclasses.replace(config.train, **{f"{stage}_batch": scans})
+    config = dataclasses.replace(config, train=train)
+    parallel.check_batch(config, stage, mesh)
+    model = deepsc.build(config, mesh.devices.flat[0].platform)
+    example = states.example_batch(config)
+    state = jax.eval_shape(
+        lambda: states.create(
+            config, stage, model.init(jax.random.key(0), example, "joint")["params"]
+        )
+    )
+    where = states.sharding(config, state, mesh)
+    step: Any = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)), where)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh, name))
+        for name, x in batch_shapes(config, stage, scans, depth).items()
+    }
+    return step.trace(state, batch)
+
+
+def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> Program:
+    """Compile the train step for `mesh` and read what it needs.
+
+    Args:
+      config: the configuration.
+      stage: which of the three.
+      mesh: of devices from `targets.devices`.
+      scans: in the global batch.
+      depth: slices of the deepest scan.
+
+    Raises:
+      InputError: the batch does not fit the mesh, or the program cannot be compiled.
+    """
+    traced = trace(config, stage, mesh, scans, depth)
+    counted = dict(flops.count(traced.jaxpr))
+    options = UNTUNED if mesh.devices.flat[0].platform == "gpu" else {}
+    try:
+        compiled = traced.lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        wanted = re.search(r"Used ([\d.]+)([MG]) of ", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not wanted:
+            raise InputError(
+                f"the {stage} step does not compile for {mesh.devices.size} devices: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        peak = int(float(wanted[1]) * {"M": 2**20, "G": targets.GIB}[wanted[2]])
+        return Program({"peak": peak}, counted, 0, [], {}, str(error).splitlines()[0])
+    module = hlo.parse(compiled.as_text() or "")
+    return Program(
+        memory=memory(traced, compiled),
+        flops=counted,
+        bytes_moved=hlo.bytes_moved(module),
+        collectives=hlo.collectives(module),
+        layouts=dict(hlo.convolution_layouts(module)),
+    )
+
+
+def memory(traced: Any, compiled: Any) -> dict[str, int]:
+    """Bytes on one device, by what they are for (`KINDS`), of a step of a state and a batch."""
+    (state, batch), _ = compiled.input_shardings
+    (shapes, inputs), _ = traced.in_avals
+    used = compiled.memory_analysis()
+    return {
+        "parameters": _local_bytes(shapes.params, state.params),
+        "optimizer": _local_bytes(shapes.opt_state, state.opt_state),
+        "inputs": _local_bytes(inputs, batch),
+        "temporaries": used.temp_size_in_bytes,
+        "peak": used.argument_size_in_bytes
+        + used.output_size_in_bytes
+        - used.alias_size_in_bytes
+        + used.temp_size_in_bytes,
+    }
+
+
+def _local_bytes(values: Any, shardings: Any) -> int:
+    """Bytes on one device; an input that the program does not read has no sharding, and none."""
+    placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
+    return sum(
+        math.prod(sharding.shard_shape(value.shape)) * value.dtype.itemsize
+        for value, sharding in zip(jax.tree.leaves(values), placed, strict=True)
+        if sharding is not None
+    )

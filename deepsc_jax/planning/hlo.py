@@ -1,0 +1,294 @@
+"""What a compiled program does: its collectives, the bytes it moves, its convolutions' layouts.
+
+Read from the text of the optimised HLO (`jax.stages.Compiled.as_text()`), the same for CPU, CUDA
+and TPU. A loop's body counts as often as the loop runs, where the compiler knows that.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0}  # others carry theirs in the name
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# Instructions that name values and move none, or whose bytes are counted where they begin.
+FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all")
+FREE += ("while", "conditional", "call", "partition-id", "replica-id", "optimization-barrier")
+
+_NAME = re.compile(r"%([\w.\-]+)")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
+_CALLED = re.compile(
+    r"(?:calls|body|to_apply|branch_computations|true_computation|false_computation)="
+    r"(\{[^}]*\}|%?[\w.\-]+)"
+)
+_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO.
+
+    Attributes:
+      bytes: of the result.
+      moved: those of them that lie in device memory, not in a TPU's VMEM.
+      dtypes: of the result's arrays.
+      operands: names of the instructions it reads.
+      rest: its attributes, as text; of a parameter or constant, its number or value.
+      root: whether it is its computation's result.
+    """
+
+    name: str
+    opcode: str
+    bytes: float
+    moved: float
+    dtypes: tuple[str, ...]
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+
+Computation = Mapping[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled program: its computations by name, and the name of the first to run."""
+
+    computations: Mapping[str, Computation]
+    entry: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A transfer between devices; an asynchronous pair is one.
+
+    Attributes:
+      kind: one of `KINDS`.
+      dtype: of its values; several are joined by +.
+      bytes: of the whole array on one device: what is reduced, what is gathered, what is sent.
+      trips: how often it runs; None in a loop of unknown length.
+      in_loop: whether it is inside a loop.
+      groups: the devices that take part together.
+    """
+
+    kind: str
+    dtype: str
+    bytes: int
+    trips: int | None
+    in_loop: bool
+    groups: tuple[tuple[int, ...], ...]
+
+
+def parse(text: str) -> Module:
+    """The computations of HLO text.
+
+    Raises:
+      ValueError: it has no entry computation.
+    """
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        begun = _COMPUTATION.match(line)
+        if begun:
+            current = computations.setdefault(begun[2], {})
+            entry = begun[2] if begun[1] else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            instruction = _instruction(found[2], line[found.end() :], bool(found[1]))
+            current[instruction.name] = instruction
+    if not entry:
+        raise ValueError("no entry computation in the HLO text")
+    return Module(computations, entry)
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction:
+    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+    kind, text = text[:end], text[end:].lstrip()
+    start = text.index("(")
+    end = _closing(text, start)
+    opcode, operands, rest = text[:start], text[start + 1 : end - 1], text[end:]
+    arrays = [(dtype, _bytes(dtype, dims), layout) for dtype, dims, layout in _ARRAY.findall(kind)]
+    size = sum(size for _, size, _ in arrays)
+    moved = sum(size for _, size, layout in arrays if "S(1)" not in layout)
+    dtypes, names = tuple(a[0] for a in arrays), tuple(_NAME.findall(operands))
+    if opcode in ("constant", "parameter"):
+        names, rest = (), operands
+    return Instruction(name, opcode, size, moved, dtypes, names, rest, root)
+
+
+def _closing(text: str, start: int) -> int:
+    """Just past the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    raise ValueError(f"unbalanced parentheses: {text[:80]}")
+
+
+def _bytes(dtype: str, dims: str) -> float:
+    digits = re.search(r"\d+", dtype)
+    bits = BITS[dtype] if dtype in BITS else int(digits[0]) if digits else 0
+    sizes = [int(n.lstrip("<=")) for n in dims.split(",") if n]
+    return math.prod(sizes) * bits / 8
+
+
+Step = tuple[Instruction, Computation, int | None, bool]
+
+
+def _steps(module: Module, into: tuple[str, ...]) -> Iterator[Step]:
+    """Every instruction that runs, how often, and whether it is in a loop.
+
+    `into` are the instructions, beside loops, whose computations are looked into.
+    """
+
+    def steps(name: str, trips: int | None, looped: bool) -> Iterator[Step]:
+        computation = module.computations[name]
+        for instruction in computation.values():
+            yield instruction, computation, trips, looped
+            inner, inside = trips, looped
+            if instruction.opcode == "while":
+                length = _length(module, instruction)
+                inner = None if length is None or trips is None else trips * length
+                inside = True
+            elif instruction.opcode not in into:
+                continue
+            for called in _called(instruction):
+                yield from steps(called, inner, inside)
+
+    return steps(module.entry, 1, False)
+
+
+def _length(module: Module, loop: Instruction) -> int | None:
+    """How often a loop runs; libtpu leaves that to be read from the condition i < n."""
+    known = _TRIPS.search(loop.rest)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    body = module.computations[condition[1]] if condition else {}
+    for root in body.values():
+        if root.root and root.opcode == "compare" and "direction=LT" in root.rest:
+            limit = body[root.operands[1]]
+            if limit.opcode == "constant" and limit.rest.isdigit():
+                return int(limit.rest)
+    return None
+
+
+def _called(instruction: Instruction) -> list[str]:
+    found = _CALLED.findall(instruction.rest)
+    return [name for text in found for name in re.findall(r"[\w.\-]+", text)]
+
+
+def collectives(module: Module) -> list[Collective]:
+    """Every transfer between devices, in the program's order."""
+    found = []
+    into = ("call", "conditional", "async-start", "fusion")
+    for instruction, computation, trips, looped in _steps(module, into):
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        read = [computation[name] for name in instruction.operands]
+        size = sum(operand.bytes for operand in read)
+        groups = _groups(instruction.rest)
+        if kind == "all-gather" and groups:
+            size *= len(groups[0])
+        dtypes = sorted({dtype for operand in read for dtype in operand.dtypes})
+        found.append(Collective(kind, "+".join(dtypes), int(size), trips, looped, groups))
+    return found
+
+
+def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
+    iota = _IOTA.search(rest)
+    if iota:
+        rows, columns = int(iota[1]), int(iota[2])
+        shape = [int(n) for n in iota[3].split(",")]
+        order = [int(n) for n in iota[4].split(",")] if iota[4] else range(len(shape))
+        ids = np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(rows, columns)
+        return tuple(map(tuple, ids.tolist()))
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})\}", rest)
+    if not listed:
+        return ()
+    return tuple(
+        tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1])
+    )
+
+
+def bytes_moved(module: Module) -> int:
+    """Bytes that kernels read from and write to device memory, each operand of a kernel once.
+
+    Of an operand of which a kernel reads a slice only the slice counts, and of a result written in
+    place only what is written. What a cache would spare is not known.
+    """
+    total = 0.0
+    for instruction, computation, trips, _ in _steps(module, ("call", "conditional")):
+        opcode = instruction.opcode
+        if opcode in FREE or opcode.endswith("-done") or opcode == "async-update":
+            continue
+        total += (trips or 1) * _traffic(module, instruction, computation)
+    return int(total)
+
+
+def _traffic(module: Module, instruction: Instruction, computation: Computation) -> float:
+    operands = [computation[name] for name in instruction.operands]
+    if instruction.opcode == "fusion":
+        body = module.computations[_called(instruction)[0]]
+        parameters = [i for i in body.values() if i.opcode == "parameter"]
+        read = sum(_read(parameter, body) for parameter in parameters)
+        return read + sum(_written(root, body) for root in body.values() if root.root)
+    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * instruction.moved
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * operands[1].moved
+    if instruction.opcode.endswith("-start"):
+        return 2 * sum(operand.moved for operand in operands)
+    return instruction.moved + sum(operand.moved for operand in operands)
+
+
+def _read(value: Instruction, body: Computation) -> float:
+    """What a fusion reads of a parameter."""
+    users = [i for i in body.values() if value.name in i.operands]
+    read = 0.0
+    for user in users:
+        first = user.operands[0] == value.name
+        if user.opcode == "bitcast":
+            read += _read(user, body)
+        elif user.opcode in ("dynamic-slice", "slice", "gather") and first:
+            read += user.moved
+        elif user.opcode != "dynamic-update-slice" or not first:
+            return value.moved
+    return min(read, value.moved)
+
+
+def _written(value: Instruction, body: Computation) -> float:
+    """What a fusion writes of its result."""
+    if value.opcode in ("tuple", "bitcast"):
+        return sum(_written(body[name], body) for name in value.operands)
+    if value.opcode == "dynamic-update-slice":
+        return body[value.operands[1]].moved
+    return value.moved
+
+
+def convolution_layouts(module: Module) -> Counter[str]:
+    """How many convolutions there are of each `dim_labels`, such as b012f_o012i->b012f."""
+    labels = (
+        re.search(r"dim_labels=([\w\->]+)", instruction.rest)
+        for instruction in itertools.chain.from_iterable(
+            computation.values() for computation in module.computations.values()
+        )
+        if instruction.opcode == "convolution" or "__cudnn$conv" in instruction.rest
+    )
+    return Counter(found[1] for found in labels if found)

@@ -1,0 +1,172 @@
+"""A plan for eight H100, compiled by XLA's CUDA compiler on this machine."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from deepsc_jax import parallel
+from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
+from deepsc_jax.data import pipeline, store
+from deepsc_jax.data.datasets import Case
+from deepsc_jax.data.preprocess import Prepared, WorkingGrid
+from deepsc_jax.planning.compiled import KINDS, batch_shapes, memory
+from deepsc_jax.planning.targets import GIB
+from deepsc_jax.training.state import State
+
+# As small as a joint network can be with two scanned tiles: its compilation is most of the test.
+TINY = [
+    "--working_size=16,16",
+    "--tile=8,16,16",
+    "--depth_bucket=16",
+    "--slices=8",
+    "--inception=plain",
+    "--inception_branches=1,3",
+    "--inception_channels=4",
+    "--lesion_channels=4,4,4",
+    "--classifier_stem_channels=4",
+    "--encoder_channels=4,4,4",
+    "--norm_groups=2",
+    "--depth=13",
+]
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "deepsc_jax.plan", *TINY, *arguments]
+    users = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}  # conftest's own
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=users)
+
+
+# Wheels of XLA's CUDA compiler are published for Linux alone.
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="no CUDA compiler for this system")
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+    """The row and the printed table of the joint stage on eight H100."""
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
+    done = plan(
+        "--platform=h100",
+        "--devices=8",
+        "--scans_per_device=2",
+        "--memory_share=0.9",
+        f"--json={file}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # JAX's, where it looks for the rest of CUDA
+    (row,) = json.loads(file.read_text())["rows"]
+    return row, done.stdout
+
+
+@on_linux
+def test_the_joint_step_reduces_its_float32_gradient_once_and_nothing_else(eight):
+    (reduction,) = eight[0]["collectives"]
+    assert (reduction["kind"], reduction["dtype"]) == ("all-reduce", "f32")
+    assert (reduction["count"], reduction["trips"], reduction["in_loop"]) == (1, 1, False)
+    gradient = round(eight[0]["per_device_gib"]["parameters"] * GIB)
+    scalars = {"loss", "dice", "focal", "cross_entropy", "task_aware"}
+    assert reduction["bytes"] == reduction["largest"] == gradient + 4 * len(scalars)
+
+
+@on_linux
+def test_the_row_has_what_one_device_needs(eight):
+    row, _ = eight
+    assert (row["platform"], row["devices"], row["space"]) == ("h100", 8, 1)
+    memory = row["per_device_gib"]
+    assert set(memory) == set(KINDS)
+    assert all(memory[kind] > 0 for kind in KINDS)
+    # Adam keeps two numbers a parameter, and two counts of steps.
+    assert memory["optimizer"] * GIB == pytest.approx(2 * memory["parameters"] * GIB, abs=8)
+    # Two scans of two tiles with their lesions and origins, 8 slices, a depth and a label.
+    voxels = 2 * (2 * 2 * 8 + 8) * 16 * 16
+    assert round(memory["inputs"] * GIB) == 4 * (voxels + 2 * 2 * 3 + 2 * 2)
+    assert memory["peak"] >= sum(memory[kind] for kind in KINDS[:-1])
+    assert row["fits"]
+    assert row["flops"] == sum(row["flops_by_kind"].values()) > 0
+    assert row["bytes"] > 0
+    assert row["step_seconds_bound"] == max(row["seconds_by_reason"].values())
+    assert 0.5 < row["scaling_efficiency"] < 1
+
+
+@on_linux
+def test_every_convolution_stays_channel_last(eight):
+    layouts = eight[0]["convolution_layouts"]
+    assert sum(layouts.values()) > 50
+    assert set(layouts) == {"b012f_o012i->b012f"}
+
+
+@on_linux
+def test_the_table_says_the_same_and_what_it_does_not_know(eight):
+    row, text = eight
+    assert re.search(r"devices \(data x space\) +8 \(8 x 1\)\n", text)
+    assert re.search(r"scans in a global batch +16\n", text)
+    assert re.search(r"fits +yes, of 71\.2\n", text)
+    size = row["collectives"][0]["bytes"]
+    assert f"  1 all-reduce of f32: {size} bytes" in text
+    assert "cuDNN" in text
+    assert "Source: NVIDIA H100 datasheet" in text
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--devices=8,many"], "--devices=many: give whole numbers"),
+        (["--devices=9"], "--devices=9: not a whole number of GPUs on each of 2 nodes"),
+        (["--data=4"], "--data=4: the data axis is --devices over --space here"),
+        (["--platform=h200"], "flag --platform=h200"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(arguments, said):
+    done = plan(*arguments)
+    assert done.returncode in (1, 2)
+    assert re.fullmatch(f"error: {said}.*\n", done.stderr)
+
+
+def test_memory_is_one_devices_share_and_leaves_out_what_is_not_read():
+    mesh = parallel.make_mesh(PlatformConfig(data=4))
+    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+
+    def step(state, batch):
+        return state.params["w"] + state.opt_state["mean"], batch["x"] * 2
+
+    state = State(np.int32(0), {"w": np.ones(3, np.float32)}, {"mean": np.ones(3, np.float32)})  # type: ignore[arg-type]
+    batch = {"x": np.ones((8, 5), np.float32), "label": np.ones(8, np.int32)}
+    traced = jax.jit(step, in_shardings=(whole, split)).trace(state, batch)
+    found = memory(traced, traced.lower().compile())
+    assert (found["parameters"], found["optimizer"], found["inputs"]) == (12, 12, 4 * 2 * 5)
+    assert found["peak"] >= 12 + 12 + 40
+
+
+@pytest.fixture(scope="module")
+def config_and_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, store.Store]:
+    """One case of 21 slices, in a bucket of 32."""
+    config = Config(
+        data=DataConfig(working_size=(32, 48), tile=(8, 16, 24), slices=12, depth_bucket=16),
+        train=TrainConfig(tiles_per_scan=5),
+    )
+    folder, shape = tmp_path_factory.mktemp("store"), (21, 32, 48)
+    lesion = np.zeros(shape, bool)
+    lesion[10, 20, 20] = True
+    grid = WorkingGrid(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
+    prepared = Prepared(np.full(shape, 0.5, np.float32), np.ones(shape, bool), lesion, grid)
+    case = Case("a", "a", "train", 0, folder / "a.nii.gz", folder / "m.nii.gz")
+    records = [store.write_case(folder, case, prepared)]
+    store.write_index(folder, config.data, records, folder)
+    return config, store.Store(folder, cache_mib=16)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_planned_batch_is_the_one_that_training_reads(config_and_store, stage):
+    config, opened = config_and_store
+    read = pipeline.batches(opened, "train", stage, config, seed=0, batch_size=2, read_threads=0)
+    batch = next(iter(read))
+    planned = batch_shapes(config, stage, scans=2, depth=21)
+    assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {
+        name: (a.shape, a.dtype) for name, a in planned.items()
+    }
