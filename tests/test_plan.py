@@ -113,6 +113,36 @@ def test_the_table_says_the_same_and_what_it_does_not_know(eight):
 
 
 @on_linux
+@pytest.mark.slow
+@pytest.mark.scale
+def test_depth_over_space_moves_borders_gradients_and_the_slice_grid_alone(tmp_path):
+    file = tmp_path / "plan.json"
+    split = ["--tile=16,16,16", "--space=2", "--devices=4", f"--json={file}"]
+    done = plan(*split)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    assert (row["devices"], row["space"]) == (4, 2)
+    # Features at full resolution, bfloat16: what must never be whole on a device.
+    full = 16 * 16 * 16 * 4 * 2
+    # F_c with a border, 8 slices of half the resolution, float32 on the way back.
+    slice_grid = 8 * (8 + 2) * (8 + 2) * 4 * 4
+    assert slice_grid < full / 2
+    gradient = round(row["per_device_gib"]["parameters"] * GIB)
+    kinds = {"all-reduce", "all-gather", "reduce-scatter", "collective-permute"}
+    for moved in row["collectives"]:
+        assert moved["kind"] in kinds
+        if moved["kind"] == "all-reduce":
+            # Kernels' gradients over space and then over data, statistics of norms and losses.
+            assert moved["dtype"] in ("f32", "s32")
+            assert moved["largest"] <= gradient + 4 * 5
+            assert moved["bytes"] < 3 * gradient
+        elif moved["kind"] == "collective-permute":
+            assert moved["largest"] < full  # two slices of 16: a convolution's borders
+        else:
+            assert moved["largest"] <= slice_grid
+
+
+@on_linux
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
