@@ -8,7 +8,6 @@ import jax
 import pytest
 from absl import flags
 from drawn import draw_params
-from runs import Runs
 
 # Before any test touches a device: tests of the mesh split batches over these.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -45,11 +44,3 @@ def within(record_property: Callable[[str, object], None]) -> Callable[..., None
 def drawn() -> Callable[..., Any]:
     """Parameters drawn by numpy: none starts at zero, and no initialiser is compiled."""
     return draw_params
-
-
-@pytest.fixture(scope="session")
-def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of a tiny network, of which `reference` has come to its end undisturbed."""
-    found = Runs(tmp_path_factory.mktemp("runs"))
-    found.finish("reference")
-    return found
