@@ -11,6 +11,7 @@ their spread over seeds and writes OUT/gain.json.
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def run(settings: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
     workdirs.begin(workdir, settings, store)
     if done.exists():
         return json.loads(done.read_text())
-    loop.train(settings, store, workdir, stages)
+    if not loop.train(settings, store, workdir, stages):
+        sys.exit(program.PREEMPTED)
     if stages[-1] != "classification":
         settle_threshold(workdir, stages[-1], store)
     metrics, _ = evaluate(inference.load(workdir, stages[-1]), store, "test")

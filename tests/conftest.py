@@ -10,7 +10,6 @@ import jax
 import pytest
 from absl import flags
 from drawn import draw_params
-from runs import Runs
 
 # The extra `test` brings XLA's CUDA compiler, for plans, without the rest of CUDA: where there is
 # no GPU, JAX would say so at length in every process.
@@ -51,11 +50,3 @@ def within(record_property: Callable[[str, object], None]) -> Callable[..., None
 def drawn() -> Callable[..., Any]:
     """Parameters drawn by numpy: none starts at zero, and no initialiser is compiled."""
     return draw_params
-
-
-@pytest.fixture(scope="session")
-def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Runs of a tiny network, of which `reference` has come to its end undisturbed."""
-    found = Runs(tmp_path_factory.mktemp("runs"))
-    found.finish("reference")
-    return found

@@ -2,72 +2,13 @@
 
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import runs
-from runs import STEPS, Runs
 
-
-def processes(launcher: subprocess.Popen) -> list[int]:
-    """The launcher's two processes, in order."""
-    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
-    first, second = (int(pid) for pid in children.split())
-    return [first, second]
-
-
-def test_two_processes_by_two_devices_equal_four_devices_and_stop_and_go_on_as_one(
-    never_stopped: Runs,
-) -> None:
-    one, two = (never_stopped.folder / name for name in ("reference", "two"))
-    run = never_stopped.start_two("two")
-    never_stopped.wait_until(lambda: runs.reached(two) >= 10, run, "two")
-    os.kill(processes(run)[1], signal.SIGTERM)  # of which the first has not heard
-    assert run.wait() == 75, never_stopped.said("two")
-    text, stopped = never_stopped.said("two"), runs.reached(two)
-    assert 10 < stopped < STEPS
-    assert text.count(f"{runs.STAGE}: SIGTERM: saved at step {stopped}; start it again") == 1
-    assert text.count(f"{runs.STAGE} 1/{STEPS}  loss") == 1  # the first process only
-    assert "error" not in text
-
-    never_stopped.finish("two")
-    assert f"{runs.STAGE}: resumed at step {stopped}" in never_stopped.said("two")
-    # Sums over scans in another order, in float32, over 40 steps.
-    np.testing.assert_allclose(runs.losses(two), runs.losses(one), rtol=1e-4)
-    expected, found = runs.final_state(one), runs.final_state(two)
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-4, err_msg=name)
-    scores = [[line for line in runs.lines(w) if "validation_score" in line] for w in (one, two)]
-    assert [line["step"] for line in scores[0]] == [10, 20, 30, 40]
-    assert scores[0] == scores[1]
-
-
-@pytest.mark.slow
-@pytest.mark.scale
-def test_a_lost_process_ends_the_job_with_one_line_and_the_job_goes_on_after_it(
-    never_stopped: Runs,
-) -> None:
-    workdir = never_stopped.folder / "lost"
-    run = never_stopped.start_two("lost")
-    never_stopped.wait_until(lambda: runs.reached(workdir) >= 5, run, "lost")
-    os.kill(processes(run)[1], signal.SIGKILL)
-    assert run.wait(timeout=60) == 137
-    errors = [line for line in never_stopped.said("lost").splitlines() if "error" in line]
-    assert errors == [
-        "error: process 1 of 2 ended with code 137: ending the others; the same command goes on "
-        "from the last checkpoint"
-    ]
-    assert never_stopped.start_two("lost").wait() == 0
-    assert f"{runs.STAGE}: resumed at step" in never_stopped.said("lost")
-    steps = [line["step"] for line in runs.lines(workdir) if "loss" in line]
-    assert steps == list(range(1, STEPS + 1))
-
-
+ROOT = pathlib.Path(__file__).parent.parent
 JOB = """
 import os, signal, sys
 import numpy as np
@@ -109,7 +50,7 @@ def start_job(what: str, *, explicit: bool = True, **environment: str) -> list[s
         jobs.append(
             subprocess.Popen(
                 [sys.executable, "-c", JOB, what, *flags],
-                cwd=runs.ROOT,
+                cwd=ROOT,
                 env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -154,7 +95,7 @@ def test_processes_that_would_each_train_alone_are_refused() -> None:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "OMPI_COMM_WORLD_SIZE": "8"}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=runs.ROOT,
+        cwd=ROOT,
         env=env,
         capture_output=True,
         text=True,
@@ -181,7 +122,7 @@ def test_the_flags_of_a_job_belong_together(flags: list[str], accepted: bool) ->
         "program.run(lambda: print('accepted'))"
     )
     command = [sys.executable, "-c", code, *flags]
-    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == (0 if accepted else 2)
     assert ("accepted" in done.stdout) == accepted
     assert accepted or "belong together" in done.stderr
