@@ -5,12 +5,15 @@ A program that takes the configuration calls `define_config_flags()` at import a
 """
 
 import dataclasses
+import importlib.util
 import os
+import pathlib
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 from absl import app, flags, logging
 
 from deepsc_jax.config import SECTIONS, Config
@@ -39,7 +42,20 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     """
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
+    if _compiles_for_gpus_it_lacks():
+        jax.config.update("jax_platforms", "cpu")
     app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _compiles_for_gpus_it_lacks() -> bool:
+    """Whether XLA's CUDA compiler is here without a GPU (extra `plan`).
+
+    JAX would look for the rest of CUDA, and print a traceback, before it takes the CPU.
+    """
+    plugin = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+    driver = any(pathlib.Path(path).exists() for path in ("/dev/nvidiactl", "/dev/dxg"))
+    tpu = importlib.util.find_spec("libtpu") is not None
+    return plugin and not (driver or tpu or os.environ.get("JAX_PLATFORMS"))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
