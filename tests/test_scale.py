@@ -15,6 +15,8 @@ from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.scale
+
 # Four scans, each of two tiles whose depth four devices share, with eight slices a device.
 TILE, DEPTHS = (32, 8, 8), (50, 64, 37, 9)
 CONFIG = Config(
