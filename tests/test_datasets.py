@@ -62,6 +62,8 @@ def test_written_lists_read_back_and_stay_right_when_moved(case_list, tmp_path):
         (["a,p1,train,cap,a.nii.gz,,", "b,p1,test,cap,b.nii.gz,,"], ["patient p1", "train", "b"]),
         (["../a,p1,train,cap,a.nii.gz,,"], ["'../a'", "letters"]),
         ([",p1,train,cap,a.nii.gz,,"], ["''", "rename"]),
+        (["a,p1,train,cap,a.nii.gz,,", "b,P1,test,cap,b.nii.gz,,"], ["patient P1", "train", "b"]),
+        (["a,p1,train,cap,a.nii.gz,,", "b,p2,test,cap,a.nii.gz,,"], ["scan ", "a.nii.gz", "test"]),
         (["a,,train,cap,a.nii.gz,,"], ["patient is empty"]),
         (["a,p1,train,cap,,,"], ["scan is empty"]),
         ([], ["no cases"]),

@@ -82,6 +82,13 @@ def test_names_of_another_network_are_refused():
         interop.from_torch(weights)
 
 
+def test_weights_of_half_precision_are_refused(params: Any):
+    weights = interop.to_torch(params)
+    weights["cross_stitch.weights"] = weights["cross_stitch.weights"].to(torch.bfloat16)
+    with pytest.raises(InputError, match=r"cross_stitch.weights is torch.bfloat16 \(1 such\)"):
+        interop.from_torch(weights)
+
+
 class Runs:
     """Unpickling it would run code."""
 
@@ -103,11 +110,13 @@ def test_code_in_a_file_is_not_run(
 def test_unreadable_files_are_named(tmp_path: pathlib.Path):
     (tmp_path / "broken.safetensors").write_bytes(b"\0" * 20)
     (tmp_path / "broken.pth").write_bytes(b"PK\3\4")
+    (tmp_path / "text.pth").write_text("epoch 3")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     names = [
         "broken.safetensors",
         "broken.pth",
+        "text.pth",
         "absent.pth",
         "epoch.pth",
         "list.pth",
@@ -120,11 +129,11 @@ def test_unreadable_files_are_named(tmp_path: pathlib.Path):
 
 def test_a_run_made_from_weights_is_what_predict_reads(params: Any, tmp_path: pathlib.Path):
     workdir = tmp_path / "run"
-    interop.save_run(params, CONFIG, "joint", workdir)
+    interop.save_run(params, CONFIG, "joint", 0.4, workdir)
     predictor = inference.load(workdir)
-    assert predictor.stage == "joint"
+    assert (predictor.stage, predictor.threshold) == ("joint", 0.4)
     assert predictor.config == CONFIG
     assert same_bits(predictor.params, params)
     with pytest.raises(InputError, match="exists already"):
-        interop.save_run(params, CONFIG, "joint", workdir)
+        interop.save_run(params, CONFIG, "joint", 0.4, workdir)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
