@@ -385,6 +385,20 @@ def wait_for_all(reason: str) -> None:
     multihost_utils.sync_global_devices(reason)
 
 
+def connect(mesh: Mesh) -> None:
+    """Connect the processes for programs over `mesh`, before any of them compiles for long.
+
+    Gloo connects devices when they first reduce together, and gives up after 30 seconds: one
+    process may find its program in the compilation cache while another compiles it for minutes.
+    """
+    if jax.process_count() == 1:
+        return
+    make_any_process(mesh)(False).block_until_ready()
+    ones = {"x": np.ones(mesh.shape[DATA] // jax.process_count(), np.float32)}
+    reduce = over_data(lambda _, batch: sum_over_data(batch["x"].sum()), mesh)
+    jax.jit(reduce)(np.float32(0), put_batch(ones, mesh)).block_until_ready()
+
+
 def make_any_process(mesh: Mesh) -> Callable[[bool], jax.Array]:
     """A program that tells every process whether any of them says yes.
 

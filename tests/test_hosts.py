@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 JOB = """
-import os, signal, sys
+import os, signal, sys, time
 import numpy as np
 from deepsc_jax import parallel
 from deepsc_jax.config import PlatformConfig
@@ -22,6 +22,10 @@ with parallel.job(*address) as count:
     mesh = parallel.make_mesh(PlatformConfig())
     found = parallel.by_process(np.asarray([parallel.is_writer()]))
     print("processes", count, "devices", mesh.size, found.tolist(), flush=True)
+    if what == "late":
+        parallel.connect(mesh)
+        time.sleep(0 if parallel.is_writer() else 40)
+        print("any:", bool(parallel.make_any_process(mesh)(not parallel.is_writer())))
     if not parallel.is_writer():
         if what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -29,7 +33,7 @@ with parallel.job(*address) as count:
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "fails":
             raise InputError("scan.nii.gz: not a scan")
-    if what != "ends":
+    if what not in ("ends", "late"):
         parallel.wait_for_all("never")
 """
 
@@ -151,3 +155,13 @@ def test_without_a_launcher_too_the_others_end_within_a_minute(how: str) -> None
     finally:
         second.kill()
         second.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_processes_wait_for_one_that_compiles_longer() -> None:
+    # Gloo's own patience, where devices reduce together for the first time, is 30 seconds.
+    for job in start_job("late", JAX_NUM_CPU_DEVICES="2"):
+        said, errors = job.communicate(timeout=300)
+        assert job.returncode == 0, errors
+        assert "any: True" in said

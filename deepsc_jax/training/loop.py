@@ -58,6 +58,7 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
     """
     mesh = parallel.make_mesh(config.platform)
     parallel.check_processes(mesh)
+    parallel.connect(mesh)
     for stage in stages:
         parallel.check_batch(config, stage, mesh)
         _check_validation(store, stage)
