@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from deepsc_jax import baselines, inference, parallel, program
+from deepsc_jax import baselines, inference, processes, program
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import CLASSES, STAGES, Stage
 from deepsc_jax.data import preprocess, scans
@@ -94,7 +94,7 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
             for voxels in (truth.lung, truth.lung & truth.lesion)
         )
         rows[i] = 2 * hits / (found + truth.lesion.sum())
-    rows = np.concatenate(parallel.by_process(rows))
+    rows = np.concatenate(processes.by_process(rows))
     rows = rows[~np.isnan(rows).any(axis=1)]
     return THRESHOLDS[int(rows.mean(axis=0).argmax())] if len(rows) else None
 
@@ -102,7 +102,7 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
 def settle_threshold(workdir: pathlib.Path, stage: Stage, store: Store) -> float | None:
     """Choose the threshold of a trained stage and note it in its run; None where nothing can."""
     threshold = choose_threshold(inference.load(workdir, stage), store)
-    if threshold is not None and parallel.is_writer():
+    if threshold is not None and processes.is_writer():
         workdirs.save_threshold(workdir, stage, threshold)
     return threshold
 

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from deepsc_jax import parallel, program
+from deepsc_jax import parallel, processes, program
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
@@ -32,9 +32,9 @@ def main() -> int:
     options = flags.FLAGS
     settings = program.config_from_flags()
     stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if STAGE.value in ("all", stage))
-    if options.coordinator is None and parallel.launched() == 1:
+    if options.coordinator is None and processes.launched() == 1:
         parallel.use_cpu_cores(settings, stages)
-    with parallel.job(options.coordinator, options.num_processes, options.process_id):
+    with processes.job(options.coordinator, options.num_processes, options.process_id):
         return train(settings, stages)
 
 
@@ -42,7 +42,7 @@ def train(settings: Config, stages: tuple[Stage, ...]) -> int:
     """Run `stages`, as one of the processes of the job."""
     workdir = pathlib.Path(WORKDIR.value)
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
-    writer = parallel.is_writer()
+    writer = processes.is_writer()
     workdirs.begin(workdir, settings, store, writer=writer)
     if not loop.train(settings, store, workdir, stages):
         return program.PREEMPTED

@@ -12,21 +12,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 JOB = """
 import os, signal, sys, time
 import numpy as np
-from deepsc_jax import parallel
+from deepsc_jax import parallel, processes
 from deepsc_jax.config import PlatformConfig
 from deepsc_jax.errors import InputError
 
 what = sys.argv[1]
 address = sys.argv[2:] and (sys.argv[2], 2, int(sys.argv[3]))
-with parallel.job(*address) as count:
+with processes.job(*address) as count:
     mesh = parallel.make_mesh(PlatformConfig())
-    found = parallel.by_process(np.asarray([parallel.is_writer()]))
+    found = processes.by_process(np.asarray([processes.is_writer()]))
     print("processes", count, "devices", mesh.size, found.tolist(), flush=True)
     if what == "late":
         parallel.connect(mesh)
-        time.sleep(0 if parallel.is_writer() else 40)
-        print("any:", bool(parallel.make_any_process(mesh)(not parallel.is_writer())))
-    if not parallel.is_writer():
+        time.sleep(0 if processes.is_writer() else 40)
+        print("any:", bool(parallel.make_any_process(mesh)(not processes.is_writer())))
+    if not processes.is_writer():
         if what == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "frozen":
@@ -34,7 +34,7 @@ with parallel.job(*address) as count:
         if what == "fails":
             raise InputError("scan.nii.gz: not a scan")
     if what not in ("ends", "late"):
-        parallel.wait_for_all("never")
+        processes.wait_for_all("never")
 """
 
 
@@ -95,7 +95,7 @@ def test_the_processes_of_a_launcher_find_each_other(launcher: str) -> None:
 
 
 def test_processes_that_would_each_train_alone_are_refused() -> None:
-    code = "from deepsc_jax import parallel; parallel.initialize()"
+    code = "from deepsc_jax import processes; processes.initialize()"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "OMPI_COMM_WORLD_SIZE": "8"}
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsc_jax import losses, parallel
+from deepsc_jax import losses, parallel, processes
 from deepsc_jax.config import CLASSES, STAGES, Config, Stage
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
@@ -63,7 +63,7 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
         parallel.check_batch(config, stage, mesh)
         _check_validation(store, stage)
     model = deepsc.build(config, jax.default_backend())
-    log = MetricsLog(workdir, writer=parallel.is_writer())
+    log = MetricsLog(workdir, writer=processes.is_writer())
     with Preemption(mesh) as preemption, contextlib.closing(log):
         run = Run(config, store, workdir, mesh, model, log, preemption)
         return all(run_stage(run, stage) for stage in stages)
