@@ -52,7 +52,7 @@ def scan_picture(
         values_hu: the scan (D, H, W) in canonical orientation, HU.
         lesion_probability: 0 to 1, or None.
         lesion_mask: the predicted lesions, or None (a classification-only run).
-        evidence: 0 to 1, or None (a segmentation-only run).
+        evidence: 0 to 1 of the scan's most, or None (a segmentation-only run).
         class_probabilities: by class name, or None (a segmentation-only run).
         spacing_mm: voxel spacing in (D, H, W) order, mm.
         title: what is shown, e.g. the scan's name.
@@ -188,9 +188,9 @@ def _heat(
     if evidence is None:
         return probability, "lesion probability"
     if not class_probabilities:
-        return evidence, "evidence, relative to this scan's most"
+        return evidence, "relative evidence"
     name = max(class_probabilities, key=lambda k: class_probabilities[k])
-    return evidence, f"evidence for {name}, relative to this scan's most"
+    return evidence, f"relative evidence for {name}"
 
 
 def _view(
