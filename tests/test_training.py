@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,25 @@ def test_a_stopped_run_resumes_to_bit_identical_parameters(
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_what_is_not_finite_is_not_saved(
+    store: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not even where steps are logged less often than saved: at 2, with a log line at 4."""
+
+    def broken(*_: object) -> Any:
+        return lambda state, _: (
+            dataclasses.replace(state, step=state.step + 1),
+            {"loss": jnp.ones(()), "gradient_norm": jnp.ones(())} | {name: jnp.asarray(jnp.nan)},
+        )
+
+    monkeypatch.setattr(loop, "make_train_step", broken)
+    train = dataclasses.replace(CONFIG.train, log_every=4)
+    with pytest.raises(InputError, match=f"classification: {name} is nan by step 2"):
+        loop.train(dataclasses.replace(CONFIG, train=train), store, tmp_path, ("classification",))
+    assert not checkpoint.has_checkpoint(tmp_path / "classification")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
     store: Store, stage: Stage
@@ -321,6 +341,9 @@ def test_prediction_is_on_the_source_grid(
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
     assert result["class"] in CLASSES
     assert result["trained_on"] == "phantoms"
+    shares = result["evidence_share_in_lung"]
+    assert len(shares) == 3
+    assert all(0 <= share <= 1 for share in shares)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"picture.png", "result.json", *(f"{name}.nii.gz" for name in names)}
 

@@ -46,7 +46,9 @@ def test_a_run_goes_on_with_its_thresholds_on_other_devices(tmp_path: pathlib.Pa
 def test_other_settings_and_another_store_are_refused(tmp_path: pathlib.Path):
     begin(tmp_path)
     seeded = dataclasses.replace(CONFIG, train=TrainConfig(seed=1))
-    with pytest.raises(InputError, match=r"config\.json: .* other settings"):
+    with pytest.raises(
+        InputError, match=r"config\.json: .* other settings \(--seed: 0 then, 1 now\)"
+    ):
         begin(tmp_path, seeded)
     with pytest.raises(InputError, match=r"run\.json: .* another store than data/store"):
         begin(tmp_path, digest="b2")

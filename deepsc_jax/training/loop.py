@@ -52,9 +52,8 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
       Whether it got to the end; False after SIGTERM.
 
     Raises:
-      InputError: the joint stage lacks a pre-training, validation cannot choose checkpoints, or
-        devices and batches do not fit.
-      InputError: the loss or its gradient is not finite.
+      InputError: the joint stage lacks a pre-training, validation cannot choose checkpoints,
+        devices and batches do not fit, or the loss or its gradient is not finite.
     """
     mesh = parallel.make_mesh(config.platform)
     parallel.check_processes(mesh)
