@@ -8,6 +8,7 @@ need the extra `plan` (XLA's CUDA compiler), TPUs the extra `tpu` (libtpu).
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -20,8 +21,7 @@ from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.errors import InputError
 from deepsc_jax.files import write_json
 from deepsc_jax.planning import report, search, targets
-from deepsc_jax.planning.compiled import compile_step, trace
-from deepsc_jax.planning.flops import count
+from deepsc_jax.planning.compiled import compile_step
 
 program.define_config_flags()
 PLATFORM = flags.DEFINE_enum("platform", "h100", list(targets.CHIPS), "Chip of the cluster.")
@@ -92,35 +92,32 @@ def _sizes(config: Config) -> list[int]:
     return sizes
 
 
+@functools.cache  # a search begins with batches of one scan, which may be planned already
 def _plan(config: Config, stage: Stage, size: int, scans: int) -> report.Row:
-    space = config.platform.space
+    space, remat = config.platform.space, config.platform.remat
     mesh = parallel.make_mesh(config.platform, targets.devices(PLATFORM.value, size))
-    _tell(f"compiling for {size} {PLATFORM.value}, {scans} scans a device ...")
+    _tell(f"compiling for {size} {PLATFORM.value}, {scans} scans a device, remat={remat} ...")
     begun = time.monotonic()
     compiled = compile_step(config, stage, mesh, scans * size // space, DEPTH.value)
     _tell(f"... took {time.monotonic() - begun:.0f} s")
-    return report.Row(PLATFORM.value, _chip(), size, space, scans, config.platform.remat, compiled)
+    return report.Row(PLATFORM.value, _chip(), size, space, scans, remat, compiled)
 
 
 def _search(config: Config, stage: Stage, size: int) -> list[report.Row]:
     """The largest batch under every choice of remat, the fewest FLOPs first."""
-    mesh = parallel.make_mesh(config.platform, targets.devices(PLATFORM.value, size))
-    shares = size // config.platform.space
+    print(f"\nlargest batch that fits, for {size} devices, the fewest FLOPs first:")
 
     def flops(choice: Config) -> int:
-        return count(trace(choice, stage, mesh, shares, DEPTH.value).jaxpr).total()
+        return sum(_plan(choice, stage, size, 1).program.flops.values())
 
-    print(f"\nlargest batch that fits, for {size} devices, the fewest FLOPs first:")
     rows = []
     for choice in sorted(search.remat_choices(config), key=flops):
-        tried: dict[int, report.Row] = {}
 
-        def peak(scans: int, choice: Config = choice, tried: dict = tried) -> int:
-            tried[scans] = _plan(choice, stage, size, scans)
-            return tried[scans].program.memory["peak"]
+        def peak(scans: int, choice: Config = choice) -> int:
+            return _plan(choice, stage, size, scans).program.memory["peak"]
 
         best = search.largest_batch(peak, _chip().limit)
-        rows.append(tried[best or 1])
+        rows.append(_plan(choice, stage, size, best or 1))
         print("  " + report.search_line(rows[-1]))
     chosen = next((row for row in rows if row.fits), None)
     print(f"  cheapest that fits: {f'--remat={chosen.remat}' if chosen else 'none'}")

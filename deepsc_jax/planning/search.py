@@ -14,21 +14,25 @@ def largest_batch(peak: Callable[[int], int], limit: int) -> int:
 
     `peak` is a compilation of minutes, and grows about linearly: the next guess is where the line
     through two batches meets the limit, between one that fits and one that does not if there is.
+    The search ends when that line, at first through 0, has the next larger batch beyond the limit.
     """
-    known = {1: peak(1)}
-    if known[1] > limit:
+    batch, needed = 1, peak(1)
+    if needed > limit:
         return 0
-    low, high = 1, MOST + 1
-    while high - low > 1:
-        ends = [1, low] if high not in known else [low, high]
-        guess = 2
-        if len(known) > 1:
-            slope = max((known[ends[1]] - known[ends[0]]) / (ends[1] - ends[0]), 1)
-            guess = int(ends[0] + (limit - known[ends[0]]) / slope)
-        guess = min(max(guess, low + 1), high - 1)
-        known[guess] = peak(guess)
-        low, high = (guess, high) if known[guess] <= limit else (low, guess)
-    return low
+    other, others = 0, 0
+    while batch < MOST:
+        slope = max((others - needed) / (other - batch), 1)
+        guess = min(batch + int((limit - needed) / slope), MOST)
+        if guess == batch:
+            break
+        found = peak(guess)
+        if found > limit:
+            other, others = guess, found
+            continue
+        if other < batch:
+            other, others = batch, needed
+        batch, needed = guess, found
+    return batch
 
 
 def remat_choices(config: Config) -> list[Config]:
