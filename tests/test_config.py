@@ -1,16 +1,20 @@
 """The configuration: its flags, what it refuses, and its way to JSON and back."""
 
 import dataclasses
+import functools
 import json
+import math
 import pathlib
 import subprocess
 import sys
 import typing
+from typing import Any
 
+import jax
 import pytest
 from absl import flags
 
-from deepsc_jax import config, program
+from deepsc_jax import config, parallel, program
 from deepsc_jax.config import (
     Config,
     DataConfig,
@@ -19,6 +23,7 @@ from deepsc_jax.config import (
     PlatformConfig,
     TrainConfig,
 )
+from deepsc_jax.planning.compiled import trace
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.flags"))
 FIELDS = [field for section in config.SECTIONS.values() for field in dataclasses.fields(section)]
@@ -81,6 +86,26 @@ def test_every_flag_file_parses(parse, path, monkeypatch):
     monkeypatch.chdir(path.parents[1])
     parsed, _ = parse(f"--flagfile={path}")
     assert isinstance(parsed, Config)
+
+
+@functools.cache  # configurations of one stage are the full-size one
+def traced_step(given: Config, stage: config.Stage) -> Any:
+    """The train step on the deepest scans of the full-size plan, by shapes alone."""
+    scans = given.train.batch(stage)
+    shares = math.gcd(8 // given.platform.space, scans)
+    mesh = parallel.make_mesh(dataclasses.replace(given.platform, data=shares))
+    return trace(given, stage, mesh, scans, depth=304)
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_flag_file_makes_a_train_step(parse, path, stage, monkeypatch):
+    monkeypatch.chdir(path.parents[1])
+    step = traced_step(parse(f"--flagfile={path}")[0], stage)
+    ((state, _), _), (after, scalars) = step.in_avals, step.out_info
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after)]
+    assert shapes[0] == shapes[1]
+    assert {(x.shape, str(x.dtype)) for x in scalars.values()} == {((), "float32")}
 
 
 def test_the_full_size_setting_is_the_papers(parse, monkeypatch):
