@@ -268,7 +268,11 @@ class PlatformConfig:
     """How the computation is laid out; none of it changes the mathematics."""
 
     data: int = option(0, "assumed: devices over which the batch is split; 0 for all there are")
-    space: int = option(1, "assumed: devices over which the depth of every tile is split")
+    space: int = option(
+        1,
+        "assumed: devices over which the depth of every tile is split; they reduce the kernels' "
+        "gradients tile by tile: once a step where a tile is a whole scan",
+    )
     shard_optimizer: bool = option(
         False, "assumed: split Adam's moments over the data axis (ZeRO-1, Rajbhandari et al. 2020)"
     )
