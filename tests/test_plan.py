@@ -36,9 +36,10 @@ TINY = [
 ]
 
 
-def plan(*arguments: str) -> subprocess.CompletedProcess:
+def plan(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "deepsc_jax.plan", *TINY, *arguments]
     users = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}  # conftest's own
+    users |= environment
     return subprocess.run(command, capture_output=True, text=True, check=False, env=users)
 
 
@@ -50,14 +51,20 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="no CUDA compiler 
 def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     """The row and the printed table of the joint stage on eight H100."""
     file = tmp_path_factory.mktemp("plan") / "plan.json"
+    assembler = tmp_path_factory.mktemp("cuda") / "ptxas"  # which no plan needs
+    assembler.write_text(f'#!/bin/sh\necho "$*" >>"{assembler}-called"\nexit 1\n')
+    assembler.chmod(0o700)
     done = plan(
         "--platform=h100",
         "--devices=8",
         "--scans_per_device=2",
+        "--accumulation=2",
         "--memory_share=0.9",
         f"--json={file}",
+        PATH=f"{assembler.parent}{os.pathsep}{os.environ['PATH']}",
     )
     assert done.returncode == 0, done.stderr
+    assert not assembler.with_name("ptxas-called").exists()
     assert "Traceback" not in done.stderr  # JAX's, where it looks for the rest of CUDA
     (row,) = json.loads(file.read_text())["rows"]
     return row, done.stdout

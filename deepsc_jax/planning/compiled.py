@@ -1,8 +1,12 @@
 """The train step of a configuration, compiled for devices that are not here."""
 
+import contextlib
 import dataclasses
 import math
+import pathlib
 import re
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,8 +21,12 @@ from deepsc_jax.planning import flops, hlo, targets
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
-# Nothing can be timed here: XLA takes its default algorithms.
-UNTUNED = {"xla_gpu_autotune_level": 0}
+# What XLA finds in the place of CUDA's assembler. No plan looks at machine code; making it takes
+# hundreds of calls, and a machine without a GPU may have no CUDA toolkit.
+ASSEMBLER = """#!/bin/sh
+case "$*" in *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit ;; esac
+while [ $# -gt 0 ]; do [ "$1" = -o ] && : >"$2"; shift; done
+"""
 KINDS = ("parameters", "optimizer", "inputs", "temporaries", "peak")
 
 
@@ -106,9 +114,9 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
     """
     traced = trace(config, stage, mesh, scans, depth)
     counted = dict(flops.count(traced.jaxpr))
-    options = UNTUNED if mesh.devices.flat[0].platform == "gpu" else {}
     try:
-        compiled = traced.lower().compile(compiler_options=options)
+        with compiler_options(mesh.devices.flat[0].platform) as options:
+            compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         wanted = re.search(r"Used ([\d.]+)([MG]) of ", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not wanted:
@@ -126,6 +134,20 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
         collectives=hlo.collectives(module),
         layouts=dict(hlo.convolution_layouts(module)),
     )
+
+
+@contextlib.contextmanager
+def compiler_options(platform: str) -> Iterator[dict[str, Any]]:
+    """XLA's options for a program that is never run: nothing is timed, and nothing assembled."""
+    if platform != "gpu":
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        assembler = pathlib.Path(folder, "bin", "ptxas")
+        assembler.parent.mkdir()
+        assembler.write_text(ASSEMBLER)
+        assembler.chmod(0o700)
+        yield {"xla_gpu_autotune_level": 0, "xla_gpu_cuda_data_dir": folder}
 
 
 def memory(traced: Any, compiled: Any) -> dict[str, int]:
