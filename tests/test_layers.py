@@ -44,6 +44,7 @@ both_forms = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
     ("kernel", "stride", "shape", "channels"),
     [
         (1, 1, (3, 5, 4), 3),
+        (1, 1, (3, 5, 4), 1),
         (1, 2, (3, 5, 4), 3),
         (3, 1, (4, 5, 6), 3),
         (3, 2, (4, 6, 5), 3),
@@ -263,3 +264,17 @@ def test_half_precision_convolves_in_it_and_normalises_in_single():
     found = jax.jit(norm.apply)(norm.init(jax.random.key(0), flat, None), flat, None)
     assert found.dtype == jnp.bfloat16
     assert np.unique(np.asarray(found, np.float32)).tolist() == [-1.0, 1.0]
+
+
+def test_a_loop_over_tiles_takes_along_no_constant_as_large_as_a_tile():
+    tiles, valid = jnp.asarray(draw(3, 1, 4, 4, 4, 2)), jnp.array([3])
+
+    def one(total, tile):
+        return total + layers.max_pool(layers.mask_depth(tile, valid)).sum(), None
+
+    traced = jax.make_jaxpr(jax.grad(lambda x: jax.lax.scan(one, 0.0, x)[0]))(tiles)
+    loops = [e for e in traced.eqns if e.primitive.name == "scan"]
+    assert len(loops) == 2  # forward and backward
+    for loop in loops:
+        constants = loop.invars[: loop.params["num_consts"]]
+        assert all(v.aval.size < tiles[0].size for v in constants)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -37,7 +38,11 @@ TINY = [
 
 
 def plan(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "deepsc_jax.plan", *TINY, *arguments]
+    return run(*TINY, *arguments, **environment)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "deepsc_jax.plan", *arguments]
     users = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}  # conftest's own
     users |= environment
     return subprocess.run(command, capture_output=True, text=True, check=False, env=users)
@@ -108,11 +113,71 @@ def test_every_convolution_stays_channel_last(eight):
 
 
 @on_linux
+def test_every_convolution_is_cudnns_and_in_bfloat16(eight):
+    found = eight[0]["program"]
+    by, layouts = found["convolutions"], eight[0]["convolution_layouts"]
+    total = sum(by.values())
+    assert total == sum(layouts.values()) > 50
+    assert by["xla"] == 0
+    assert min(by[kind] for kind in ("forward", "backward_input", "backward_filter")) > 10
+    assert found["channel_last"] == found["bfloat16"] == total
+    assert found["dilated"] == found["colliding_scatters"] == 0
+    assert found["all_reduces"] == 1
+
+
+@on_linux
+def test_no_activation_is_laid_anew_or_copied_in_the_loop_over_tiles(eight):
+    found = eight[0]["program"]
+    activation = 8 * 16 * 16 * 4 * 2  # a tile's features in bfloat16; kernels are smaller
+    assert 0 < found["relaid"]["largest"] < activation
+    assert 0 < found["copied"]["largest"] < activation
+
+
+def performance_table() -> dict[str, str]:
+    """The rows of the table in the README's section on performance."""
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    section = readme.split("\n## Performance\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    return dict(rows)
+
+
+@on_linux
+@pytest.mark.slow
+@pytest.mark.scale
+def test_the_table_of_the_readme_is_what_plan_finds(tmp_path):
+    file = tmp_path / "plan.json"
+    done = run("--flagfile=configs/deepsc.flags", "--platform=h100", f"--json={file}")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    found, by = row["program"], row["program"]["convolutions"]
+    total = sum(by.values())
+
+    def moved(kind: str) -> str:
+        return f"{found[kind]['bytes'] / 2**20:.0f} ({found[kind]['largest'] / 2**20:.1f})"
+
+    assert performance_table() == {
+        "cuDNN convolutions: forward, of inputs, of kernels": "{}, {}, {}".format(
+            *(by[kind] for kind in ("forward", "backward_input", "backward_filter"))
+        ),
+        "convolutions left to XLA's loops": str(by["xla"]),
+        "... not channel-last": str(total - found["channel_last"]),
+        "... not in bfloat16": str(total - found["bfloat16"]),
+        "... with channels not a multiple of 8": str(total - found["channels_multiple_of_8"]),
+        "... with holes (dilated)": str(found["dilated"]),
+        "scatters that may collide, as of a max-pool's gradient": str(found["colliding_scatters"]),
+        "transposed or laid anew, MiB a step (the largest)": moved("relaid"),
+        "copied, MiB a step (the largest)": moved("copied"),
+    }
+
+
+@on_linux
 def test_the_table_says_the_same_and_what_it_does_not_know(eight):
     row, text = eight
     assert re.search(r"devices \(data x space\) +8 \(8 x 1\)\n", text)
     assert re.search(r"scans in a global batch +16\n", text)
     assert re.search(r"fits +yes, of 71\.2\n", text)
+    convolutions = sum(row["convolution_layouts"].values())
+    assert re.search(rf"convolutions +{convolutions}\n +left to XLA +0\n", text)
     size = row["collectives"][0]["bytes"]
     assert f"  1 all-reduce of f32: {size} bytes" in text
     assert "cuDNN" in text

@@ -1,6 +1,5 @@
-"""Collectives, bytes and layouts, read from compiled programs and from excerpts of such text."""
+"""Collectives and bytes, read from compiled programs and from excerpts of such text."""
 
-import functools
 import textwrap
 
 import jax
@@ -11,7 +10,6 @@ from jax.sharding import PartitionSpec
 
 from deepsc_jax import parallel
 from deepsc_jax.config import PlatformConfig
-from deepsc_jax.models.layers import conv3d
 from deepsc_jax.planning import hlo
 
 ALL = (tuple(range(8)),)
@@ -82,13 +80,6 @@ def test_groups_of_a_mesh_with_two_axes():
 
 def test_a_one_device_program_has_no_transfers():
     assert hlo.collectives(compiled(lambda x: x @ x, (4, 4))) == []
-
-
-def test_convolutions_are_counted_by_their_layout():
-    module = compiled(
-        functools.partial(conv3d, stride=1, form="native"), (1, 4, 4, 4, 2), (3, 3, 3, 2, 5)
-    )
-    assert sum(hlo.convolution_layouts(module).values()) == 1
 
 
 def test_bytes_are_every_kernels_operands_and_results():

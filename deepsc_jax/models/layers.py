@@ -44,7 +44,9 @@ def mask_depth(x: Volume, valid: Valid) -> Volume:
     """`x` with its padded slices set to zero."""
     if valid is None:
         return x
-    return jnp.where(depth_mask(valid, x.shape[1]), x, jnp.zeros((), x.dtype))
+    # A product: JAX moves the zeros of a `where`, as large as x, out of the loop over tiles, and
+    # each use would read them from memory.
+    return x * depth_mask(valid, x.shape[1]).astype(x.dtype)
 
 
 def halve(valid: Valid, times: int = 1) -> Valid:
@@ -103,6 +105,8 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
     if form == "native":
 
         def native(x: Volume, kernel: Array, reach: int) -> Volume:
+            if kernel.shape[:4] == (1, 1, 1, 1) and stride == 1:
+                return (x * kernel[0, 0, 0, 0]).astype(x.dtype)  # fused with what follows
             return lax.conv_general_dilated(
                 x,
                 kernel.astype(x.dtype),
@@ -266,8 +270,8 @@ def max_pool(x: Volume) -> Volume:
     activation twice, in two fusions that round differently, and then `jnp.max`, whose gradient goes
     to the values that equal the maximum, drops it without a word (seen on CPU).
     """
-    ties = jnp.ones(x.shape, x.dtype)
-    for axis in (3, 2, 1):
+    x, ties = _larger(*_even_and_odd(x, 3), 1.0, 1.0)
+    for axis in (2, 1):
         x, ties = _larger(*_even_and_odd(x, axis), *_even_and_odd(ties, axis))
     return x
 
@@ -277,10 +281,15 @@ def _even_and_odd(x: Array, axis: int) -> tuple[Array, Array]:
     return lax.index_in_dim(pairs, 0, axis + 1, False), lax.index_in_dim(pairs, 1, axis + 1, False)
 
 
-def _larger(a: Array, b: Array, ties_a: Array, ties_b: Array) -> tuple[Array, Array]:
-    """The larger of `a` and `b`, and how many values it stands for, given theirs."""
-    share = jnp.where(a == b, ties_b / (ties_a + ties_b), 0)  # of the gradient, for b
-    ties = jnp.where(a < b, ties_b, jnp.where(a == b, ties_a + ties_b, ties_a))
+def _larger(
+    a: Array, b: Array, ties_a: Array | float, ties_b: Array | float
+) -> tuple[Array, Array]:
+    """The larger of `a` and `b`, and how many values it stands for, given theirs.
+
+    In products, not `where`, as `mask_depth` is.
+    """
+    share = (a == b).astype(a.dtype) * (ties_b / (ties_a + ties_b))  # of the gradient, for b
+    ties = (a >= b).astype(a.dtype) * ties_a + (a <= b).astype(a.dtype) * ties_b
     return jnp.where(a < b, b, a + share * (b - a)), ties
 
 

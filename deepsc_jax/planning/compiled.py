@@ -17,7 +17,7 @@ from deepsc_jax import parallel
 from deepsc_jax.config import CLASSES, Config, Stage
 from deepsc_jax.errors import InputError
 from deepsc_jax.models import deepsc
-from deepsc_jax.planning import flops, hlo, targets
+from deepsc_jax.planning import flops, hlo, kernels, targets
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
@@ -39,7 +39,9 @@ class Program:
       flops: by kind of product.
       bytes_moved: to and from device memory.
       collectives: transfers between devices.
-      layouts: convolutions by `dim_labels`.
+      convolutions: every one of them.
+      moves: kernels that only transpose or copy.
+      colliding_scatters: of `kernels.colliding_scatters`.
       refused: why the compiler gave up for want of memory; TPUs' does.
     """
 
@@ -47,7 +49,9 @@ class Program:
     flops: dict[str, int]
     bytes_moved: int
     collectives: list[hlo.Collective]
-    layouts: dict[str, int]
+    convolutions: list[kernels.Convolution]
+    moves: list[kernels.Move]
+    colliding_scatters: int
     refused: str = ""
 
 
@@ -125,14 +129,16 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
                 f"{str(error).splitlines()[0]}"
             ) from error
         peak = int(float(wanted[1]) * {"M": 2**20, "G": targets.GIB}[wanted[2]])
-        return Program({"peak": peak}, counted, 0, [], {}, str(error).splitlines()[0])
+        return Program({"peak": peak}, counted, 0, [], [], [], 0, str(error).splitlines()[0])
     module = hlo.parse(compiled.as_text() or "")
     return Program(
         memory=memory(traced, compiled),
         flops=counted,
         bytes_moved=hlo.bytes_moved(module),
         collectives=hlo.collectives(module),
-        layouts=dict(hlo.convolution_layouts(module)),
+        convolutions=kernels.convolutions(module),
+        moves=kernels.moves(module),
+        colliding_scatters=kernels.colliding_scatters(module),
     )
 
 

@@ -1,14 +1,12 @@
-"""What a compiled program does: its collectives, the bytes it moves, its convolutions' layouts.
+"""What a compiled program does: its collectives and the bytes it moves.
 
 Read from the text of the optimised HLO (`jax.stages.Compiled.as_text()`), the same for CPU, CUDA
 and TPU. A loop's body counts as often as the loop runs, where the compiler knows that.
 """
 
 import dataclasses
-import itertools
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -47,6 +45,8 @@ class Instruction:
       bytes: of the result.
       moved: those of them that lie in device memory, not in a TPU's VMEM.
       dtypes: of the result's arrays.
+      shapes: of them.
+      orders: of their axes in memory, the fastest first.
       operands: names of the instructions it reads.
       rest: its attributes, as text; of a parameter or constant, its number or value.
       root: whether it is its computation's result.
@@ -57,6 +57,8 @@ class Instruction:
     bytes: float
     moved: float
     dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    orders: tuple[str, ...]
     operands: tuple[str, ...]
     rest: str
     root: bool
@@ -121,13 +123,26 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
     start = text.index("(")
     end = _closing(text, start)
     opcode, operands, rest = text[:start], text[start + 1 : end - 1], text[end:]
-    arrays = [(dtype, _bytes(dtype, dims), layout) for dtype, dims, layout in _ARRAY.findall(kind)]
-    size = sum(size for _, size, _ in arrays)
-    moved = sum(size for _, size, layout in arrays if "S(1)" not in layout)
-    dtypes, names = tuple(a[0] for a in arrays), tuple(_NAME.findall(operands))
+    arrays = [
+        (dtype, tuple(int(n.lstrip("<=")) for n in dims.split(",") if n), layout)
+        for dtype, dims, layout in _ARRAY.findall(kind)
+    ]
+    sizes = [_bytes(dtype, shape) for dtype, shape, _ in arrays]
+    names = tuple(_NAME.findall(operands))
     if opcode in ("constant", "parameter"):
         names, rest = (), operands
-    return Instruction(name, opcode, size, moved, dtypes, names, rest, root)
+    return Instruction(
+        name=name,
+        opcode=opcode,
+        bytes=sum(sizes),
+        moved=sum(n for n, array in zip(sizes, arrays, strict=True) if "S(1)" not in array[2]),
+        dtypes=tuple(array[0] for array in arrays),
+        shapes=tuple(array[1] for array in arrays),
+        orders=tuple(array[2].split(":")[0] for array in arrays),
+        operands=names,
+        rest=rest,
+        root=root,
+    )
 
 
 def _closing(text: str, start: int) -> int:
@@ -140,17 +155,16 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"unbalanced parentheses: {text[:80]}")
 
 
-def _bytes(dtype: str, dims: str) -> float:
+def _bytes(dtype: str, shape: tuple[int, ...]) -> float:
     digits = re.search(r"\d+", dtype)
     bits = BITS[dtype] if dtype in BITS else int(digits[0]) if digits else 0
-    sizes = [int(n.lstrip("<=")) for n in dims.split(",") if n]
-    return math.prod(sizes) * bits / 8
+    return math.prod(shape) * bits / 8
 
 
 Step = tuple[Instruction, Computation, int | None, bool]
 
 
-def _steps(module: Module, into: tuple[str, ...]) -> Iterator[Step]:
+def instructions(module: Module, into: tuple[str, ...]) -> Iterator[Step]:
     """Every instruction that runs, how often, and whether it is in a loop.
 
     `into` are the instructions, beside loops, whose computations are looked into.
@@ -167,8 +181,8 @@ def _steps(module: Module, into: tuple[str, ...]) -> Iterator[Step]:
                 inside = True
             elif instruction.opcode not in into:
                 continue
-            for called in _called(instruction):
-                yield from steps(called, inner, inside)
+            for callee in called(instruction):
+                yield from steps(callee, inner, inside)
 
     return steps(module.entry, 1, False)
 
@@ -188,7 +202,8 @@ def _length(module: Module, loop: Instruction) -> int | None:
     return None
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
+    """Names of the computations that an instruction runs."""
     found = _CALLED.findall(instruction.rest)
     return [name for text in found for name in re.findall(r"[\w.\-]+", text)]
 
@@ -197,7 +212,7 @@ def collectives(module: Module) -> list[Collective]:
     """Every transfer between devices, in the program's order."""
     found = []
     into = ("call", "conditional", "async-start", "fusion")
-    for instruction, computation, trips, looped in _steps(module, into):
+    for instruction, computation, trips, looped in instructions(module, into):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -234,7 +249,7 @@ def bytes_moved(module: Module) -> int:
     place only what is written. What a cache would spare is not known.
     """
     total = 0.0
-    for instruction, computation, trips, _ in _steps(module, ("call", "conditional")):
+    for instruction, computation, trips, _ in instructions(module, ("call", "conditional")):
         opcode = instruction.opcode
         if opcode in FREE or opcode.endswith("-done") or opcode == "async-update":
             continue
@@ -245,7 +260,7 @@ def bytes_moved(module: Module) -> int:
 def _traffic(module: Module, instruction: Instruction, computation: Computation) -> float:
     operands = [computation[name] for name in instruction.operands]
     if instruction.opcode == "fusion":
-        body = module.computations[_called(instruction)[0]]
+        body = module.computations[called(instruction)[0]]
         parameters = [i for i in body.values() if i.opcode == "parameter"]
         read = sum(_read(parameter, body) for parameter in parameters)
         return read + sum(_written(root, body) for root in body.values() if root.root)
@@ -280,15 +295,3 @@ def _written(value: Instruction, body: Computation) -> float:
     if value.opcode == "dynamic-update-slice":
         return body[value.operands[1]].moved
     return value.moved
-
-
-def convolution_layouts(module: Module) -> Counter[str]:
-    """How many convolutions there are of each `dim_labels`, such as b012f_o012i->b012f."""
-    labels = (
-        re.search(r"dim_labels=([\w\->]+)", instruction.rest)
-        for instruction in itertools.chain.from_iterable(
-            computation.values() for computation in module.computations.values()
-        )
-        if instruction.opcode == "convolution" or "__cudnn$conv" in instruction.rest
-    )
-    return Counter(found[1] for found in labels if found)

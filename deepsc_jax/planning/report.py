@@ -1,9 +1,11 @@
 """A plan as rows for a file, and as a table to read."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepsc_jax.planning import kernels
 from deepsc_jax.planning.compiled import KINDS, Program
 from deepsc_jax.planning.hlo import Collective
 from deepsc_jax.planning.roofline import Bound, bound
@@ -74,7 +76,8 @@ class Row:
             "flops_by_kind": program.flops,
             "bytes": program.bytes_moved,
             "collectives": grouped(program.collectives),
-            "convolution_layouts": program.layouts,
+            "convolution_layouts": dict(Counter(c.labels for c in program.convolutions)),
+            "program": counts(program),
             "step_seconds_bound": bounds.step,
             "seconds_by_reason": {
                 "arithmetic": bounds.arithmetic,
@@ -110,6 +113,24 @@ def grouped(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
     ]
 
 
+def counts(program: Program) -> dict[str, Any]:
+    """What of a compiled program would be slow on its chip, and what is as it should be."""
+    convolutions = program.convolutions
+    return {
+        "convolutions": {by: sum(c.by == by for c in convolutions) for by in kernels.COMPUTED_BY},
+        "channel_last": sum(c.labels.split("_")[0].endswith("f") for c in convolutions),
+        "channels_multiple_of_8": sum(map(kernels.aligned, convolutions)),
+        "bfloat16": sum(c.dtype == "bf16" for c in convolutions),
+        "dilated": sum(c.dilated for c in convolutions),
+        "colliding_scatters": program.colliding_scatters,
+        "relaid": kernels.moved(program.moves, relaid=True),
+        "copied": kernels.moved(program.moves, relaid=False),
+        "all_reduces": sum(
+            one.trips or 1 for one in program.collectives if one.kind == "all-reduce"
+        ),
+    }
+
+
 def table(rows: Sequence[Row]) -> str:
     """One column a row, for clusters of one chip."""
     lines: list[tuple[str, list[str]]] = [
@@ -137,8 +158,8 @@ def table(rows: Sequence[Row]) -> str:
         ("a step takes at least, s", [_seconds(row.bound.step) for row in rows]),
         ("scans a second, at most", [f"{row.scans_per_second:.3g}" for row in rows]),
         ("scaling efficiency", [f"{row.bound.efficiency:.4f}" for row in rows]),
-        ("convolutions channel-last", [_layouts(row.program.layouts) for row in rows]),
     ]
+    lines += _kernels([counts(row.program) for row in rows])
     width = max(len(cell) for _, cells in lines for cell in cells) + 2
     text = [f"{name:28}" + "".join(f"{cell:>{width}}" for cell in cells) for name, cells in lines]
     for row in rows:
@@ -166,9 +187,21 @@ def _seconds(value: float) -> str:
     return f"{value:.2g}" if value < 0.01 else f"{value:.3f}"
 
 
-def _layouts(layouts: Mapping[str, int]) -> str:
-    last = sum(n for labels, n in layouts.items() if labels.split("_")[0].endswith("f"))
-    return f"{last} of {sum(layouts.values())}"
+def _kernels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    def moved(kind: str) -> list[str]:
+        return [
+            f"{row[kind]['bytes'] / 2**20:.0f} ({row[kind]['largest'] / 2**20:.1f})" for row in rows
+        ]
+
+    computed = [row["convolutions"] for row in rows]
+    lines = [("convolutions", [str(sum(by.values())) for by in computed])]
+    lines.append(("  left to XLA", [str(by["xla"]) for by in computed]))
+    for name in ("channel_last", "channels_multiple_of_8", "bfloat16", "dilated"):
+        lines.append(("  " + name.replace("_", " "), [str(row[name]) for row in rows]))
+    lines.append(("colliding scatters", [str(row["colliding_scatters"]) for row in rows]))
+    lines.append(("relaid, MiB (the largest)", moved("relaid")))
+    lines.append(("copied, MiB (the largest)", moved("copied")))
+    return lines
 
 
 def _transfers(collectives: Sequence[Collective]) -> list[str]:
