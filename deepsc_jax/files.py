@@ -1,11 +1,16 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
+import glob
 import json
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import Any
+
+_BESIDE = ("partial", "replaced")  # a folder's names before and after its own
 
 
 @contextlib.contextmanager
@@ -21,19 +26,31 @@ def aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def folder_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder to fill, beside `path`; it takes the place of what is at `path` at the end."""
-    partial, replaced = (path.with_name(f"{kind}-{path.name}") for kind in ("partial", "replaced"))
-    shutil.rmtree(partial, ignore_errors=True)
+    """A new folder to fill, beside `path`; it takes the place of what is at `path` at the end.
+
+    Of several processes that do so at once, each fills its own. The first to end removes what the
+    others have beside `path`: it is what killed ones left there, or else will not be needed.
+    """
+    token = secrets.token_hex(4)
+    partial, replaced = (path.with_name(f"{kind}-{token}-{path.name}") for kind in _BESIDE)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
+        while True:
+            try:
+                partial.rename(path)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            shutil.rmtree(replaced, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(replaced)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+    for kind in _BESIDE:
+        for left in path.parent.glob(f"{kind}-????????-{glob.escape(path.name)}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(document: Any, path: pathlib.Path) -> None:

@@ -8,6 +8,8 @@ shapes do not depend on it: a second scan never compiles again.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -22,25 +24,11 @@ from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.pipeline import slice_indices
 from deepsc_jax.models import deepsc, geometry
+from deepsc_jax.prediction import Network, Prediction
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import has_checkpoint, load_params
 
 CHUNK_VOXELS = 2**21  # of tiles that pass through the network at once
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the network says of a scan, on its working grid.
-
-    Attributes:
-      lesion: lesion probability (D, H, W), or None after a classification-only run.
-      probabilities: one per class, or None after a segmentation-only run.
-      evidence: M_1, M_2, M_3 (3, D, H, W) in [0, 1] for the most probable class, or None.
-    """
-
-    lesion: Float[np.ndarray, "depth height width"] | None
-    probabilities: Float[np.ndarray, "class"] | None
-    evidence: Float[np.ndarray, "3 depth height width"] | None
 
 
 class SegmentsScans(Protocol):
@@ -67,7 +55,8 @@ class Predictor:
     def __init__(
         self, config: Config, stage: Stage, params: Any, threshold: float, trained_on: str
     ):
-        self.config, self.stage, self.threshold = config, stage, threshold
+        self.config, self.threshold = config, threshold
+        self.stage: Stage = stage
         self.trained_on = trained_on
         self._params = params
         alone = dataclasses.replace(config.platform, space=1)
@@ -109,6 +98,20 @@ class Predictor:
     def params(self) -> Any:
         """The network's parameters."""
         return self._params
+
+    @property
+    def network(self) -> Network:
+        """What results say of this network."""
+        return Network(self.config.data, self.stage, self.threshold, self.trained_on, self._digest)
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config.model)).encode())
+        for path, leaf in jax.tree.leaves_with_path(self._params):
+            array = np.asarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def _call(self, method: str) -> Any:
         def program(params: Any, *arguments: Array) -> Any:

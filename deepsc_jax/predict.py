@@ -1,104 +1,41 @@
 """Find lesions in scans, classify them, and show the evidence.
 
     python -m deepsc_jax.predict --checkpoint=WORKDIR --scan=scan.nii.gz --out=DIR
+    python -m deepsc_jax.predict --checkpoint=WORKDIR --scans=FOLDER --out=DIR [--share=I/N]
 
-Several scans: repeat --scan. A scan is a NIfTI file or a folder of DICOM slices. For each, DIR/NAME
-holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the scan's own grid,
-result.json and picture.png. A scan that cannot be predicted is named in one line, the others are
-done, and the exit code is 1. Research software, not for clinical use.
+A scan is a NIfTI file or a folder of DICOM slices; --scans takes all below a folder. For each,
+DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the scan's own grid,
+result.json and picture.png; --scans adds a table, DIR/predictions.csv. A scan whose result is whole
+and was made from the same file by the same network is not predicted again, so a run that was
+stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
+(`program.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
+and the exit code is 1. Research software, not for clinical use.
 """
 
-import collections
+# The worker processes import this file too, and have no use for JAX: nothing here imports it before
+# `main` does.
+import contextlib
+import csv
+import os
 import pathlib
+import signal
 import sys
 import time
-import traceback
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from absl import flags
 
-from deepsc_jax import inference, program
+from deepsc_jax.batch_inference import BatchInference
 from deepsc_jax.config import CLASSES, STAGES
-from deepsc_jax.data import lungs, preprocess, scans
+from deepsc_jax.data import requests
+from deepsc_jax.data.requests import Request
 from deepsc_jax.errors import InputError
-from deepsc_jax.files import folder_aside, write_json
-from deepsc_jax.inference import Predictor
-from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
+from deepsc_jax.files import aside
+from deepsc_jax.prediction import Outcome
 
-
-def predict(
-    predictor: Predictor,
-    path: pathlib.Path,
-    out: pathlib.Path,
-    lung_mask: pathlib.Path | None = None,
-) -> dict:
-    """Predict one scan into `out`, which appears whole or not at all; returns result.json's object.
-
-    An earlier result there is replaced.
-
-    Raises:
-      InputError: the scan or its lung mask is not usable, or `out` holds something else.
-    """
-    if out.exists() and not (out / "result.json").is_file():
-        raise InputError(
-            f"{out}: exists and holds no earlier result, expected a new folder: give another --out"
-        )
-    data = predictor.config.data
-    scan = scans.load_scan(path, data.intensity)
-    if lung_mask is None:
-        lung = lungs.find_lungs(scan, data.intensity)
-    else:
-        lung = scans.load_mask(lung_mask, scan, "lung mask")
-    prepared = preprocess.prepare_scan(scan, lung, data)
-    prediction = predictor(prepared.volume)
-
-    voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-    result: dict = {
-        "scan": str(path),
-        "stage": predictor.stage,
-        "trained_on": predictor.trained_on,
-        "lung_ml": float(lung.sum()) * voxel_ml,
-        "note": "research software, not for clinical use",
-    }
-    probability = mask = shown = classes = None
-    with folder_aside(out) as folder:
-        if prediction.lesion is not None:
-            # Outside of the lungs the network sees nothing.
-            probability = np.where(lung, preprocess.to_source(prediction.lesion, prepared.grid), 0)
-            mask = probability >= predictor.threshold
-            scans.save_like(probability, scan, folder / "lesion_probability.nii.gz", np.float32)
-            scans.save_like(mask, scan, folder / "lesion_mask.nii.gz", np.uint8)
-            lesion_ml = float(mask.sum()) * voxel_ml
-            result |= {"lesion_ml": lesion_ml, "lesion_threshold": predictor.threshold}
-            result["lesion_share_of_lung"] = float(mask.sum() / lung.sum())
-        if prediction.probabilities is not None and prediction.evidence is not None:
-            found: list[float] = prediction.probabilities.tolist()
-            classes = {str(name): value for name, value in zip(CLASSES, found, strict=True)}
-            result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
-            result["evidence_share_in_lung"] = []
-            for level, working in enumerate(prediction.evidence, start=1):
-                evidence = preprocess.to_source(working, prepared.grid)
-                scans.save_like(evidence, scan, folder / f"evidence_{level}.nii.gz", np.float32)
-                share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
-                result["evidence_share_in_lung"].append(share)
-                if level == 1:  # the finest: the picture shows its part inside the lungs
-                    shown = np.where(lung, evidence, 0)
-        window = LUNG_WINDOW_HU if data.intensity == "hu" else (0.0, float(scan.values.max()))
-        scan_picture(
-            folder / "picture.png",
-            scan.values,
-            probability,
-            mask,
-            shown,
-            classes,
-            spacing_mm=scan.spacing_mm,
-            title=scan.name,
-            lung_mask=lung,
-            trained_on=predictor.trained_on,
-            window=window,
-        )
-        write_json(result, folder / "result.json")
-    return result
+INTERRUPTED = 130  # what shells say of a program ended by Ctrl-C
+MOST_WORKERS = 8  # by default: a worker may take 2 GiB at 512x512x300
 
 
 def describe(result: dict) -> str:
@@ -115,47 +52,137 @@ def describe(result: dict) -> str:
     return ", ".join(parts)
 
 
+def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
+    """Write a CSV file of a row per scan, sorted by name: its result's figures, or its error."""
+    figures = ["class", *CLASSES, "lesion_ml", "lesion_share_of_lung", "lung_ml"]
+    with aside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.DictWriter(file, ["name", "scan", *figures, "error"], extrasaction="ignore")
+        rows.writeheader()
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
+            result: dict[str, Any] = outcome.result or {"error": outcome.error}
+            who = {"name": outcome.request.name, "scan": outcome.request.path}
+            rows.writerow({**result, **result.get("probabilities", {}), **who})
+
+
+def summary(outcomes: Sequence[Outcome], total: int, seconds: float, busy: float) -> str:
+    """One line about a run: what became of the scans, how fast, and how busy the device was."""
+    made = sum(1 for o in outcomes if o.result is not None and not o.skipped)
+    parts = [f"{made} of {total} scans predicted"]
+    for count, what in (
+        (sum(o.skipped for o in outcomes), "already there"),
+        (sum(o.result is None for o in outcomes), "failed"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
+    line = ", ".join(parts)
+    if made:
+        line += (
+            f" in {seconds:.0f} s: {3600 * made / seconds:.0f} scans/hour; the device computed "
+            f"{busy / seconds:.0%} of the time and waited for scans {1 - busy / seconds:.0%}"
+        )
+    return line
+
+
 def main() -> int:
-    """Predict every scan; 1 if one of them could not be predicted."""
+    """Predict the scans; 1 if one of them could not be predicted."""
+    from deepsc_jax import inference, program
+
     options = flags.FLAGS
-    paths = [pathlib.Path(path) for path in options.scan]
-    masks = [pathlib.Path(path) for path in options.lung_mask] or [None] * len(paths)
-    if len(masks) != len(paths):
-        raise InputError(
-            f"--lung_mask: {len(masks)} given for {len(paths)} scans: give one per --scan, in order"
-        )
-    names = [scans.scan_name(path) for path in paths]
-    repeated = [name for name, count in collections.Counter(names).items() if count > 1]
-    if repeated:
-        raise InputError(
-            f"--scan: two scans are named {repeated[0]}, as their results would be: predict them "
-            "into different --out"
-        )
+    out = pathlib.Path(options.out)
+    wanted, table = _requests(out)
     predictor = inference.load(pathlib.Path(options.checkpoint), options.stage)
-    failed = 0
-    for path, mask, name in zip(paths, masks, names, strict=True):
-        begun = time.monotonic()
-        try:
-            result = predict(predictor, path, pathlib.Path(options.out) / name, mask)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-        except Exception as error:  # the other scans must not be lost to it
-            traceback.print_exception(error)
-            print(f"error: {path}: {type(error).__name__}: {error}", file=sys.stderr)
-            failed += 1
-        else:
-            print(f"{name}: {describe(result)} ({time.monotonic() - begun:.1f} s)")
+    workers = _workers(options.workers, len(wanted))
+    batch = BatchInference(predictor, out, workers=workers, overwrite=options.overwrite)
+    signal.signal(signal.SIGTERM, lambda *_: batch.stop())
+    outcomes: list[Outcome] = []
+    begun = time.monotonic()
+    try:
+        with contextlib.closing(batch.outcomes(wanted)) as coming:
+            for outcome in coming:
+                outcomes.append(outcome)
+                _say(outcomes, len(wanted), begun)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    if table is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_table(outcomes, table)
+    seconds = time.monotonic() - begun
+    print(summary(outcomes, len(wanted), seconds, batch.busy_seconds), flush=True)
+    if len(outcomes) < len(wanted):
+        print(f"SIGTERM: {len(wanted) - len(outcomes)} scans are left; start it again to go on")
+        return program.PREEMPTED
+    failed = sum(outcome.result is None for outcome in outcomes)
     if failed:
-        print(f"{failed} of {len(paths)} scans could not be predicted", file=sys.stderr)
+        print(f"{failed} of {len(wanted)} scans could not be predicted", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _requests(out: pathlib.Path) -> tuple[list[Request], pathlib.Path | None]:
+    """The scans to predict, and where their table goes."""
+    options = flags.FLAGS
+    if bool(options.scan) == (options.scans is not None):
+        raise InputError("--scan and --scans: give one of them")
+    if options.scan:
+        masks = [pathlib.Path(path) for path in options.lung_mask]
+        wanted = requests.of_paths([pathlib.Path(path) for path in options.scan], masks)
+        table = None
+    else:
+        if options.lung_mask:
+            raise InputError("--lung_mask: goes with --scan, but --scans is given")
+        source = pathlib.Path(options.scans)
+        wanted = requests.below(source, out) if source.is_dir() else requests.listed(source)
+        table = out / "predictions.csv"
+    if options.share is not None:
+        wanted = requests.share(wanted, options.share)
+        index, count = options.share.split("/")
+        table = table and out / f"predictions-{index}-of-{count}.csv"
+    return wanted, table
+
+
+def _workers(asked: int | None, scans: int) -> int:
+    """How many processes read and write; none for a single scan."""
+    if scans < 2 or sys.platform != "linux":
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    return min(min(cores, MOST_WORKERS) if asked is None else asked, scans)
+
+
+def _say(outcomes: Sequence[Outcome], total: int, begun: float) -> None:
+    """A line about the last outcome, if there is something to say."""
+    last, seconds = outcomes[-1], time.monotonic() - begun
+    if last.error is not None:
+        print(f"error: {last.error}", file=sys.stderr, flush=True)
+    elif last.result is not None and not last.skipped:
+        line = f"{last.request.name}: {describe(last.result)} ({last.seconds:.1f} s)"
+        if total > 1:
+            made = sum(not outcome.skipped for outcome in outcomes)
+            minutes, rest = divmod(round(seconds / made * (total - len(outcomes))), 60)
+            line = f"{len(outcomes)}/{total}  {line}  {minutes}:{rest:02d} left"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
-    flags.DEFINE_multi_string("scan", None, "NIfTI file or DICOM folder; repeat for more.")
-    flags.mark_flag_as_required("scan")
-    flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each scan; default: found.")
+    flags.DEFINE_multi_string("scan", [], "NIfTI file or DICOM folder; repeat for more.")
+    flags.DEFINE_string(
+        "scans",
+        None,
+        "Folder: every NIfTI file and DICOM folder below it; their results are named by their "
+        "paths in it. Or a text file that lists one path a line.",
+    )
+    flags.DEFINE_string("share", None, "I/N: of the scans every N-th from the I-th on, from 0.")
+    flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each --scan; default: found.")
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+    flags.DEFINE_bool("overwrite", False, "Predict scans again whose result is there.")
+    flags.DEFINE_integer(
+        "workers",
+        None,
+        f"Processes that read and write; default: one a core, at most {MOST_WORKERS}; 0 for none.",
+        lower_bound=0,
+    )
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
+
+    from deepsc_jax import program
+
     program.run(main)

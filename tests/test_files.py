@@ -41,6 +41,23 @@ def test_a_folder_that_fails_leaves_the_earlier_one(tmp_path: pathlib.Path):
     assert names(tmp_path) == {"a"}
 
 
+def test_of_two_that_fill_a_folder_at_once_one_stays_whole(tmp_path: pathlib.Path):
+    path = tmp_path / "a"
+    left = tmp_path / "partial-01234567-a"  # by a process that was killed
+    other = tmp_path / "partial-01234567-b-a"  # another folder's
+    left.mkdir()
+    other.mkdir()
+    slow = folder_aside(path)
+    gone = slow.__enter__()
+    with folder_aside(path) as fast:
+        (fast / "x").write_text("fast")
+    assert not gone.exists()
+    with pytest.raises(FileNotFoundError):
+        slow.__exit__(None, None, None)
+    assert (path / "x").read_text() == "fast"
+    assert names(tmp_path) == {"a", other.name}
+
+
 def test_json_is_strict(tmp_path: pathlib.Path):
     path = tmp_path / "a.json"
     write_json({"b": [1, None]}, path)

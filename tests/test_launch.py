@@ -19,7 +19,7 @@ SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix in (".sh"
 
 
 def test_every_script_passes_shellcheck() -> None:
-    assert SCRIPTS == ["local.sh", "slurm.sbatch", "tpu.sh"]
+    assert SCRIPTS == ["local.sh", "predict.sbatch", "slurm.sbatch", "tpu.sh"]
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     found = shutil.which("shellcheck", path=path)
     assert found, "shellcheck is missing: pip install -e '.[test]'"
@@ -35,9 +35,9 @@ def stand_in(folder: pathlib.Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
-def start(folder: pathlib.Path, script: str, *arguments: str) -> subprocess.Popen:
+def start(folder: pathlib.Path, script: str, *arguments: str, **more: str) -> subprocess.Popen:
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "PYTHON": str(folder / "python"), "SLURM_JOB_ID": "17"}
+    env = os.environ | {"PATH": path, "PYTHON": str(folder / "python"), "SLURM_JOB_ID": "17"} | more
     env |= {"JAX_PLATFORMS": "cpu", "PORT": "1234"}
     env.pop("CUDA_VISIBLE_DEVICES", None)
     return subprocess.Popen(
@@ -88,8 +88,59 @@ def test_slurm_passes_sigterm_on_and_waits_for_the_save(tmp_path: pathlib.Path) 
     assert calls(tmp_path)[1:] == ["scontrol requeue 17"]
 
 
-def test_slurm_asks_for_the_signal_early_and_to_be_requeued() -> None:
-    asked = re.findall(r"^#SBATCH (--\S+)$", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
+def task(index: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
+    """What SLURM tells a task of an array; job 17 is also the whole array's number."""
+    facts = {"ID": index, "COUNT": count, "MIN": first, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{k}": str(v) for k, v in facts.items()} | {
+        "SLURM_ARRAY_JOB_ID": "17",
+        "SLURM_CPUS_PER_TASK": "8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "share"),
+    [
+        (task(0, 4), "0/4"),
+        (task(3, 4), "3/4"),
+        (task(64, 64, first=1), "63/64"),
+        (task(9, 3, first=5, step=2), "2/3"),
+        ({}, "0/1"),
+    ],
+)
+def test_a_task_of_an_array_predicts_its_share(
+    tmp_path: pathlib.Path, facts: dict[str, str], share: str
+) -> None:
+    stand_in(tmp_path, "srun", "exit 1")
+    stand_in(tmp_path, "scontrol", "")
+    run = start(tmp_path, "predict.sbatch", "--scans=a b", **facts)
+    run.communicate()
+    assert run.returncode == 1
+    (call,) = calls(tmp_path)
+    assert call.endswith(f"{tmp_path}/python -m deepsc_jax.predict --scans=a b --share={share}")
+
+
+def test_an_array_with_gaps_is_refused(tmp_path: pathlib.Path) -> None:
+    stand_in(tmp_path, "srun", "")
+    run = start(tmp_path, "predict.sbatch", **task(7, 2, first=3))
+    assert "task 7 of an array of 2 has no share of its own" in run.communicate()[1]
+    assert (run.returncode, calls(tmp_path)) == (2, [])
+
+
+def test_a_preempted_task_is_queued_again_without_the_rest_of_its_array(
+    tmp_path: pathlib.Path,
+) -> None:
+    stand_in(tmp_path, "srun", SAVES)
+    stand_in(tmp_path, "scontrol", "")
+    run = start(tmp_path, "predict.sbatch", **task(3, 4))
+    terminate_when_called(run, tmp_path)
+    run.communicate(timeout=30)
+    assert run.returncode == 75
+    assert calls(tmp_path)[1:] == ["scontrol requeue 17_3"]
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "predict.sbatch"])
+def test_slurm_asks_for_the_signal_early_and_to_be_requeued(script: str) -> None:
+    asked = re.findall(r"^#SBATCH (--\S+)$", (LAUNCH / script).read_text(), re.MULTILINE)
     assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append"} <= set(asked)
 
 

@@ -28,11 +28,12 @@ from deepsc_jax.config import (
 )
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.datasets import read_cases
+from deepsc_jax.data.requests import Request
 from deepsc_jax.data.store import Store
 from deepsc_jax.errors import InputError
 from deepsc_jax.evaluate import choose_threshold, evaluate
 from deepsc_jax.models import deepsc
-from deepsc_jax.predict import predict
+from deepsc_jax.prediction import predict_scan
 from deepsc_jax.training import checkpoint, logs, loop, state
 from deepsc_jax.training.step import THRESHOLDS, make_train_step
 
@@ -330,7 +331,9 @@ def test_prediction_is_on_the_source_grid(
     trained: pathlib.Path, folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     scan = next((folder / "scans").glob("phantom-test-0000.nii.gz"))
-    result = predict(inference.load(trained), scan, tmp_path / "out")
+    predictor = inference.load(trained)
+    request = Request("out", scan)
+    result = predict_scan(request, tmp_path / "out", predictor.network, predictor)
     source = nib.Nifti1Image.from_filename(scan)
     names = ["lesion_mask", "lesion_probability", *(f"evidence_{i}" for i in (1, 2, 3))]
     for name in names:
@@ -355,8 +358,9 @@ def test_a_folder_that_is_no_result_is_left_alone(
     out = tmp_path / "series"
     out.mkdir()
     (out / "slice1.dcm").write_text("precious")
+    predictor = inference.load(trained)
     with pytest.raises(InputError, match="series: exists and holds no earlier result"):
-        predict(inference.load(trained), scan, out)
+        predict_scan(Request("series", scan), out, predictor.network, predictor)
     assert (out / "slice1.dcm").read_text() == "precious"
 
 
@@ -391,7 +395,8 @@ def test_nothing_outside_of_the_lungs_is_a_lesion(
         assert row["specificity_scan"] > 0.5
     scan = folder / "scans" / "phantom-test-0000.nii.gz"
     lung_path = folder / "scans" / "phantom-test-0000-lung.nii.gz"
-    predict(predictor, scan, tmp_path / "out", lung_path)
+    request = Request("out", scan, lung_path)
+    predict_scan(request, tmp_path / "out", predictor.network, predictor)
     lung = np.asarray(nib.Nifti1Image.from_filename(lung_path).dataobj) > 0
     for name in ("lesion_mask", "lesion_probability"):
         values = nib.Nifti1Image.from_filename(tmp_path / "out" / f"{name}.nii.gz").get_fdata()

@@ -26,8 +26,8 @@ from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import choose_threshold, evaluate
 from deepsc_jax.files import write_json
-from deepsc_jax.inference import Prediction
 from deepsc_jax.metrics.summary import table
+from deepsc_jax.prediction import Prediction
 from deepsc_jax.training.logs import Progress
 from deepsc_jax.training.loop import STAGE_SEEDS
 

@@ -1,0 +1,71 @@
+"""The network over whole scans: what its programs may depend on, and what its digest does."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from drawn import draw_params, masked_volume
+
+from deepsc_jax import inference
+from deepsc_jax.config import Config, DataConfig, ModelConfig
+from deepsc_jax.models import deepsc
+from deepsc_jax.training import state as states
+
+CONFIG = Config(
+    data=DataConfig(working_size=(8, 16), tile=(8, 8, 8), slices=8, depth_bucket=8),
+    model=ModelConfig(
+        inception_branches=((1,), (3,)),
+        inception_channels=4,
+        lesion_channels=(4, 4, 4),
+        classifier_stem_channels=4,
+        encoder_channels=(4, 4, 4),
+        norm_groups=2,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    model = deepsc.build(CONFIG, "cpu")
+    return draw_params(model, states.example_batch(CONFIG), "joint")["params"]
+
+
+def volume(depth: int) -> np.ndarray:
+    return masked_volume((1, depth, 8, 16), seed=depth)[0].astype(np.float32)
+
+
+def test_a_second_scan_of_whatever_depth_compiles_nothing(params: Any) -> None:
+    predictor = inference.Predictor(CONFIG, "joint", params, 0.5, "phantoms")
+    predictor(volume(20))  # three tiles deep: more than one chunk
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+        if "compile" in event or "trace" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for depth in (3, 8, 47):
+            found = predictor(volume(depth))
+            assert found.lesion is not None
+            assert found.lesion.shape == (depth, 8, 16)
+        assert compiled == []
+        jax.jit(lambda x: x + 1)(1.0)
+        assert compiled  # it would have been heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_another_network_is_known_by_its_digest(params: Any) -> None:
+    def network(params: Any = params, config: Config = CONFIG) -> Any:
+        return inference.Predictor(config, "joint", params, 0.5, "phantoms").network
+
+    copy = jax.tree.map(lambda x: np.array(x), params)
+    assert network(copy) == network()
+    leaves, tree = jax.tree.flatten(copy)
+    leaves[-1].flat[-1] += 1e-6
+    assert network(jax.tree.unflatten(tree, leaves)).digest != network().digest
+    other = dataclasses.replace(CONFIG.model, cross_stitch=False)
+    assert network(config=dataclasses.replace(CONFIG, model=other)).digest != network().digest
