@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain parity mutations test test-slow test-scale lint types
+.PHONY: help venv demo gain parity mutations benchmark test test-slow test-scale lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -49,6 +49,9 @@ parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a t
 
 mutations: $(INSTALLED_TEST) ## ten deliberate errors, each of which a parity test must catch
 	$(PY) tests/mutations.py
+
+benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/benchmark.json (an hour, nothing beside it)
+	$(PY) -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json
 
 lint: $(INSTALLED_TEST) ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -1,0 +1,241 @@
+"""Throughput, measured side by side with PyTorch and MONAI.
+
+    python -m deepsc_jax.benchmark --flagfile=configs/phantom.flags --work=train_joint --peer=torch
+
+Every work and every peer runs in a process of its own. Each is built and warmed up, compilation
+apart, and then they take turns, `--repeats` rounds of one timed, synchronised run each; the table
+gives medians, and the ratio of ours to each peer, below 1 where ours is faster. Peers start from
+the same weights and inputs, and the first results must agree. All processes have the allocator
+settings of `train` (`program.ALLOCATOR`). On a GPU they share its memory, so XLA takes none ahead.
+
+`--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
+`torch`, in a checkout); `--peer=monai` MONAI's 3D U-Net with as many FLOPs as ours, trained by its
+own loss, and its sliding-window inference (extra `monai`). Loading and the loop read `--data_dir`,
+or phantoms made for the occasion; what they read is in the cache of decoded chunks then.
+
+Instead of a table of works: `--devices=1,2,4,8`, weak and strong scaling of the train steps;
+`--growth=voxels,channels,scans,devices --out=DIR`, how a train step's time grows, as growth.json
+and growth.png with the exponents; `--first_prediction=SCAN --checkpoint=RUN`, what a first
+prediction spends its seconds on, with an empty and with a filled compilation cache. `make
+benchmark` runs the comparisons of `benchmarking/bars.py`.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from absl import flags
+
+from deepsc_jax import program
+from deepsc_jax.benchmarking import cold_start, growth, jobs, report, scaling
+from deepsc_jax.benchmarking.environment import environment
+from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.benchmarking.measure import Measured, measure
+from deepsc_jax.config import STAGES, Config
+from deepsc_jax.errors import InputError
+from deepsc_jax.files import write_json
+
+program.define_config_flags()
+WORK = flags.DEFINE_list("work", ["train_joint"], f"What to time: of {', '.join(jobs.WORKS)}.")
+PEER = flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
+SCAN_SIZE = flags.DEFINE_list(
+    "scan_size",
+    None,
+    "Depth, height and width of a scan, of inference and of joint batches; also sets working_size. "
+    "By default one depth bucket of the working grid.",
+)
+STAGE = flags.DEFINE_enum("stage", "joint", STAGES, "Stage of loading and loop.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder that `prepare` wrote, for loading and loop; by default phantoms."
+)
+DEVICES = flags.DEFINE_list("devices", [], "Numbers of devices, for scaling tables and growth.")
+GROWTH = flags.DEFINE_list("growth", [], f"Some of {', '.join(scaling.QUANTITIES)}.")
+OUT = flags.DEFINE_string("out", None, "Folder for growth.json and growth.png.")
+FIRST_PREDICTION = flags.DEFINE_string("first_prediction", None, "A scan to predict from nothing.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A training run's --workdir, for that.")
+JSON = flags.DEFINE_string("json", None, "File for the rows, with the environment.")
+
+
+def main() -> None:
+    """Measure what the flags name."""
+    document: dict[str, Any] = {"environment": environment()}
+    if FIRST_PREDICTION.value:
+        if not CHECKPOINT.value:
+            raise InputError("--first_prediction: give --checkpoint, a training run's --workdir")
+        document["first_prediction"] = cold_start.measure(FIRST_PREDICTION.value, CHECKPOINT.value)
+        print(cold_start.table(document["first_prediction"]))
+    else:
+        config, size = _config_and_size()
+        works = [_known(name, jobs.WORKS, "work") for name in WORK.value]
+        sides = [_known(name, tuple(jobs.PEERS), "peer") for name in PEER.value]
+        _require_peers(sides, works)
+        with tempfile.TemporaryDirectory() as folder:
+            stage = STAGES[STAGES.index(STAGE.value)]
+            made = [
+                Job(work, config, size, stage, "ours", "", _folder(folder, str(number)))
+                for number, work in enumerate(works)
+            ]
+            if GROWTH.value:
+                _growth(made, sides, document)
+            elif DEVICES.value:
+                _scaling(made, document)
+            else:
+                _compare(made, sides, document)
+    if JSON.value:
+        write_json(document, pathlib.Path(JSON.value))
+        print(f"wrote {JSON.value}")
+
+
+def _compare(made: list[Job], sides: list[str], document: dict[str, Any]) -> None:
+    """The table of works, and of peers beside them."""
+    document["rows"] = []
+    data_dir = _data_dir(made)
+    for job in made:
+        found = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides)
+        for one in found:
+            document["environment"] |= one.environment
+        document["rows"] += report.rows(found, REPEATS.value)
+    print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
+    print(report.table(document["rows"]))
+
+
+def _scaling(made: list[Job], document: dict[str, Any]) -> None:
+    counts, trains = _devices(), _train_steps(made, "devices")
+    document["scaling"] = []
+    for job in trains:
+        _tell(f"{job.work}: on {', '.join(map(str, counts))} devices")
+        document["scaling"] += growth.scaling_rows(job, counts, REPEATS.value)
+    print(scaling.scaling_table(document["scaling"]))
+
+
+def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None:
+    quantities = [_known(name, scaling.QUANTITIES, "growth") for name in GROWTH.value]
+    job, *others = _train_steps(made, "growth")
+    if not OUT.value or others:
+        raise InputError("--growth: give --out, a folder for it, and one --work")
+    if "monai" in sides:
+        raise InputError("--growth: --peer=torch is the one that grows with it")
+    out = pathlib.Path(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    counts = _devices() or list(scaling.DOUBLINGS)
+
+    def beside(point: Job, peers: bool) -> list[Measured]:
+        return _measure_beside(point, sides if peers else [])
+
+    found = growth.curves(job, quantities, counts, beside)
+    document |= {"work": job.work, "growth": found}
+    growth.draw(found, job.work, out / "growth.png")
+    write_json(document, out / "growth.json")
+    for curve in found:
+        pairs = zip(curve["sizes"], curve["seconds"], strict=True)
+        measured = "  ".join(f"{size}: {seconds:.3g} s" for size, seconds in pairs)
+        print(
+            f"{curve['quantity']:9}{curve['side']:6}exponent {curve['exponent']:5.2f}  {measured}"
+        )
+    print(f"wrote {out / 'growth.json'} and {out / 'growth.png'}")
+
+
+def _devices() -> list[int]:
+    for text in DEVICES.value:
+        if not text.isdigit() or not int(text):
+            raise InputError(f"--devices={text}: give whole numbers with commas between them")
+    return [int(text) for text in DEVICES.value]
+
+
+def _train_steps(made: list[Job], flag: str) -> list[Job]:
+    for job in made:
+        if job.work not in jobs.TRAIN_STAGES:
+            raise InputError(
+                f"--work={job.work}: --{flag} is of train steps: give some of "
+                f"{','.join(jobs.TRAIN_STAGES)}"
+            )
+    return made
+
+
+def _folder(parent: str, name: str) -> pathlib.Path:
+    folder = pathlib.Path(parent, name)
+    folder.mkdir()
+    return folder
+
+
+def _measure_beside(job: Job, sides: list[str]) -> list[Measured]:
+    """Ours and every variant of its peers."""
+    beside = [
+        dataclasses.replace(job, side=side, variant=variant)
+        for side in sides
+        if job.work in jobs.PEERS[side]
+        for variant in jobs.VARIANTS
+    ]
+    _tell(f"{job.work}: ours" + "".join(f", {other.name}" for other in beside))
+    found, left_out = measure([job, *beside], REPEATS.value)
+    for name, reason in left_out.items():
+        print(f"{job.work}: {name} is left out: {reason}", file=sys.stderr)
+    return found
+
+
+def _config_and_size() -> tuple[Config, jobs.Ints3]:
+    config = program.config_from_flags()
+    if SCAN_SIZE.value is None:
+        return config, (config.data.depth_bucket, *config.data.working_size)
+    text = ",".join(SCAN_SIZE.value)
+    try:
+        depth, height, width = map(int, SCAN_SIZE.value)
+        if depth < 1:
+            raise ValueError("a scan has at least 1 slice")
+        data = dataclasses.replace(config.data, working_size=(height, width))
+    except ValueError as error:
+        raise InputError(
+            f"--scan_size={text}: {error}: give depth,height,width, such as 128,256,256"
+        ) from error
+    return dataclasses.replace(config, data=data), (depth, height, width)
+
+
+def _known(name: str, names: tuple[Any, ...], flag: str) -> Any:
+    if name not in names:
+        raise InputError(f"--{flag}={name}: expected some of {','.join(names)}")
+    return name
+
+
+def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
+    for side in sides:
+        if importlib.util.find_spec(side) is None:
+            raise InputError(
+                f"--peer={side}: {side} was not found: pip install 'deepsc_jax[{side}]'"
+            )
+        if not set(works) & set(jobs.PEERS[side]):
+            raise InputError(
+                f"--peer={side}: it has none of --work={','.join(works)}: give some of "
+                f"{','.join(jobs.PEERS[side])}"
+            )
+
+
+def _data_dir(made: list[Job]) -> pathlib.Path | None:
+    """Where the works that read a store find it: in phantoms of ours, if none is given."""
+    if not {job.work for job in made} & set(jobs.STORED):
+        return None
+    if DATA_DIR.value:
+        return pathlib.Path(DATA_DIR.value)
+    _tell("making 9 phantoms ...")
+    out = made[0].folder / "phantoms"
+    given = [flags.FLAGS[name].serialize() for name in program.flag_names()]
+    command = [sys.executable, "-m", "deepsc_jax.prepare", "--phantoms=9,0,0", f"--out={out}"]
+    done = subprocess.run(
+        command + [text for text in given if text], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise InputError(f"no phantoms could be made: {done.stderr.strip().splitlines()[-1]}")
+    return out
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    program.run(main, trains=True)

@@ -1,0 +1,1 @@
+"""What `python -m deepsc_jax.benchmark` measures, and how."""

@@ -1,0 +1,155 @@
+"""The comparisons that this project sets itself, one after another: `make benchmark`.
+
+    python -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json [--only=NAME,NAME]
+
+Each is one command of `python -m deepsc_jax.benchmark`, printed before it runs.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from absl import flags
+
+from deepsc_jax import program
+from deepsc_jax.errors import InputError
+from deepsc_jax.files import write_json
+
+TILE = ("--tile=64,96,96", "--working_size=96,96", "--depth_bucket=64", "--tiles_per_scan=1")
+CHANNELS = {
+    16: ("--inception_channels=16", "--lesion_channels=16,32,64"),
+    32: ("--inception_channels=32", "--lesion_channels=32,64,128"),
+}
+SEGMENTATION = ("--work=train_segmentation", "--peer=torch", *TILE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """A comparison and what is expected of it.
+
+    Attributes:
+      flags: of `deepsc_jax.benchmark`.
+      quantity: the ratio of a row that counts: `ratio` of times, or `memory_ratio`.
+      bar: what it must not exceed, against the peer's best variant.
+      aim: what it should be.
+    """
+
+    flags: tuple[str, ...]
+    quantity: str
+    bar: float
+    aim: float
+
+
+def _segmentation(channels: int, batch: int) -> Bar:
+    given = (*SEGMENTATION, *CHANNELS[channels], f"--segmentation_batch={batch}")
+    return Bar(given, "ratio", 1.6, 1.0)
+
+
+BARS: dict[str, Bar] = {
+    "joint": Bar(
+        ("--flagfile=configs/phantom.flags", "--work=train_joint", "--peer=torch"),
+        "ratio",
+        1.0,
+        0.8,
+    ),
+    "segmentation_16": _segmentation(16, 1),
+    "segmentation_16_batch_2": _segmentation(16, 2),
+    "segmentation_32": _segmentation(32, 1),
+    "segmentation_32_batch_2": _segmentation(32, 2),
+    "inference": Bar(
+        (
+            "--work=inference",
+            "--peer=torch",
+            "--scan_size=128,256,256",
+            "--tile=64,64,64",
+            "--depth_bucket=64",
+            *CHANNELS[16],
+        ),
+        "ratio",
+        1.0,
+        0.8,
+    ),
+    "memory_16": Bar(
+        (*SEGMENTATION, *CHANNELS[16], "--segmentation_batch=1", "--remat=blocks"),
+        "memory_ratio",
+        1.0,
+        0.7,
+    ),
+    "memory_32": Bar(
+        (*SEGMENTATION, *CHANNELS[32], "--segmentation_batch=1", "--remat=blocks"),
+        "memory_ratio",
+        1.0,
+        0.7,
+    ),
+    "monai": Bar(
+        ("--flagfile=configs/phantom.flags", "--work=train_segmentation", "--peer=monai"),
+        "ratio",
+        1.0,
+        0.8,
+    ),
+}
+
+
+def judge(bar: Bar, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The ratio that counts, against the variant that is best in it, beside bar and aim."""
+    peers = [row for row in rows if row["peer"] and ", the best of" not in row["peer"]]
+    best = max(peers, key=lambda row: row[bar.quantity])
+    found = best[bar.quantity]
+    names = {"quantity": bar.quantity, "against": best["peer"]}
+    return names | {"found": found, "bar": bar.bar, "aim": bar.aim, "reached": found <= bar.bar}
+
+
+def main() -> int:
+    """Run the comparisons; 1 if one of them could not be made."""
+    options = flags.FLAGS
+    unknown = [name for name in options.only if name not in BARS]
+    if unknown:
+        raise InputError(f"--only={unknown[0]}: expected some of {','.join(BARS)}")
+    chosen = {name: BARS[name] for name in options.only or BARS}
+    document: dict[str, Any] = {"environment": {}, "rows": [], "bars": {}}
+    path = pathlib.Path(options.json)
+    failed = []
+    for name, bar in chosen.items():
+        rows = _run(bar, document)
+        if rows is None:
+            failed.append(name)
+            continue
+        document["rows"] += [{"bar": name, **row} for row in rows]
+        document["bars"][name] = judge(bar, rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(document, path)  # after each: the whole takes long
+    print(f"\n{'bar':26}{'quantity':14}{'against':22}{'found':>7}{'bar':>6}{'aim':>6}")
+    for name, row in document["bars"].items():
+        missed = "" if row["reached"] else "  not reached"
+        print(
+            f"{name:26}{row['quantity']:14}{row['against']:22}{row['found']:7.2f}{row['bar']:6.2f}"
+            f"{row['aim']:6.2f}{missed}"
+        )
+    print(f"wrote {path}")
+    return 1 if failed else 0
+
+
+def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of one comparison, its environment added to the document; None if it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "rows.json"
+        given = [*bar.flags, f"--repeats={flags.FLAGS.repeats}"]
+        print(f"\npython -m deepsc_jax.benchmark {shlex.join(given)}", flush=True)
+        command = [sys.executable, "-m", "deepsc_jax.benchmark", *given, f"--json={file}"]
+        if subprocess.run(command, check=False).returncode:
+            return None
+        found = json.loads(file.read_text())
+    document["environment"] |= {k: v for k, v in found["environment"].items() if k != "flags"}
+    return [{"flags": given, **row} for row in found["rows"]]
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("json", "runs/benchmark.json", "File for all rows.")
+    flags.DEFINE_list("only", [], f"Some of {', '.join(BARS)}; by default all.")
+    flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
+    program.run(main)

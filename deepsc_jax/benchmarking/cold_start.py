@@ -1,0 +1,121 @@
+"""From nothing to the first prediction: a fresh process, with an empty compilation cache and again.
+
+`measure` starts this file as a program twice on one cache folder; each prints its phases as JSON.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from deepsc_jax import program
+from deepsc_jax.errors import InputError
+
+PHASES = {
+    "imports": "Python's and JAX's start",
+    "load": "the checkpoint",
+    "prepare": "scan read, lungs found, resampled",
+    "first_call": "network, compilation included",
+    "write": "NIfTI, picture, result.json",
+    "total": "the sum of these",
+    "second_call": "network, of the same scan again",
+}
+
+
+def measure(scan: str, checkpoint: str) -> dict[str, dict[str, float]]:
+    """Seconds of each of `PHASES` with an empty (`cold`) and a filled (`warm`) compilation cache.
+
+    Raises:
+      InputError: the scan cannot be predicted.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        return {
+            kind: _measure_once(scan, checkpoint, f"{folder}/{kind}", cache)
+            for kind in ("cold", "warm")
+        }
+
+
+def _measure_once(scan: str, checkpoint: str, out: str, cache: dict[str, str]) -> dict[str, float]:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "deepsc_jax.benchmarking.cold_start", f"--scan={scan}"),
+            *(f"--checkpoint={checkpoint}", f"--out={out}", f"--begun={time.time()}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k not in program.ALLOCATOR} | cache,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["nothing on stderr"]
+        raise InputError(f"--first_prediction={scan}: {lines[-1].removeprefix('error: ')}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """The phases as text, in seconds."""
+    lines = [f"{'first prediction, s':22}" + "".join(f"{kind:>8}" for kind in found)]
+    for phase, what in PHASES.items():
+        values = "".join(f"{seconds[phase]:8.2f}" for seconds in found.values())
+        lines.append(f"{phase:22}{values}  {what}")
+    return "\n".join(lines)
+
+
+class Watched:
+    """A predictor that notes when it was called, on what, and when it was done."""
+
+    def __init__(self, predictor: Any):
+        self._predictor = predictor
+        self.volume: Any = None
+        self.called = self.done = 0.0
+
+    def __call__(self, volume: Any) -> Any:
+        """Predict."""
+        self.volume, self.called = volume, time.time()
+        found = self._predictor(volume)
+        self.done = time.time()
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of a predictor."""
+        return getattr(self._predictor, name)
+
+
+def main() -> None:
+    """Predict a scan, run the network on it once more, and print the seconds of the phases."""
+    from deepsc_jax import inference  # not above: whoever measures has no use for it
+    from deepsc_jax.predict import predict
+
+    options, imported = flags.FLAGS, time.time()
+    watched = Watched(inference.load(pathlib.Path(options.checkpoint)))
+    loaded = time.time()
+    predict(watched, pathlib.Path(options.scan), pathlib.Path(options.out))  # type: ignore[arg-type]
+    written = time.time()
+    seconds = {
+        "imports": imported - options.begun,
+        "load": loaded - imported,
+        "prepare": watched.called - loaded,
+        "first_call": watched.done - watched.called,
+        "write": written - watched.done,
+    }
+    seconds["total"] = sum(seconds.values())
+    watched(watched.volume)
+    print(json.dumps(seconds | {"second_call": watched.done - watched.called}))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("scan", None, "NIfTI file or DICOM folder.", required=True)
+    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    flags.DEFINE_string("out", None, "Folder for the result.", required=True)
+    flags.DEFINE_float("begun", None, "time.time() at the start.", required=True)
+    program.run(main)

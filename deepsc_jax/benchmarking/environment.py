@@ -1,0 +1,62 @@
+"""What the figures of a benchmark depend on."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+from absl import flags
+
+from deepsc_jax import parallel, program
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "monai")
+
+
+def environment() -> dict[str, Any]:
+    """This machine, its libraries, the flags that were given, and the commit."""
+    return {
+        "cores": parallel.usable_cores(),
+        "cpu": _cpu_model(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "flags": {
+            name: _plain(flags.FLAGS[name].value)
+            for name in program.flag_names()
+            if flags.FLAGS[name].value != flags.FLAGS[name].default
+        },
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    facts = pathlib.Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in, and whether it was changed since."""
+    here = pathlib.Path(__file__).parent
+    found = []
+    for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):  # installed without its repository
+            return None
+        found.append(done.stdout.strip())
+    return f"{found[0]} with changes" if found[1] else found[0]
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

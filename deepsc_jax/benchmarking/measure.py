@@ -1,0 +1,209 @@
+"""Timing several things side by side: one process each, their runs interleaved."""
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.errors import InputError
+
+PAUSE_SECONDS = 0.3  # OpenMP's and Eigen's threads spin for some while after their work
+
+
+class TakesTurns(Protocol):
+    """What `interleave` asks of a worker."""
+
+    def turn(self) -> dict[str, Any]:
+        """Run once; returns `seconds` and `joules`."""
+        ...
+
+
+class Worker:
+    """A process that has built and warmed up one job.
+
+    Attributes:
+      ready: what it said then: compile_s, summary, environment; or left_out.
+
+    Raises:
+      InputError: the job cannot be built, or the process ended.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._log = job.folder / f"{job.name}.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "deepsc_jax.benchmarking.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(),
+            )
+        try:
+            self.ready = self._ask(job)
+            if "error" in self.ready:
+                raise InputError(self.ready["error"])
+        except BaseException:
+            self.close()
+            raise
+
+    def turn(self) -> dict[str, Any]:
+        """One timed turn: `seconds`, `joules`."""
+        return self._ask("turn")
+
+    def end(self) -> dict[str, Any]:
+        """Memory and rates, after the last turn."""
+        return self._ask("end")
+
+    def close(self) -> None:
+        """End the process: it leaves when its pipe is closed, and is killed if it does not."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):  # what a process that died never read
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def _ask(self, message: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump(message, self._process.stdin)
+            self._process.stdin.flush()
+            return pickle.load(self._process.stdout)
+        except (EOFError, OSError) as error:
+            code = self._process.wait()
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            said = lines[-1] if lines else "nothing on stderr"
+            raise InputError(
+                f"--work={self.job.work}: the process of {self.job.name} ended with {code} "
+                f"({said}): mend that, or lower the batch or the tile"
+            ) from error
+
+
+def _environment() -> dict[str, str]:
+    """Of every worker: ours and peers share a GPU, so none takes all its memory at once."""
+    chosen = jax.config.values["jax_platforms"]  # by `program.run`, where there is no GPU
+    platforms = {"JAX_PLATFORMS": chosen} if chosen else {}
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | platforms
+
+
+@contextlib.contextmanager
+def workers(jobs: Sequence[Job]) -> Iterator[list[Worker]]:
+    """A worker for every job, built one after another, ended at the end."""
+    with contextlib.ExitStack() as stack:
+        built = []
+        for job in jobs:
+            built.append(Worker(job))
+            stack.callback(built[-1].close)
+        yield built
+
+
+def interleave(
+    takers: Sequence[TakesTurns], repeats: int, pause: float = PAUSE_SECONDS
+) -> list[list[dict[str, Any]]]:
+    """`repeats` turns of each, taken in rounds, so that what slows the machine slows all alike."""
+    turns: list[list[dict[str, Any]]] = [[] for _ in takers]
+    for _ in range(repeats):
+        for taker, taken in zip(takers, turns, strict=True):
+            time.sleep(pause)
+            taken.append(taker.turn())
+    return turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of the turns of one worker."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Times":
+        """Their median, least and greatest."""
+        return cls(statistics.median(seconds), min(seconds), max(seconds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """All that is known of one job."""
+
+    job: Job
+    times: Times
+    joules: float | None
+    compile_s: float
+    summary: Mapping[str, float]
+    environment: Mapping[str, Any]
+    end: Mapping[str, Any]
+
+    @property
+    def peak_mib(self) -> float:
+        """Peak memory: of the device where it tells, else of the host."""
+        device = self.end["device_bytes"]
+        return (self.end["peak_bytes"] if device is None else device) / 2**20
+
+
+def measure(jobs: Sequence[Job], repeats: int) -> tuple[list[Measured], dict[str, str]]:
+    """Time the jobs side by side; the first of them is ours, which leaves weights for the others.
+
+    Returns the measured jobs, and the reason of each that was left out, by name.
+
+    Raises:
+      InputError: a job cannot be built or dies, or a peer's first result is not ours.
+    """
+    with workers(jobs) as built:
+        left_out = {w.job.name: w.ready["left_out"] for w in built if "left_out" in w.ready}
+        built = [worker for worker in built if "left_out" not in worker.ready]
+        for worker in built:
+            if worker.job.side != "ours":
+                require_agreement(worker.job, built[0].ready, worker.ready)
+        turns = interleave(built, repeats)
+        found = []
+        for worker, taken in zip(built, turns, strict=True):
+            joules = [turn["joules"] for turn in taken]
+            found.append(
+                Measured(
+                    worker.job,
+                    Times.of([turn["seconds"] for turn in taken]),
+                    None if None in joules else statistics.median(joules),
+                    end=worker.end(),
+                    **worker.ready,
+                )
+            )
+    return found, left_out
+
+
+def require_agreement(peer: Job, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse to compare two works that do not compute the same: their first results differ.
+
+    Args:
+      peer: the peer's job.
+      ours: what our worker said when it was ready.
+      theirs: what the peer's said.
+
+    Raises:
+      InputError: by more than 1e-3, or with bfloat16 5e-2, of the greater.
+    """
+    bound = 1e-3 if ours["environment"]["compute_dtype"] == "float32" else 5e-2
+    for name in ours["summary"].keys() & theirs["summary"].keys():
+        found, expected = ours["summary"][name], theirs["summary"][name]
+        if not abs(found - expected) <= bound * max(abs(found), abs(expected)):
+            raise InputError(
+                f"--work={peer.work}: {name} is {found:.6g} and {expected:.6g} by {peer.name}, "
+                f"equal to {bound:g} expected: they do not compute the same, so their times say "
+                "nothing (make parity looks closer)"
+            )

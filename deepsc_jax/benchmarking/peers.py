@@ -1,0 +1,247 @@
+"""The peers: the PyTorch reference of `tests/reference`, and MONAI's 3D U-Net.
+
+Of each there are three variants: eager; channels-last; and compiled, in which every subnet went
+through `torch.compile`. Where ours computes in bfloat16, so do they (AMP). The reference takes the
+scans of a batch one after another, as it was written to be read.
+"""
+
+import bisect
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import importlib
+import itertools
+import multiprocessing
+import pathlib
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepsc_jax.benchmarking import jobs, works
+from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.config import CLASSES, Config
+from deepsc_jax.errors import InputError
+from deepsc_jax.inference import CHUNK_VOXELS
+from deepsc_jax.interop.torch import to_torch
+
+TESTS = pathlib.Path(__file__).parents[2] / "tests"
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+ON_HOST = ("depth", "origins")  # what the reference reads as Python numbers
+WIDTHS = range(1, 257)
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """As `works.Built`."""
+
+    run: Callable[[], Any]
+    summary: Callable[[Any], dict[str, float]]
+    flops: Callable[[], dict[str, int]] = dict
+    steps: int = 1
+
+
+def build(job: Job) -> Built:
+    """Build a peer's side of `job`, from the weights that ours has left.
+
+    Raises:
+      InputError: `tests/reference` is not there, or MONAI is not installed.
+    """
+    torch.backends.cudnn.benchmark = True  # XLA tries algorithms too
+    if job.side == "monai":
+        return _monai(job)
+    if not (TESTS / "reference").is_dir():
+        raise InputError(f"{TESTS / 'reference'}: not found: run in a checkout of the repository")
+    sys.path.insert(0, str(TESTS))
+    network = _reference(job)
+    if job.work == "forward":
+        return _forward(job, network)
+    if job.work == "inference":
+        return _inference(job, network)
+    return _train(job, network)
+
+
+def environment(config: Config) -> dict[str, Any]:  # noqa: ARG001 as `works.environment`
+    """How torch computes here."""
+    return {"torch_threads": torch.get_num_threads()}
+
+
+def peak_device_bytes() -> int | None:
+    """Most device memory that torch's tensors took at once."""
+    return torch.cuda.max_memory_allocated() if CUDA else None
+
+
+def peak_rates() -> tuple[str, dict[str, float]]:
+    """Ours says it."""
+    return "", {}
+
+
+def _reference(job: Job) -> Any:
+    network = importlib.import_module("reference.deepsc").DeepSC(job.config)
+    network.load_state_dict(to_torch(pickle.loads(job.weights.read_bytes())))
+    return _as_variant(network, job, network.children())
+
+
+def _as_variant(network: Any, job: Job, subnets: Any) -> Any:
+    network = network.to(DEVICE)
+    if job.variant == "channels_last":
+        network = network.to(memory_format=torch.channels_last_3d)
+    if job.variant == "compiled":
+        for subnet in subnets:
+            subnet.compile()
+    return network
+
+
+def _precision(job: Job) -> Any:
+    """AMP where ours computes in bfloat16."""
+    wanted = job.config.platform.compute_dtype
+    if wanted == "bfloat16" or (wanted == "auto" and CUDA):
+        return torch.autocast(DEVICE.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _synchronised(job: Job, work: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        with _precision(job):
+            out = work()
+        if CUDA:
+            torch.cuda.synchronize()
+        return out
+
+    return run
+
+
+def _tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    tensors = {
+        name: torch.from_numpy(x if x.dtype.kind == "f" else x.astype(np.int64))
+        for name, x in batch.items()
+    }
+    return {name: x if name in ON_HOST else x.to(DEVICE) for name, x in tensors.items()}
+
+
+def _train(job: Job, network: Any) -> Built:
+    stage = jobs.TRAIN_STAGES[job.work]
+    batch = _tensors(jobs.batch(job.config, stage, job.scan_size))
+    weights = torch.ones(len(CLASSES), device=DEVICE)
+    training = importlib.import_module("reference.training")
+    steps = training.train(network, stage, itertools.repeat(batch), weights)
+    return Built(_synchronised(job, lambda: next(steps)), lambda means: {"loss": means["loss"]})
+
+
+def _forward(job: Job, network: Any) -> Built:
+    batch = _tensors(jobs.batch(job.config, "joint", job.scan_size))
+    scans = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return [network(scan, "joint") for scan in scans]
+
+    def summary(outs: Any) -> dict[str, float]:
+        lesion = torch.cat([tile.lesion.flatten() for out in outs for tile in out.tiles])
+        return {"lesion": float(lesion.mean()), "logit": float(outs[0].logits[0, 0])}
+
+    return Built(_synchronised(job, forward), summary)
+
+
+def _inference(job: Job, network: Any) -> Built:
+    inference = importlib.import_module("reference.inference")
+    drawn, _ = jobs.draw_scan(job.scan_size, 0)
+
+    def predict() -> Any:  # from and to the host, as ours
+        found = inference.predict(network, torch.from_numpy(drawn).to(DEVICE))
+        return found[0].cpu(), found[1].cpu(), [mask.cpu() for mask in found[2]]
+
+    def summary(found: Any) -> dict[str, float]:
+        return {"lesion": float(found[0].mean()), "probability": float(found[1][0])}
+
+    return Built(_synchronised(job, predict), summary)
+
+
+def _monai(job: Job) -> Built:
+    # Counted in a process of its own: JAX's traces must not be in this one's memory.
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        wanted = sum(pool.submit(works.count_flops, job).result().values())
+    trains = job.work in jobs.TRAIN_STAGES
+    tile = job.config.data.tile
+    tiles = jobs.counts(job)[1]
+    width, found = nearest_width(tile, tiles, wanted, trains=trains)
+    torch.manual_seed(job.config.train.seed)
+    network = make_unet(width)
+    network = _as_variant(network, job, [network])
+    run = _monai_step(job, network) if trains else _sliding_window(job, network)
+    return Built(_synchronised(job, run), lambda _: {"width": width}, lambda: {"float32": found})
+
+
+def make_unet(width: int) -> torch.nn.Module:
+    """MONAI's U-Net of four levels, `width` channels at the first, as its tutorials have it."""
+    from monai.networks.nets.unet import UNet
+
+    channels = [width * 2**level for level in range(4)]
+    return UNet(3, 1, 2, channels, (2, 2, 2), num_res_units=2, norm=("INSTANCE", {"affine": True}))
+
+
+def nearest_width(tile: Any, tiles: int, wanted: int, *, trains: bool) -> tuple[int, int]:
+    """The width whose U-Net's FLOPs are nearest to `wanted` for so many tiles, and those FLOPs."""
+
+    @functools.cache
+    def flops(width: int) -> int:
+        return tiles * _unet_flops(width, tile, trains)
+
+    above = bisect.bisect_left(WIDTHS, wanted, key=flops)
+    near = WIDTHS[max(above - 1, 0) : above + 1]
+    width = min(near, key=lambda width: abs(flops(width) - wanted))
+    return width, flops(width)
+
+
+def _unet_flops(width: int, tile: Any, trains: bool) -> int:
+    """Of one tile, forward and, if it trains, backward; counted on shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        found = make_unet(width)(torch.zeros(1, 1, *tile))
+        if trains:
+            found.sum().backward()
+    return counter.get_total_flops()
+
+
+def _monai_step(job: Job, network: Any) -> Callable[[], Any]:
+    from monai.losses.dice import DiceCELoss
+
+    batch = jobs.batch(job.config, "segmentation", job.scan_size)
+    tiles, lesions = (
+        torch.from_numpy(batch[name].reshape(-1, 1, *job.config.data.tile)).to(DEVICE)
+        for name in ("tiles", "lesions")
+    )
+    objective = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+    optimizer = torch.optim.Adam(network.parameters(), job.config.train.learning_rate)
+
+    def step() -> float:
+        loss = objective(network(tiles), lesions)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _sliding_window(job: Job, network: Any) -> Callable[[], Any]:
+    from monai.inferers.utils import sliding_window_inference
+
+    drawn, _ = jobs.draw_scan(job.scan_size, 0)
+    tile = job.config.data.tile
+    at_once = max(1, CHUNK_VOXELS // int(np.prod(tile)))  # as many tiles as our Predictor takes
+    at_once = at_once if CUDA else min(at_once, 4)
+
+    def predict() -> torch.Tensor:
+        with torch.no_grad():
+            volume = torch.from_numpy(drawn[None, None]).to(DEVICE)
+            found: Any = sliding_window_inference(volume, tile, at_once, network, overlap=0)
+            return torch.softmax(found, dim=1)[0, 1].cpu()
+
+    return predict

@@ -1,0 +1,131 @@
+"""The rows of a benchmark, as JSON and as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deepsc_jax.benchmarking import jobs
+from deepsc_jax.benchmarking.measure import Measured
+
+Row = dict[str, Any]
+MEMORY = (
+    "MiB: the most a process held during its timed runs, of the device where it tells, else of\n"
+    "the host beyond what it held after its imports."
+)
+
+
+def rows(found: Sequence[Measured], repeats: int) -> list[Row]:
+    """A row for every pair of ours (the first) and a peer, and one for each side's best variant.
+
+    A row of ours alone where there is no peer.
+    """
+    ours, *peers = found
+    own = _ours(ours, repeats)
+    if not peers:
+        return [own | _peer(None, own)]
+    table = [own | _peer(peer, own) for peer in peers]
+    for side in dict.fromkeys(peer.job.side for peer in peers):
+        variants = [row for row in table if row["peer"].split()[0] == side]
+        best = min(variants, key=lambda row: row["peer_s"])
+        table.append(best | {"peer": f"{side}, the best of {len(variants)}"})
+    return table
+
+
+def _ours(ours: Measured, repeats: int) -> Row:
+    scans, tiles = jobs.counts(ours.job)
+    seconds, flops = ours.times.median, sum(ours.end["flops"].values())
+    return {
+        "work": ours.job.work,
+        "ours_s": seconds,
+        "ours_min_s": ours.times.low,
+        "ours_max_s": ours.times.high,
+        "ours_peak_mib": ours.peak_mib,
+        "ours_idle_mib": ours.end["idle_bytes"] / 2**20,
+        "ours_host_peak_mib": ours.end["peak_bytes"] / 2**20,
+        "compile_s": ours.compile_s,
+        "scans_per_s": scans / seconds,
+        "tiles_per_s": tiles / seconds,
+        "flops": flops,
+        "tflops_per_s": flops / seconds / 1e12,
+        "share_of_peak": _share_of_peak(ours),
+        "peak_from": ours.end["rates_from"],
+        "energy_j": ours.joules,
+        "repeats": repeats,
+        "devices": _devices(ours),
+    }
+
+
+def _share_of_peak(ours: Measured) -> float | None:
+    """The least time that the chips' peaks allow, over the time it took; None if none is known."""
+    rates, flops = ours.end["rates"], ours.end["flops"]
+    if not rates or not flops:
+        return None
+    # A CPU's rate is that of all its cores, however many devices they were made into.
+    chips = 1 if ours.environment["platform"] == "cpu" else _devices(ours)
+    return sum(n / rates[kind] for kind, n in flops.items()) / chips / ours.times.median
+
+
+def _devices(ours: Measured) -> int:
+    """Devices that the work uses; inference and loading take one."""
+    if ours.job.work in ("inference", "loading"):
+        return 1
+    platform = ours.job.config.platform
+    return platform.data * platform.space or ours.environment["devices"]
+
+
+def _peer(peer: Measured | None, own: Row) -> Row:
+    if peer is None:
+        names = ("peer", "peer_s", "peer_min_s", "peer_max_s", "ratio", "peer_peak_mib")
+        return dict.fromkeys((*names, "memory_ratio", "peer_compile_s", "peer_flops"))
+    return {
+        "peer": peer.job.name,
+        "peer_s": peer.times.median,
+        "peer_min_s": peer.times.low,
+        "peer_max_s": peer.times.high,
+        "ratio": own["ours_s"] / peer.times.median,
+        "peer_peak_mib": peer.peak_mib,
+        "memory_ratio": own["ours_peak_mib"] / peer.peak_mib,
+        "peer_compile_s": peer.compile_s,
+        # The reference computes what ours does; another network is counted.
+        "peer_flops": sum(peer.end["flops"].values()) or own["flops"],
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The pairs as text, and below them what ours alone does."""
+    lines = [
+        f"{'work':22}{'peer':26}{'ours s':>9}{'(min - max)':>18}{'peer s':>9}{'(min - max)':>18}"
+        f"{'ratio':>7}{'ours MiB':>10}{'peer MiB':>10}"
+    ]
+    for row in rows:
+        ours = f"{row['ours_s']:9.4g}{_span(row, 'ours'):>18}"
+        peer = f"{'-':>9}{'':18}{'-':>7}"
+        if row["peer"]:
+            peer = f"{row['peer_s']:9.4g}{_span(row, 'peer'):>18}{row['ratio']:7.2f}"
+        memory = f"{row['ours_peak_mib']:10.0f}{_or_dash(row['peer_peak_mib'], '.0f'):>10}"
+        lines.append(f"{row['work']:22}{row['peer'] or '-':26}{ours}{peer}{memory}")
+    lines += [
+        MEMORY,
+        "",
+        f"{'ours':22}{'compile s':>10}{'scans/s':>9}{'tiles/s':>9}{'GFLOP':>9}{'GFLOP/s':>9}"
+        f"{'of peak':>9}{'joules':>8}{'peer GFLOP':>20}",
+    ]
+    for row in {row["work"]: row for row in rows}.values():
+        beside = [r for r in rows if r["work"] == row["work"] and r["peer"]]
+        others = {r["peer"].split()[0].strip(","): r["peer_flops"] for r in beside}
+        peers = ", ".join(f"{name} {n / 1e9:.1f}" for name, n in others.items())
+        lines.append(
+            f"{row['work']:22}{row['compile_s']:10.1f}{row['scans_per_s']:9.3g}"
+            f"{row['tiles_per_s']:9.3g}{row['flops'] / 1e9:9.1f}{row['tflops_per_s'] * 1e3:9.1f}"
+            f"{_or_dash(row['share_of_peak'], '.0%'):>9}{_or_dash(row['energy_j'], '.0f'):>8}"
+            f"{peers or '-':>20}"
+        )
+    sources = {row["peak_from"] for row in rows if row["flops"]}
+    return "\n".join([*lines, *(f"of peak: {source}" for source in sorted(sources))])
+
+
+def _span(row: Mapping[str, Any], side: str) -> str:
+    return f"({row[f'{side}_min_s']:.3g} - {row[f'{side}_max_s']:.3g})"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

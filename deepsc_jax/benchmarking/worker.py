@@ -1,0 +1,145 @@
+"""One job in a process of its own: build, warm up, then run whenever the parent says so.
+
+The parent (`measure.Worker`) sends a pickled `Job` and then one request at a time on stdin; each is
+answered by a pickled dictionary on what was stdout. Between requests the process waits in a
+blocking read, so it takes no core from the others.
+
+Memory. Host memory is what the process holds at most during its timed runs, beyond what it held
+after its imports: glibc is asked to give back what compiling and warming up have freed, the
+kernel's high-water mark is reset (/proc/self/clear_refs), and read after the last run. Where there
+is no such file, it is the high-water mark of the process's whole life.
+"""
+
+import ctypes
+import importlib
+import math
+import os
+import pathlib
+import pickle
+import resource
+import statistics
+import sys
+import time
+import traceback
+from typing import Any
+
+from deepsc_jax.benchmarking import energy
+from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.errors import InputError
+
+WARM_UPS = 2
+TURN_SECONDS = 0.2  # a turn repeats a shorter work, so that no clock is too coarse
+
+
+def main() -> None:
+    """Serve the parent until it closes the pipe."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not a reply
+
+    def reply(**message: Any) -> None:
+        pickle.dump(message, replies)
+        replies.flush()
+
+    job: Job = pickle.load(sys.stdin.buffer)
+    side = "works" if job.side == "ours" else "peers"
+    module = importlib.import_module(f"deepsc_jax.benchmarking.{side}")
+    before = _status("VmRSS")
+    try:
+        timed = Timed(module, job)
+    except InputError as error:
+        return reply(error=str(error))
+    except Exception as error:
+        if job.variant != "compiled":
+            raise
+        traceback.print_exc()
+        return reply(left_out=str(error).strip().splitlines()[0])
+    reply(**timed.ready)
+    while True:
+        try:
+            request = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return None
+        reply(**(timed.turn() if request == "turn" else timed.end(before)))
+
+
+class Timed:
+    """A built work that has been warmed up.
+
+    Attributes:
+      ready: what the parent is told of it.
+    """
+
+    def __init__(self, module: Any, job: Job):
+        self._module = module
+        self._built = module.build(job)
+        self._run = self._built.run
+        first, out = _seconds(self._run)
+        summary = self._built.summary(out)
+        del out
+        warm = [_seconds(self._run)[0] for _ in range(WARM_UPS)]
+        self._calls = max(1, math.ceil(TURN_SECONDS / max(warm[-1], 1e-6)))
+        _give_back_and_reset()
+        self._idle = _status("VmRSS")
+        self._run()  # touches again what was given back
+        self._meter = energy.Meter()
+        self.ready = {
+            "compile_s": max(first - statistics.median(warm), 0.0),
+            "summary": summary,
+            "environment": module.environment(job.config),
+        }
+
+    def turn(self) -> dict[str, Any]:
+        """Seconds, and joules where they are told, of one step of the work."""
+        steps, before = self._calls * self._built.steps, self._meter.joules()
+        begun = time.perf_counter()
+        for _ in range(self._calls):
+            self._run()
+        seconds = time.perf_counter() - begun
+        after = self._meter.joules()
+        joules = None if before is None or after is None else (after - before) / steps
+        return {"seconds": seconds / steps, "joules": joules}
+
+    def end(self, before: int) -> dict[str, Any]:
+        """What is known after the last turn; what takes memory itself comes last."""
+        peak, device = _status("VmHWM"), self._module.peak_device_bytes()
+        source, rates = self._module.peak_rates()
+        return {
+            "peak_bytes": peak - before,
+            "idle_bytes": self._idle - before,
+            "device_bytes": device,
+            "rates_from": source,
+            "rates": rates,
+            "flops": self._built.flops(),
+        }
+
+
+def _seconds(run: Any) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    out = run()
+    return time.perf_counter() - begun, out
+
+
+def _status(name: str) -> int:
+    """Bytes of a field of /proc/self/status; without it, the most that was ever resident."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _give_back_and_reset() -> None:
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:  # a container may forbid it
+        print(f"the peak memory is that of the whole process: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""The benchmark: its statistics, its rows, what it refuses, and real runs of tiny networks."""
+
+import importlib
+import json
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepsc_jax.benchmarking import bars, energy, growth, jobs, measure, report, scaling
+from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.benchmarking.measure import Measured, Times, interleave, require_agreement
+from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig, TrainConfig
+from deepsc_jax.errors import InputError
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+# As small as the networks can be; compiling them is most of the tests' time.
+TINY = [
+    "--working_size=16,16",
+    "--tile=8,16,16",
+    "--depth_bucket=8",
+    "--slices=8",
+    "--inception=plain",
+    "--inception_branches=1,3",
+    "--inception_channels=4",
+    "--lesion_channels=4,4,4",
+    "--classifier_stem_channels=4",
+    "--encoder_channels=4,4,4",
+    "--norm_groups=2",
+    "--segmentation_batch=2",
+    "--joint_batch=2",
+    "--tiles_per_scan=1",
+]
+CONFIG = Config(
+    data=DataConfig(working_size=(32, 48), tile=(8, 16, 16), slices=12, depth_bucket=16),
+    model=ModelConfig(norm_groups=4),
+    train=TrainConfig(segmentation_batch=4, joint_batch=2, tiles_per_scan=3),
+)
+KEYS = {"work", "ours_s", "peer", "peer_s", "ratio", "ours_peak_mib", "peer_peak_mib"}
+
+
+def job(
+    work: Any = "train_segmentation", side: str = "ours", variant: str = "", **more: Any
+) -> Job:
+    given = {"config": CONFIG, "scan_size": (20, 32, 48), "stage": "joint"} | more
+    return Job(
+        work, given["config"], given["scan_size"], given["stage"], side, variant, pathlib.Path()
+    )
+
+
+def measured(
+    side: str = "ours", variant: str = "", seconds: tuple[float, ...] = (2, 1, 4), **more: Any
+) -> Measured:
+    end = {"peak_bytes": 2**21, "idle_bytes": 2**20, "device_bytes": None, "rates_from": "here"}
+    end |= {"rates": {"float32": 1e9, "bfloat16": 4e9}}
+    end |= {"flops": more.pop("flops", {"float32": 5e8, "bfloat16": 2e9})}
+    given: dict[str, Any] = {
+        "summary": {"loss": 1.0},
+        "environment": {"platform": "gpu", "devices": 2, "compute_dtype": "float32"},
+        "joules": None,
+        "end": end,
+    }
+    given |= more
+    return Measured(job(side=side, variant=variant), Times.of(seconds), compile_s=3.0, **given)
+
+
+def benchmark(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "deepsc_jax.benchmark", *TINY, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+@pytest.fixture(scope="module")
+def beside_torch(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+    """A segmentation step beside the reference's three variants: the document and the table."""
+    file = tmp_path_factory.mktemp("benchmark") / "rows.json"
+    done = benchmark("--work=train_segmentation", "--peer=torch", f"--json={file}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text()), done.stdout
+
+
+def test_a_train_step_beside_torch(beside_torch: tuple[dict, str]):
+    document, text = beside_torch
+    rows = document["rows"]
+    names = [row["peer"] for row in rows]
+    assert names == [
+        "torch eager",
+        "torch channels_last",
+        "torch compiled",
+        "torch, the best of 3",
+    ]
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert row["ours_min_s"] <= row["ours_s"] <= row["ours_max_s"]
+        assert row["peer_min_s"] <= row["peer_s"] <= row["peer_max_s"]
+        assert row["ratio"] == pytest.approx(row["ours_s"] / row["peer_s"])
+        assert row["scans_per_s"] == pytest.approx(2 / row["ours_s"])
+        assert row["tiles_per_s"] == row["scans_per_s"]
+        assert 0 < row["ours_peak_mib"] < 4000
+        assert 0 < row["peer_peak_mib"] < 4000
+        assert row["compile_s"] > 0
+        assert row["repeats"] == 5
+        assert row["peer"] in text
+    assert rows[3]["peer_s"] == min(row["peer_s"] for row in rows[:3])
+
+
+def test_the_environment_is_recorded(beside_torch: tuple[dict, str]):
+    found = beside_torch[0]["environment"]
+    assert found["flags"]["tile"] == [8, 16, 16]
+    assert "learning_rate" not in found["flags"]
+    assert found["versions"].keys() >= {"jax", "torch", "monai"}
+    assert found["platform"] in ("cpu", "gpu", "tpu")
+    assert found["cores"] >= 1
+
+
+def test_the_flops_of_a_step_are_those_of_its_products(beside_torch: tuple[dict, str]):
+    row = beside_torch[0]["rows"][0]
+    # One convolution by hand, of the many: 3x3x3 kernels, 4 to 4 channels, on 2 tiles of 8x16x16,
+    # less the products with padding; forward and both gradients; and fewer than 20 of that size.
+    one = 3 * 2 * 2 * 4 * 4 * (3 * 8 - 2) * (3 * 16 - 2) ** 2
+    assert one < row["flops"] < 20 * one
+    assert 0 < row["share_of_peak"] < 1
+
+
+def test_works_that_read_a_store_make_one(tmp_path: pathlib.Path):
+    file = tmp_path / "rows.json"
+    done = benchmark(
+        "--work=loading,loop",
+        "--stage=segmentation",
+        "--working_spacing_mm=20,20,20",
+        f"--json={file}",
+    )
+    assert done.returncode == 0, done.stderr
+    loading, loop = json.loads(file.read_text())["rows"]
+    assert loading["peer"] is loading["ratio"] is None
+    assert (loading["flops"], loading["share_of_peak"]) == (0, None)
+    assert loop["flops"] > 0
+
+
+def test_median_least_and_greatest_of_uneven_turns():
+    assert Times.of([5.0, 1.0, 2.0]) == Times(2.0, 1.0, 5.0)
+    assert Times.of([4.0, 1.0, 2.0, 8.0]) == Times(3.0, 1.0, 8.0)
+
+
+def test_turns_are_taken_in_rounds():
+    order: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str):
+            self.name = name
+
+        def turn(self) -> dict[str, Any]:
+            order.append(self.name)
+            return {"seconds": len(order), "joules": None}
+
+    turns = interleave([Fake("ours"), Fake("eager"), Fake("compiled")], 3, pause=0)
+    assert order == ["ours", "eager", "compiled"] * 3
+    assert [turn["seconds"] for turn in turns[1]] == [2, 5, 8]
+
+
+def test_rows_of_pairs_and_of_the_best_variant():
+    found = [
+        measured(),
+        measured("torch", "eager", (8, 8, 8)),
+        measured("torch", "compiled", (1, 4, 5), flops={}),
+        measured("monai", "eager", (1, 1, 1), flops={"float32": 7}),
+    ]
+    rows = report.rows(found, 5)
+    assert [(row["peer"], row["ratio"]) for row in rows] == [
+        ("torch eager", 2 / 8),
+        ("torch compiled", 2 / 4),
+        ("monai eager", 2.0),
+        ("torch, the best of 2", 2 / 4),
+        ("monai, the best of 1", 2.0),
+    ]
+    assert (rows[0]["ours_min_s"], rows[0]["ours_max_s"]) == (1, 4)
+    assert rows[1]["peer_flops"] == rows[1]["flops"] == 2.5e9
+    assert rows[2]["peer_flops"] == 7
+    # 0.5 s for the float32 products and 0.5 s for the others, on each of two chips: 1/2 s of 2.
+    assert rows[0]["share_of_peak"] == pytest.approx(0.25)
+    assert rows[0]["tflops_per_s"] == pytest.approx(2.5e9 / 2 / 1e12)
+    assert rows[0]["ours_peak_mib"] == 2
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    lines = report.table(rows).splitlines()
+    assert len({len(line) for line in lines[:6]}) == 1
+
+
+def test_device_memory_counts_where_it_is_told():
+    end = {**measured().end, "device_bytes": 3 * 2**20}
+    assert report.rows([measured(end=end)], 5)[0]["ours_peak_mib"] == 3
+
+
+def test_a_peer_with_another_result_is_refused():
+    def ready(loss: float, dtype: str = "float32") -> dict[str, Any]:
+        return {"summary": {"loss": loss}, "environment": {"compute_dtype": dtype}}
+
+    peer = job(side="torch", variant="eager")
+    require_agreement(peer, ready(1), ready(1.0009))
+    with pytest.raises(InputError, match=r"loss is 1 and 1\.002 by torch eager"):
+        require_agreement(peer, ready(1), ready(1.002))
+    with pytest.raises(InputError, match="nan"):
+        require_agreement(peer, ready(1), ready(float("nan")))
+    require_agreement(peer, ready(1, "bfloat16"), ready(1.04))
+
+
+def test_a_process_that_dies_is_named_with_its_last_word(tmp_path: pathlib.Path):
+    broken = Job("forward", CONFIG, (20, 32, 48), "joint", "torch", "eager", tmp_path)
+    assert not broken.weights.exists()
+    with pytest.raises(
+        InputError, match=r"process of torch eager ended with 1 \(FileNotFound.*pickle"
+    ):
+        measure.Worker(broken)
+
+
+def test_batches_are_those_of_the_pipeline():
+    joint = jobs.batch(CONFIG, "joint", (20, 32, 48))
+    assert joint["tiles"].shape == joint["lesions"].shape == (2, 4 * 2 * 3, 8, 16, 16)
+    assert joint["slices"].shape == (2, 12, 32, 48)
+    assert not joint["tiles"][:, joint["origins"][0, :, 0] >= 24].any()  # past the 20 slices
+    assert joint["lesions"].sum(axis=(1, 2, 3, 4)).min() > 0
+    assert set(joint["label"]) == {0, 1}
+    assert jobs.batch(CONFIG, "segmentation", (20, 32, 48))["tiles"].shape == (4, 3, 8, 16, 16)
+    assert "tiles" not in jobs.batch(CONFIG, "classification", (20, 32, 48))
+
+
+@pytest.mark.parametrize(
+    ("work", "stage", "expected"),
+    [
+        ("train_segmentation", "joint", (4, 12)),
+        ("train_classification", "joint", (8, 0)),
+        ("train_joint", "segmentation", (2, 48)),
+        ("inference", "joint", (1, 18)),
+        ("loading", "segmentation", (4, 12)),
+    ],
+)
+def test_scans_and_tiles_of_a_work(work: Any, stage: str, expected: tuple[int, int]):
+    assert jobs.counts(job(work, stage=stage)) == expected
+
+
+def test_exponents_of_power_laws():
+    sizes = [1, 2, 4, 8]
+    assert scaling.exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+    assert scaling.exponent(sizes, [0.1] * 4) == pytest.approx(0)
+
+
+def test_efficiency_is_against_the_first_number_of_devices():
+    assert scaling.efficiency([1, 2, 4], [1.0, 1.25, 2.0], weak=True) == [1.0, 0.8, 0.5]
+    assert scaling.efficiency([2, 4], [1.0, 0.5], weak=False) == [1.0, 1.0]
+
+
+def test_points_of_growth_change_one_thing():
+    start = job("train_joint")
+    voxels = scaling.points(start, "voxels", [1])
+    assert [size for size, _ in voxels] == [8 * 16 * 16 * factor for factor in (1, 2, 4, 8)]
+    assert [j.config.data.slices for _, j in voxels] == [12, 24, 48, 96]
+    assert [j.scan_size[0] for _, j in voxels] == [8, 16, 32, 64]
+    channels = scaling.points(start, "channels", [1])
+    assert [size for size, _ in channels] == [32, 64, 128, 256]
+    assert channels[1][1].config.model.encoder_channels == (128, 256, 512)
+    scans = scaling.points(start, "scans", [1])
+    assert [(n, j.config.train.joint_batch, j.config.platform.data) for n, j in scans] == [
+        (2, 2, 0),
+        (4, 4, 0),
+        (8, 8, 0),
+        (16, 16, 0),
+    ]
+    devices = scaling.points(start, "devices", [1, 2, 3])
+    assert [(n, j.config.train.joint_batch, j.config.platform.data) for n, j in devices] == [
+        (1, 6, 1),
+        (2, 6, 2),
+        (3, 6, 3),
+    ]
+
+
+def test_strong_scaling_needs_a_batch_that_devices_divide():
+    assert scaling.on_devices(job(), 8, weak=True).config.train.segmentation_batch == 32
+    assert scaling.on_devices(job(), 2, weak=False).config.platform == PlatformConfig(data=2)
+    with pytest.raises(ValueError, match=r"segmentation_batch is 4: give a multiple of 8"):
+        scaling.on_devices(job(), 8, weak=False)
+
+
+def test_growth_takes_the_fastest_peer(tmp_path: pathlib.Path):
+    def beside(point: Job, peers: bool) -> list[Measured]:
+        size = float(np.prod(point.config.data.tile)) * point.config.platform.data**-1.0
+        both = [measured("torch", "eager", (size**2,)), measured("torch", "compiled", (9e9,))]
+        return [measured(seconds=(size,)), *(both if peers else [])]
+
+    start = job(config=CONFIG)
+    start = scaling.on_devices(start, 1, weak=True)
+    found = growth.curves(start, ["voxels", "devices"], [1, 2], beside)
+    assert [(curve["quantity"], curve["side"]) for curve in found] == [
+        ("voxels", "ours"),
+        ("voxels", "torch"),
+        ("devices", "ours"),
+    ]
+    assert [curve["exponent"] for curve in found] == pytest.approx([1, 2, -1])
+    growth.draw(found, "train_segmentation", tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_energy_is_the_packages_and_survives_a_wrap(tmp_path: pathlib.Path):
+    for name, energy_uj in (("intel-rapl:0", 3e6), ("intel-rapl:0:0", 1e6), ("intel-rapl:1", 2e6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{energy_uj:.0f}\n")
+        (tmp_path / name / "max_energy_range_uj").write_text("10000000\n")
+    meter = energy.Meter(tmp_path)
+    meter._gpus = []
+    assert meter.joules() == 5
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1000000\n")
+    assert meter.joules() == 13
+    assert energy.Meter(tmp_path / "nothing")._packages == []
+
+
+def test_bars_are_judged_against_the_variant_that_is_best_in_them():
+    rows = [
+        {"peer": "torch eager", "ratio": 0.5, "memory_ratio": 1.2},
+        {"peer": "torch compiled", "ratio": 0.9, "memory_ratio": 0.8},
+        {"peer": "torch, the best of 2", "ratio": 0.9, "memory_ratio": 0.8},
+    ]
+    time = bars.judge(bars.BARS["joint"], rows)
+    assert (time["against"], time["found"], time["reached"]) == ("torch compiled", 0.9, True)
+    memory = bars.judge(bars.BARS["memory_16"], rows)
+    assert (memory["against"], memory["found"], memory["reached"]) == ("torch eager", 1.2, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--work=training"], "--work=training: expected some of train_segmentation,"),
+        (["--repeats=4"], "flag --repeats=4: 4 is not integer >= 5"),
+        (["--work=loading", "--peer=torch"], "--peer=torch: it has none of --work=loading"),
+        (["--scan_size=8,17,16"], "--scan_size=8,17,16: no tile of 16x16 fits"),
+        (["--devices=1,3"], "--devices=1,3: joint_batch is 2: give a multiple of 3"),
+        (["--growth=voxels", "--work=forward", "--out=x"], "--work=forward: --growth is of train"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: pathlib.Path):
+    done = benchmark(*arguments)
+    assert done.returncode in (1, 2)
+    (line,) = done.stderr.strip().splitlines()
+    assert re.search(said, line), line
+    assert not done.stdout
+
+
+def test_a_batch_that_devices_do_not_divide_is_one_line():
+    done = benchmark("--data=4", "--work=forward")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --joint_batch=2: the batch is split over 4 devices")
+
+
+def test_the_width_of_monais_network_is_the_nearest_in_flops():
+    peers = importlib.import_module("deepsc_jax.benchmarking.peers")
+    tile = (8, 16, 16)
+    one, other = (
+        peers.nearest_width(tile, 1, peers._unet_flops(w, tile, True), trains=True) for w in (3, 12)
+    )
+    assert one[0] == 3
+    assert other == (12, peers._unet_flops(12, tile, True))
+    below, above = peers._unet_flops(5, tile, False), peers._unet_flops(6, tile, False)
+    third = below + (above - below) // 3
+    assert peers.nearest_width(tile, 7, 7 * third, trains=False) == (5, 7 * below)
+
+
+def test_jobs_travel_to_their_process():
+    assert pickle.loads(pickle.dumps(job())) == job()
