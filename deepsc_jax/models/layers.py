@@ -12,6 +12,7 @@ slices are also computed together, as channels; or, from `STACKED_CHANNELS` inpu
 2D convolution per kernel slice is summed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ Valid = Int[Array, "batch"] | None
 ConvForm = Literal["native", "folded"]
 STACKED_CHANNELS = 32
 GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
+SLAB_BYTES, SLAB_SLICES = 2**24, 4
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 # Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
 EXACT = lax.Precision.HIGHEST
@@ -98,7 +100,6 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
       stride: in-plane; depth keeps stride 1.
       form: `native` or `folded`.
     """
-    depth_taps = kernel.shape[0]
     padding = [(k // 2, k // 2) for k in kernel.shape[:3]]
     if form == "native":
 
@@ -115,27 +116,80 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and stride == 1:
         return x @ kernel[0, 0, 0]
+    return _folded(x, kernel, stride)
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _folded(x: Volume, kernel: Array, stride: int) -> Volume:
+    """`conv3d` as 2D convolutions, slab by slab; keeps nothing but `x` for the backward pass."""
+    reach = kernel.shape[0] // 2
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)))
+    slabs = _slabs(x, kernel)
+    parts = [_slab(padded[:, i : i + n + 2 * reach], kernel, stride) for i, n in slabs]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _folded_forward(x: Volume, kernel: Array, stride: int) -> tuple[Volume, tuple[Volume, Array]]:
+    return _folded(x, kernel, stride), (x, kernel)
+
+
+def _folded_backward(
+    stride: int, saved: tuple[Volume, Array], cotangent: Volume
+) -> tuple[Volume, Array]:
+    x, kernel = saved
+    if stride == 1:
+        of_x = _folded(cotangent, kernel[::-1, ::-1, ::-1].swapaxes(3, 4), 1)
+    else:
+        of_x = jax.linear_transpose(lambda x: _whole(x, kernel, stride), x)(cotangent)[0]
+    reach = kernel.shape[0] // 2
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)))
+    of_kernel = jnp.zeros_like(kernel)
+    for i, n in _slabs(x, kernel):
+        slab = padded[:, i : i + n + 2 * reach]
+        transpose = jax.linear_transpose(lambda k, slab=slab: _slab(slab, k, stride), kernel)
+        of_kernel += transpose(cotangent[:, i : i + n])[0]
+    return of_x, of_kernel
+
+
+_folded.defvjp(_folded_forward, _folded_backward)
+
+
+def _whole(x: Volume, kernel: Array, stride: int) -> Volume:
+    reach = kernel.shape[0] // 2
+    return _slab(jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0))), kernel, stride)
+
+
+def _slabs(x: Volume, kernel: Array) -> list[tuple[int, int]]:
+    """First slice and number of slices of every slab: what stays in cache, stacked."""
     batch, depth, height, width, channels = x.shape
+    slice_bytes = batch * height * width * channels * kernel.shape[0] * x.dtype.itemsize
+    size = max(SLAB_BYTES // slice_bytes, SLAB_SLICES)
+    return [(i, min(size, depth - i)) for i in range(0, depth, size)]
+
+
+def _slab(padded: Volume, kernel: Array, stride: int) -> Volume:
+    """`conv3d` of slices that come with their neighbours along depth."""
+    taps, *window, channels, features = kernel.shape
+    batch, slices, height, width, _ = padded.shape
+    depth = slices - taps + 1
+    padding = [(k // 2, k // 2) for k in window]
 
     def conv2d(volume: Volume, weights: Float[Array, "kh kw cin cout"]) -> Volume:
-        slices = volume.reshape(-1, height, width, volume.shape[-1])
+        folded = volume.reshape(-1, height, width, volume.shape[-1])
         dims = ("NHWC", "HWIO", "NHWC")
         y = lax.conv_general_dilated(
-            slices, weights, (stride, stride), padding[1:], dimension_numbers=dims
+            folded, weights, (stride, stride), padding, dimension_numbers=dims
         )
         return y.reshape(*volume.shape[:2], *y.shape[1:])
 
-    if depth_taps == 1:
-        return conv2d(x, kernel[0])
+    if taps == 1:
+        return conv2d(padded, kernel[0])
     if channels >= STACKED_CHANNELS:
-        padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
-        parts = [conv2d(padded[:, i : i + depth], kernel[i]) for i in range(depth_taps)]
+        parts = [conv2d(padded[:, i : i + depth], kernel[i]) for i in range(taps)]
         return sum(parts[1:], parts[0])
-    group = GROUPED_SLICES if max(channels, kernel.shape[-1]) <= GROUPED_CHANNELS else 1
-    behind = padding[0][1] + -depth % group
-    padded = jnp.pad(x, ((0, 0), (padding[0][0], behind), (0, 0), (0, 0), (0, 0)))
-    reach = group + depth_taps - 1
+    group = GROUPED_SLICES if max(channels, features) <= GROUPED_CHANNELS else 1
+    padded = jnp.pad(padded, ((0, 0), (0, -depth % group), (0, 0), (0, 0), (0, 0)))
+    reach = group + taps - 1
     last = padded.shape[1] - reach + 1
     stacked = jnp.concatenate([padded[:, i : last + i : group] for i in range(reach)], axis=-1)
     y = conv2d(stacked, _stacked_kernel(kernel, group))
