@@ -67,13 +67,24 @@ def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) ->
     return Mesh(grid, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def compiler_options(platform: str) -> dict[str, bool]:
+COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
+    "gpu": {"xla_gpu_force_conv_nhwc": True},
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    },
+}
+
+
+def compiler_options(platform: str) -> dict[str, bool | str]:
     """XLA's options for the network's programs on `platform` (a device's), run or only planned.
 
     On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
-    them; XLA's default turns every one to channel-first.
+    them; XLA's default turns every one to channel-first. On CPUs they go to Eigen, YNNPACK's take
+    twice as long, and the order of a program's steps is the one that needs the least memory, as
+    fast as the default's with a third less.
     """
-    return {"xla_gpu_force_conv_nhwc": True} if platform == "gpu" else {}
+    return COMPILER_OPTIONS.get(platform, {})
 
 
 def check_batch(config: Config, stage: Stage, mesh: Mesh) -> None:

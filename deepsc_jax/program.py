@@ -5,9 +5,11 @@ A program that takes the configuration calls `define_config_flags()` at import a
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import pathlib
+import platform
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -23,9 +25,9 @@ from deepsc_jax.errors import InputError
 PREEMPTED = 75
 
 # glibc gives freed arrays back to the system and asks for them anew, page by page: half a million
-# page faults a train step. So it keeps them (bytes), in huge pages.
+# page faults a train step. So it keeps them, however large, and in huge pages.
 ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -38,13 +40,29 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     Exits with 2 for a bad flag and 1 for bad input, each after one line on stderr; otherwise with
     what `main` returns: `PREEMPTED` where it has saved its work on SIGTERM and wants to go on. A
     program that trains is started over with `ALLOCATOR` in its environment, which glibc reads at
-    the start only, unless some of that is set already.
+    the start only, unless some of that is set already. Unless JAX_COMPILATION_CACHE_DIR names
+    another folder, compiled programs are kept in `compilation_cache()`.
     """
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     if _compiles_for_gpus_it_lacks():
         jax.config.update("jax_platforms", "cpu")
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
     app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def compilation_cache() -> pathlib.Path:
+    """Where programs keep what XLA compiled, so that the next run need not: one folder a CPU model.
+
+    What was compiled for one CPU may not run on another that shares the home folder.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    described = pathlib.Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    features = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    kind = hashlib.sha256("\n".join(sorted(set(features))).encode()).hexdigest()[:8]
+    return pathlib.Path(root) / "deepsc_jax" / f"xla-{platform.machine()}-{kind}"
 
 
 def _compiles_for_gpus_it_lacks() -> bool:

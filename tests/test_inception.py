@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepsc_jax.models.convolution import conv3d
 from deepsc_jax.models.inception import Inception
-from deepsc_jax.models.layers import average_in_plane, conv3d
+from deepsc_jax.models.layers import average_in_plane
 
 BRANCHES = ((1,), (1, 3), (3, 5))
 CHANNELS = 6

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepsc_jax.models import layers
-from deepsc_jax.models.layers import conv3d
+from deepsc_jax.models.convolution import STACKED_CHANNELS, conv3d
 
 
 def draw(*shape, seed=0):
@@ -50,9 +50,9 @@ both_forms = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
         (3, 2, (4, 6, 5), 3),
         (5, 1, (3, 7, 6), 2),
         (5, 2, (2, 7, 8), 2),
-        (3, 1, (1, 4, 4), layers.STACKED_CHANNELS - 1),
-        (3, 1, (3, 4, 4), layers.STACKED_CHANNELS),
-        (3, 2, (3, 5, 4), layers.STACKED_CHANNELS + 1),
+        (3, 1, (1, 4, 4), STACKED_CHANNELS - 1),
+        (3, 1, (3, 4, 4), STACKED_CHANNELS),
+        (3, 2, (3, 5, 4), STACKED_CHANNELS + 1),
     ],
 )
 def test_both_forms_are_the_textbook_convolution(kernel, stride, shape, channels):

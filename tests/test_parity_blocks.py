@@ -26,6 +26,7 @@ from reference import classifier, inception, lesion
 
 from deepsc_jax.models import layers
 from deepsc_jax.models.classifier import Classifier, ResidualUnit, evidence_masks
+from deepsc_jax.models.convolution import conv3d
 from deepsc_jax.models.inception import Inception
 from deepsc_jax.models.lesion import LesionSubnet
 
@@ -55,7 +56,7 @@ def test_convolutions(form: str, dtype: str, within: Any):
 
     def ours(_: Any, *arrays: Any) -> list:
         pairs = zip(arrays[::2], arrays[1::2], settings, strict=True)
-        return [layers.conv3d(x, kernel, stride, form) for x, kernel, (_, stride) in pairs]
+        return [conv3d(x, kernel, stride, form) for x, kernel, (_, stride) in pairs]
 
     def theirs(*tensors: torch.Tensor) -> list[torch.Tensor]:
         pairs = zip(tensors[::2], tensors[1::2], settings, strict=True)
@@ -96,7 +97,7 @@ def test_convolutions_of_any_shape(
         padding=kernel // 2,
     )
     with jax.enable_x64(True):
-        found = layers.conv3d(jnp.asarray(x), jnp.asarray(weights), stride, form)
+        found = conv3d(jnp.asarray(x), jnp.asarray(weights), stride, form)
     assert relative(found, channel_last(expected).numpy()) <= VALUES["float64"]
 
 

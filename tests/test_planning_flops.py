@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 
 from deepsc_jax import parallel
 from deepsc_jax.config import PlatformConfig
-from deepsc_jax.models.layers import EXACT, conv3d
+from deepsc_jax.models.convolution import conv3d
+from deepsc_jax.models.layers import EXACT
 from deepsc_jax.planning.flops import count
 
 

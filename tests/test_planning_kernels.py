@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from deepsc_jax.models.layers import Deconv, conv3d, max_pool
+from deepsc_jax.models.convolution import conv3d
+from deepsc_jax.models.layers import Deconv, max_pool
 from deepsc_jax.planning import hlo, kernels
 
 LAST, FIRST = "b012f_o012i->b012f", "bf012_oi012->bf012"

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from deepsc_jax.models.convolution import ConvForm, Volume
 from deepsc_jax.models.layers import (
     EXACT,
     Conv,
-    ConvForm,
     ConvNormAct,
     GroupNorm,
-    Volume,
     recomputed,
 )
 

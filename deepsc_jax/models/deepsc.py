@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Int
 from deepsc_jax.config import CLASSES, Config, DataConfig, ModelConfig, Stage
 from deepsc_jax.models import geometry
 from deepsc_jax.models.classifier import Classifier, evidence_masks
+from deepsc_jax.models.convolution import ConvForm, Volume
 from deepsc_jax.models.cross_stitch import CrossStitch
 from deepsc_jax.models.inception import Inception
-from deepsc_jax.models.layers import ConvForm, Volume, recomputed, resolve_dtype, resolve_form
+from deepsc_jax.models.layers import recomputed, resolve_dtype, resolve_form
 from deepsc_jax.models.lesion import LesionSubnet
 
 Tiles = Float[Array, "batch tile d h w"]

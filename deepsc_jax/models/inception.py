@@ -5,13 +5,12 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from deepsc_jax.models.convolution import ConvForm, Volume
 from deepsc_jax.models.layers import (
     Conv,
-    ConvForm,
     ConvNormAct,
     GroupNorm,
     Valid,
-    Volume,
     average_in_plane,
     mask_depth,
 )

@@ -1,33 +1,21 @@
-"""Convolution, normalisation, pooling and upsampling of channel-last volumes.
+"""Blocks of channel-last volumes: convolution, normalisation, pooling and upsampling.
 
 Every function takes `(batch, depth, height, width, channel)`. Depth may be padded: `valid` gives,
 per batch element, how many slices are real, and what is computed for those never depends on how
 many padded slices follow. `mask_depth` restores zeros there, which a zero-padded convolution of
 the unpadded volume would have seen.
-
-Convolutions have two forms with the same result. `native` is one 3D convolution. `folded` writes it
-as 2D convolutions with depth folded into the batch, several times faster on XLA's CPU backend:
-shifted slices are stacked along channels; with very few channels (`GROUPED_CHANNELS`) several
-slices are also computed together, as channels; or, from `STACKED_CHANNELS` input channels up, one
-2D convolution per kernel slice is summed.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from deepsc_jax import parallel
+from deepsc_jax.models.convolution import ConvForm, Volume, conv3d, with_summed_gradient
 
-Volume = Float[Array, "batch depth height width channel"]
 Valid = Int[Array, "batch"] | None
-ConvForm = Literal["native", "folded"]
-STACKED_CHANNELS = 32
-GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 # Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
 EXACT = lax.Precision.HIGHEST
@@ -52,111 +40,6 @@ def mask_depth(x: Volume, valid: Valid) -> Volume:
 def halve(valid: Valid, times: int = 1) -> Valid:
     """Real slices after `times` poolings by 2: a half-filled last slice counts as real."""
     return None if valid is None else -(-valid // 2**times)
-
-
-def with_summed_gradient(
-    operation: Callable[[Volume, Array, int], Volume], reach: int, x: Volume, kernel: Array
-) -> Volume:
-    """`operation(x, kernel, reach)`, whose kernel's gradient is summed over devices in its dtype.
-
-    Where depth is split over devices, each one's share of a kernel's gradient would be summed in
-    the compute dtype, bfloat16: here it is the kernel's own, float32.
-
-    Args:
-      operation: of a volume and a kernel, with so many slices of zero padding on both sides.
-      reach: of the kernel along depth, in slices to each side.
-      x: its input.
-      kernel: in the dtype of its parameter.
-    """
-    if not parallel.depth_is_split():
-        return operation(x, kernel, reach)
-
-    @jax.custom_vjp
-    def apply(x: Volume, kernel: Array) -> Volume:
-        return operation(x, kernel, reach)
-
-    def forward(x: Volume, kernel: Array) -> tuple[Volume, tuple[Volume, Array]]:
-        return apply(x, kernel), (x, kernel)
-
-    def share(x: Volume, cotangent: Volume, kernel: Array) -> Array:
-        seen = parallel.with_neighbours(x, reach)
-        return jax.vjp(lambda k: operation(seen, k, 0), kernel)[1](cotangent)[0]
-
-    def backward(saved: tuple[Volume, Array], cotangent: Volume) -> tuple[Volume, Array]:
-        x, kernel = saved
-        of_x = jax.vjp(lambda x: operation(x, kernel, reach), x)[1](cotangent)[0]
-        return of_x, parallel.sum_over_space(share, (x, cotangent), kernel)
-
-    apply.defvjp(forward, backward)
-    return apply(x, kernel)
-
-
-def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, form: str) -> Volume:
-    """Convolution with zero padding of k // 2 on both sides (torch's `padding=k // 2`).
-
-    Args:
-      x: `(batch, depth, height, width, cin)`.
-      kernel: odd sizes; cast to the dtype of `x`.
-      stride: in-plane; depth keeps stride 1.
-      form: `native` or `folded`.
-    """
-    depth_taps = kernel.shape[0]
-    padding = [(k // 2, k // 2) for k in kernel.shape[:3]]
-    if form == "native":
-
-        def native(x: Volume, kernel: Array, reach: int) -> Volume:
-            if kernel.shape[:4] == (1, 1, 1, 1) and stride == 1:
-                return (x * kernel[0, 0, 0, 0]).astype(x.dtype)  # fused with what follows
-            return lax.conv_general_dilated(
-                x,
-                kernel.astype(x.dtype),
-                (1, stride, stride),
-                [(reach, reach), *padding[1:]],
-                dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-            )
-
-        return with_summed_gradient(native, padding[0][0], x, kernel)
-    kernel = kernel.astype(x.dtype)
-    if kernel.shape[:3] == (1, 1, 1) and stride == 1:
-        return x @ kernel[0, 0, 0]
-
-    batch, depth, height, width, channels = x.shape
-
-    def conv2d(volume: Volume, weights: Float[Array, "kh kw cin cout"]) -> Volume:
-        slices = volume.reshape(-1, height, width, volume.shape[-1])
-        dims = ("NHWC", "HWIO", "NHWC")
-        y = lax.conv_general_dilated(
-            slices, weights, (stride, stride), padding[1:], dimension_numbers=dims
-        )
-        return y.reshape(*volume.shape[:2], *y.shape[1:])
-
-    if depth_taps == 1:
-        return conv2d(x, kernel[0])
-    if channels >= STACKED_CHANNELS:
-        padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
-        parts = [conv2d(padded[:, i : i + depth], kernel[i]) for i in range(depth_taps)]
-        return sum(parts[1:], parts[0])
-    group = GROUPED_SLICES if max(channels, kernel.shape[-1]) <= GROUPED_CHANNELS else 1
-    behind = padding[0][1] + -depth % group
-    padded = jnp.pad(x, ((0, 0), (padding[0][0], behind), (0, 0), (0, 0), (0, 0)))
-    reach = group + depth_taps - 1
-    last = padded.shape[1] - reach + 1
-    stacked = jnp.concatenate([padded[:, i : last + i : group] for i in range(reach)], axis=-1)
-    y = conv2d(stacked, _stacked_kernel(kernel, group))
-    y = y.reshape(*y.shape[:4], group, -1).transpose(0, 1, 4, 2, 3, 5)
-    return y.reshape(batch, -1, *y.shape[3:])[:, :depth]
-
-
-def _stacked_kernel(
-    kernel: Float[Array, "kd kh kw cin cout"], group: int
-) -> Float[Array, "kh kw stacked grouped"]:
-    """The 2D kernel from group + kd - 1 stacked slices to `group` slices: a band of `kernel`."""
-    taps, *in_plane, channels, features = kernel.shape
-    columns = [
-        jnp.pad(kernel, ((i, group - 1 - i), (0, 0), (0, 0), (0, 0), (0, 0))) for i in range(group)
-    ]
-    band = jnp.stack(columns, axis=-2).transpose(1, 2, 0, 3, 4, 5)
-    return band.reshape(*in_plane, (group + taps - 1) * channels, group * features)
 
 
 class Conv(nn.Module):

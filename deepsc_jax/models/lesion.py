@@ -5,14 +5,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from deepsc_jax.models.convolution import ConvForm, Volume
 from deepsc_jax.models.geometry import resample, tile_grid
 from deepsc_jax.models.layers import (
     EXACT,
-    ConvForm,
     ConvNormAct,
     Deconv,
     Valid,
-    Volume,
     halve,
     mask_depth,
     max_pool,
