@@ -64,7 +64,7 @@ class Predictor:
             dataclasses.replace(config, platform=alone), jax.default_backend()
         )
         jit = functools.partial(
-            jax.jit, compiler_options=parallel.compiler_options(jax.default_backend())
+            jax.jit, compiler_options=parallel.compiler_options(jax.default_backend(), config.data)
         )
         self._features = jit(self._call("slice_features"))
         self._segment = jit(self._call("segment"))

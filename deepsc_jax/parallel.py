@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from deepsc_jax.config import Config, PlatformConfig, Stage
+from deepsc_jax.config import Config, DataConfig, PlatformConfig, Stage
 from deepsc_jax.errors import InputError
 
 DATA, SPACE = "data", "space"
@@ -67,24 +67,27 @@ def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) ->
     return Mesh(grid, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-COMPILER_OPTIONS: dict[str, dict[str, bool | str]] = {
-    "gpu": {"xla_gpu_force_conv_nhwc": True},
-    "cpu": {
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT",
-        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    },
-}
+LARGE_TILE = 2**18  # voxels
 
 
-def compiler_options(platform: str) -> dict[str, bool | str]:
+def compiler_options(platform: str, data: DataConfig) -> dict[str, bool | str]:
     """XLA's options for the network's programs on `platform` (a device's), run or only planned.
 
     On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
-    them; XLA's default turns every one to channel-first. On CPUs they go to Eigen, YNNPACK's take
-    twice as long, and the order of a program's steps is the one that needs the least memory, as
-    fast as the default's with a third less.
+    them; XLA's default turns every one to channel-first.
+
+    On CPUs, for large tiles: Eigen's convolutions, a train step with YNNPACK's took half as long
+    again (64x96x96; at 48x40x56 a fifth less), and the order of steps that needs the least memory,
+    a third less. YNNPACK for products alone gave wrong sums (JAX 0.10.2; tests of meshes saw it).
     """
-    return COMPILER_OPTIONS.get(platform, {})
+    if platform == "gpu":
+        return {"xla_gpu_force_conv_nhwc": True}
+    if platform == "cpu" and math.prod(data.tile) >= LARGE_TILE:
+        return {
+            "xla_cpu_experimental_ynn_fusion_type": "",
+            "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        }
+    return {}
 
 
 def check_batch(config: Config, stage: Stage, mesh: Mesh) -> None:

@@ -126,6 +126,7 @@ def test_the_flops_of_a_step_are_those_of_its_products(beside_torch: tuple[dict,
     assert 0 < row["share_of_peak"] < 1
 
 
+@pytest.mark.slow
 def test_works_that_read_a_store_make_one(tmp_path: pathlib.Path):
     file = tmp_path / "rows.json"
     done = benchmark(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsc_jax.models import layers
+from deepsc_jax.models import convolution, layers
 from deepsc_jax.models.convolution import STACKED_CHANNELS, conv3d
 
 
@@ -67,6 +67,20 @@ def test_both_forms_are_the_textbook_convolution(kernel, stride, shape, channels
     (_, native), (_, folded) = results
     for one, other in zip(native, folded, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [3, 4, STACKED_CHANNELS])
+def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channels):
+    x, weights = draw(2, 7, 6, 4, channels), draw(3, 3, 3, channels, 3, seed=1)
+    probe = draw(2, 7, 6 // stride, 4 // stride, 3, seed=2)
+    whole = sums_and_gradients(x, weights, probe, stride, "folded")
+    monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
+    monkeypatch.setattr(convolution, "SLAB_SLICES", 2)
+    assert len(convolution._slabs(jnp.asarray(x), 3)) == 4  # the last of a single slice
+    slabs = sums_and_gradients(x, weights, probe, stride, "folded")
+    for one, other in zip(jax.tree.leaves(slabs), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
 def test_a_kernel_need_not_be_a_cube():

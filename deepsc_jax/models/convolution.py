@@ -3,9 +3,9 @@
 `native` is one 3D convolution. `folded`, the same for XLA's CPU backend, is several times as fast
 there: 2D convolutions with depth folded into the batch. Shifted slices are stacked along channels;
 with very few channels (`GROUPED_CHANNELS`) several slices are also computed together, as channels;
-or, from `STACKED_CHANNELS` input channels up, one 2D convolution per kernel slice is summed. It
-goes slab by slab along depth, and its backward pass stacks again what the forward pass stacked:
-the network's memory would be mostly stacks.
+or, from `STACKED_CHANNELS` input channels up, one 2D convolution per kernel slice is summed. What
+does not fit the cache goes slab by slab along depth, and the backward pass stacks again what the
+forward pass stacked: the network's memory would be mostly stacks.
 """
 
 import functools
@@ -92,7 +92,8 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and stride == 1:
         return x @ kernel[0, 0, 0]
-    return _folded(x, kernel, stride)
+    slabs = _slabs(x, kernel.shape[0])
+    return _slab(slabs[0][1], kernel, stride) if len(slabs) == 1 else _folded(x, kernel, stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -100,7 +100,7 @@ class DeepSC(nn.Module):
             return self.segment(batch["tiles"], batch["origins"], batch["depth"])
         features = self.slice_features(batch["slices"])
         if stage == "classification":
-            return self.classify(features, jnp.zeros((*features.shape[:-1], 1), features.dtype))
+            return self.classify(features, jnp.zeros_like(features[..., :1]))
 
         tiles, origins, depth = batch["tiles"], batch["origins"], batch["depth"]
         count = gradient_tiles or tiles.shape[1]
