@@ -47,7 +47,7 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     if _compiles_for_gpus_it_lacks():
         jax.config.update("jax_platforms", "cpu")
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 

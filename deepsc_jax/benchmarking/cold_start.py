@@ -94,12 +94,14 @@ class Watched:
 def main() -> None:
     """Predict a scan, run the network on it once more, and print the seconds of the phases."""
     from deepsc_jax import inference  # not above: whoever measures has no use for it
-    from deepsc_jax.predict import predict
+    from deepsc_jax.data import requests
+    from deepsc_jax.prediction import predict_scan
 
     options, imported = flags.FLAGS, time.time()
     watched = Watched(inference.load(pathlib.Path(options.checkpoint)))
     loaded = time.time()
-    predict(watched, pathlib.Path(options.scan), pathlib.Path(options.out))  # type: ignore[arg-type]
+    (request,) = requests.of_paths([pathlib.Path(options.scan)], [])
+    predict_scan(request, pathlib.Path(options.out), watched.network, watched)
     written = time.time()
     seconds = {
         "imports": imported - options.begun,
