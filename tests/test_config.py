@@ -97,8 +97,15 @@ def traced_step(given: Config, stage: config.Stage) -> Any:
     return trace(given, stage, mesh, scans, depth=304)
 
 
+QUICK = ("deepsc.flags", "tiny.flags", "whole_scan.flags")
+STEPS = [
+    pytest.param(path, id=path.name, marks=() if path.name in QUICK else pytest.mark.slow)
+    for path in CONFIGS
+]
+
+
 @pytest.mark.parametrize("stage", config.STAGES)
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", STEPS)
 def test_every_flag_file_makes_a_train_step(parse, path, stage, monkeypatch):
     monkeypatch.chdir(path.parents[1])
     step = traced_step(parse(f"--flagfile={path}")[0], stage)

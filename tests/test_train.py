@@ -164,6 +164,8 @@ def assert_as_never_stopped(never_stopped: Runs, workdir: pathlib.Path) -> None:
     assert losses(workdir) == losses(reference)
 
 
+@pytest.mark.slow
+@pytest.mark.scale
 def test_a_run_killed_while_saving_and_its_newest_checkpoint_damaged_ends_the_same(
     never_stopped: Runs,
 ) -> None:
