@@ -3,7 +3,7 @@
     python -m deepsc_jax.benchmark --flagfile=configs/phantom.flags --work=train_joint --peer=torch
 
 Every work and every peer runs in a process of its own. Each is built and warmed up, compilation
-apart, and then they take turns, `--repeats` rounds of one timed, synchronised run each; the table
+apart, and then they take turns, `--repeats` of an untimed and a timed, synchronised run; the table
 gives medians, and the ratio of ours to each peer, below 1 where ours is faster. Peers start from
 the same weights and inputs, and the first results must agree. All processes have the allocator
 settings of `train` (`program.ALLOCATOR`). On a GPU they share its memory, so XLA takes none ahead.

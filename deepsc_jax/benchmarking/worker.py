@@ -89,7 +89,12 @@ class Timed:
         }
 
     def turn(self) -> dict[str, Any]:
-        """Seconds, and joules where they are told, of one step of the work."""
+        """Seconds, and joules where they are told, of one step of the work.
+
+        After an untimed run: the first after some seconds of waiting for the others took half as
+        long again, since a system may take back memory that idles.
+        """
+        self._run()
         steps, before = self._calls * self._built.steps, self._meter.joules()
         begun = time.perf_counter()
         for _ in range(self._calls):
