@@ -50,7 +50,7 @@ parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a t
 mutations: $(INSTALLED_TEST) ## ten deliberate errors, each of which a parity test must catch
 	$(PY) tests/mutations.py
 
-benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/benchmark.json (an hour, nothing beside it)
+benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/benchmark.json (long; nothing beside it)
 	$(PY) -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json
 
 lint: $(INSTALLED_TEST) ## ruff: rules and format

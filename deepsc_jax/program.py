@@ -48,21 +48,24 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     if _compiles_for_gpus_it_lacks():
         jax.config.update("jax_platforms", "cpu")
     if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
+        jax.config.update("jax_compilation_cache_dir", compilation_cache())
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
-def compilation_cache() -> pathlib.Path:
+def compilation_cache() -> str | None:
     """Where programs keep what XLA compiled, so that the next run need not: one folder a CPU model.
 
-    What was compiled for one CPU may not run on another that shares the home folder.
+    What was compiled for one CPU may not run on another that shares the home folder. None for a
+    user without one, as in some containers.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(root):
+        return None
     described = pathlib.Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.exists() else []
     features = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
     kind = hashlib.sha256("\n".join(sorted(set(features))).encode()).hexdigest()[:8]
-    return pathlib.Path(root) / "deepsc_jax" / f"xla-{platform.machine()}-{kind}"
+    return os.path.join(root, "deepsc_jax", f"xla-{platform.machine()}-{kind}")
 
 
 def _compiles_for_gpus_it_lacks() -> bool:

@@ -27,9 +27,10 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         "height and width of convolution kernels exchanged",
-        "models/layers.py",
-        "    depth_taps = kernel.shape[0]\n",
-        "    kernel = kernel.swapaxes(1, 2)\n    depth_taps = kernel.shape[0]\n",
+        "models/convolution.py",
+        "    padding = [(k // 2, k // 2) for k in kernel.shape[:3]]\n",
+        "    kernel = kernel.swapaxes(1, 2)\n"
+        "    padding = [(k // 2, k // 2) for k in kernel.shape[:3]]\n",
     ),
     Mutation(
         "group norm with Flax's epsilon",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import smallest
 
 from deepsc_jax.benchmarking import bars, energy, growth, jobs, measure, report, scaling
 from deepsc_jax.benchmarking.jobs import Job
@@ -19,19 +20,9 @@ from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig, T
 from deepsc_jax.errors import InputError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-# As small as the networks can be; compiling them is most of the tests' time.
 TINY = [
-    "--working_size=16,16",
-    "--tile=8,16,16",
+    *smallest.FLAGS,
     "--depth_bucket=8",
-    "--slices=8",
-    "--inception=plain",
-    "--inception_branches=1,3",
-    "--inception_channels=4",
-    "--lesion_channels=4,4,4",
-    "--classifier_stem_channels=4",
-    "--encoder_channels=4,4,4",
-    "--norm_groups=2",
     "--segmentation_batch=2",
     "--joint_batch=2",
     "--tiles_per_scan=1",

@@ -6,23 +6,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import smallest
 from drawn import draw_params, masked_volume
 
 from deepsc_jax import inference
-from deepsc_jax.config import Config, DataConfig, ModelConfig
+from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
 
 CONFIG = Config(
     data=DataConfig(working_size=(8, 16), tile=(8, 8, 8), slices=8, depth_bucket=8),
-    model=ModelConfig(
-        inception_branches=((1,), (3,)),
-        inception_channels=4,
-        lesion_channels=(4, 4, 4),
-        classifier_stem_channels=4,
-        encoder_channels=(4, 4, 4),
-        norm_groups=2,
-    ),
+    model=smallest.MODEL,
 )
 
 

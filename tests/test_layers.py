@@ -1,4 +1,4 @@
-"""Convolution forms, normalisation, pooling and upsampling, against plain numpy."""
+"""Normalisation, pooling and upsampling, against plain numpy."""
 
 import functools
 
@@ -8,86 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsc_jax.models import convolution, layers
-from deepsc_jax.models.convolution import STACKED_CHANNELS, conv3d
+from deepsc_jax.models import layers
 
 
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def convolve(x, kernel, stride):
-    """The textbook sum over kernel offsets, zero padding k // 2, in float64."""
-    taps = kernel.shape[:3]
-    padded = np.pad(x.astype(np.float64), [(0, 0), *((k // 2, k // 2) for k in taps), (0, 0)])
-    sides = [x.shape[1], -(-x.shape[2] // stride), -(-x.shape[3] // stride)]
-    y = np.zeros((len(x), *sides, kernel.shape[-1]))
-    for d, h, w in np.ndindex(*taps):
-        rows = slice(h, h + stride * (sides[1] - 1) + 1, stride)
-        columns = slice(w, w + stride * (sides[2] - 1) + 1, stride)
-        y += padded[:, d : d + sides[0], rows, columns] @ kernel[d, h, w]
-    return y
-
-
-def sums_and_gradients(x, kernel, probe, stride, form):
-    def probed(x, kernel):
-        y = conv3d(x, kernel, stride, form)
-        return (y * probe).sum(), y
-
-    return jax.value_and_grad(probed, argnums=(0, 1), has_aux=True)(x, kernel)
-
-
-both_forms = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "shape", "channels"),
-    [
-        (1, 1, (3, 5, 4), 3),
-        (1, 1, (3, 5, 4), 1),
-        (1, 2, (3, 5, 4), 3),
-        (3, 1, (4, 5, 6), 3),
-        (3, 2, (4, 6, 5), 3),
-        (5, 1, (3, 7, 6), 2),
-        (5, 2, (2, 7, 8), 2),
-        (3, 1, (1, 4, 4), STACKED_CHANNELS - 1),
-        (3, 1, (3, 4, 4), STACKED_CHANNELS),
-        (3, 2, (3, 5, 4), STACKED_CHANNELS + 1),
-    ],
-)
-def test_both_forms_are_the_textbook_convolution(kernel, stride, shape, channels):
-    x = draw(2, *shape, channels)
-    weights = draw(kernel, kernel, kernel, channels, 2, seed=1)
-    expected = convolve(x, weights, stride)
-    probe = draw(*expected.shape, seed=2)
-    results = [both_forms(x, weights, probe, stride, form) for form in ("native", "folded")]
-    for (_, values), _ in results:
-        # Sums of up to 900 products of float32 normals.
-        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=2e-5)
-    (_, native), (_, folded) = results
-    for one, other in zip(native, folded, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [3, 4, STACKED_CHANNELS])
-def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channels):
-    x, weights = draw(2, 7, 6, 4, channels), draw(3, 3, 3, channels, 3, seed=1)
-    probe = draw(2, 7, 6 // stride, 4 // stride, 3, seed=2)
-    whole = sums_and_gradients(x, weights, probe, stride, "folded")
-    monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
-    monkeypatch.setattr(convolution, "SLAB_SLICES", 2)
-    assert len(convolution._slabs(jnp.asarray(x), 3)) == 4  # the last of a single slice
-    slabs = sums_and_gradients(x, weights, probe, stride, "folded")
-    for one, other in zip(jax.tree.leaves(slabs), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
-
-
-def test_a_kernel_need_not_be_a_cube():
-    x, weights = draw(1, 4, 5, 6, 2), draw(1, 3, 5, 2, 3, seed=1)
-    for form in ("native", "folded"):
-        found = jax.jit(conv3d, static_argnums=(2, 3))(x, weights, 1, form)
-        np.testing.assert_allclose(found, convolve(x, weights, 1), rtol=1e-5, atol=1e-5)
 
 
 def group_norm(x, groups, scale, bias, valid=None):

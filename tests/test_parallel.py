@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from jax.sharding import PartitionSpec as P
 
 from deepsc_jax import parallel
-from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.errors import InputError
 from deepsc_jax.models.deepsc import DeepSC, Layout
 from deepsc_jax.training import step
@@ -135,14 +136,7 @@ def test_gathered_results_are_one_row_per_example_in_order(small):
 TILE = (8, 8, 8)
 CONFIG = Config(
     data=DataConfig(working_size=(8, 8), tile=TILE, slices=4, depth_bucket=8),
-    model=ModelConfig(
-        inception_branches=((1,), (3,)),
-        inception_channels=4,
-        lesion_channels=(4, 4, 4),
-        classifier_stem_channels=4,
-        encoder_channels=(4, 4, 4),
-        norm_groups=2,
-    ),
+    model=smallest.MODEL,
 )
 NETWORK = DeepSC(CONFIG.model, CONFIG.data, Layout(form="folded"))
 

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import smallest
 
 from deepsc_jax import parallel
 from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
@@ -20,21 +21,14 @@ from deepsc_jax.planning.compiled import KINDS, batch_shapes, memory
 from deepsc_jax.planning.targets import GIB
 from deepsc_jax.training.state import State
 
-# As small as a joint network can be with two scanned tiles: its compilation is most of the test.
+# Two scanned tiles.
 TINY = [
-    "--working_size=16,16",
-    "--tile=8,16,16",
+    *smallest.FLAGS,
     "--depth_bucket=16",
-    "--slices=8",
-    "--inception=plain",
-    "--inception_branches=1,3",
-    "--inception_channels=4",
-    "--lesion_channels=4,4,4",
-    "--classifier_stem_channels=4",
-    "--encoder_channels=4,4,4",
-    "--norm_groups=2",
     "--depth=13",
 ]
+# In which no activation of a tile is as small as the tiles themselves.
+EIGHT_CHANNELS = ("--inception_channels=8", "--lesion_channels=8,8,8")
 
 
 def plan(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -60,6 +54,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     assembler.write_text(f'#!/bin/sh\necho "$*" >>"{assembler}-called"\nexit 1\n')
     assembler.chmod(0o700)
     done = plan(
+        *EIGHT_CHANNELS,
         "--platform=h100",
         "--devices=8",
         "--scans_per_device=2",
@@ -128,19 +123,17 @@ def test_every_convolution_is_cudnns_and_in_bfloat16(eight):
 @on_linux
 def test_no_activation_is_laid_anew_or_copied_in_the_loop_over_tiles(eight):
     found = eight[0]["program"]
-    activation = 8 * 16 * 16 * 4 * 2  # a tile's features in bfloat16; kernels are smaller
+    activation = 8 * 16 * 16 * 8 * 2  # a tile's features in bfloat16; kernels are smaller
     assert 0 < found["relaid"]["largest"] < activation
-    # Accumulation takes each part's tiles, float32, from the batch.
-    tiles = 2 * 8 * 16 * 16 * 4
-    assert 0 < found["copied"]["largest"] <= tiles
-    assert found["copied"]["bytes"] < 6 * tiles
+    # What accumulation takes of the batch, a part's two tiles in float32, is smaller too.
+    assert 0 < found["copied"]["largest"] <= 2 * 8 * 16 * 16 * 4 < activation
 
 
 def performance_table() -> dict[str, str]:
     """The rows of the table in the README's section on performance."""
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     section = readme.split("\n## Performance\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
     return dict(rows)
 
 

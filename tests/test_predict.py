@@ -11,11 +11,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import smallest
 from drawn import draw_params
 
 from deepsc_jax import prepare
 from deepsc_jax import workdir as workdirs
-from deepsc_jax.config import Config, DataConfig, ModelConfig
+from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints
@@ -29,14 +30,7 @@ CONFIG = Config(
         slices=8,
         depth_bucket=8,
     ),
-    model=ModelConfig(
-        inception_branches=((1,), (3,)),
-        inception_channels=4,
-        lesion_channels=(4, 4, 4),
-        classifier_stem_channels=4,
-        encoder_channels=(4, 4, 4),
-        norm_groups=2,
-    ),
+    model=smallest.MODEL,
 )
 SCANS = 6
 

@@ -1,6 +1,8 @@
 """What programs do around their main."""
 
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -37,6 +39,39 @@ def test_a_program_that_trains_has_the_allocator_settings_and_its_flags():
 
 def test_settings_of_the_users_own_are_left_alone():
     assert run(MALLOC_TOP_PAD_="1") == "kept [None, None, '1', None]"
+
+
+CACHING = """
+import jax
+from deepsc_jax import program
+program.run(lambda: jax.jit(lambda x: x + 1)(1).block_until_ready() and None)
+"""
+
+
+def compiled_into(folder: pathlib.Path, **environment: str) -> list[pathlib.Path]:
+    """The folders below `folder` in which a program left what it compiled."""
+    quick = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    clean = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", CACHING]
+    subprocess.run(command, env=clean | quick | environment, check=True)
+    return [path.parent for path in folder.rglob("jit__lambda*-cache")]
+
+
+def test_what_is_compiled_is_kept_for_the_next_run(tmp_path: pathlib.Path):
+    (kept,) = compiled_into(tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert re.fullmatch(r"deepsc_jax/xla-\w+-[0-9a-f]{8}", str(kept.relative_to(tmp_path)))
+
+
+def test_the_users_own_folder_of_compiled_programs_is_taken(tmp_path: pathlib.Path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    named = {"JAX_COMPILATION_CACHE_DIR": str(own), "XDG_CACHE_HOME": str(other)}
+    assert compiled_into(tmp_path, **named) == [own]
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert program.compilation_cache() is None
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from drawn import draw_params, masked_volume
 
 from deepsc_jax import parallel
-from deepsc_jax.config import STAGES, Config, DataConfig, ModelConfig, PlatformConfig, TrainConfig
+from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
@@ -21,14 +22,7 @@ pytestmark = pytest.mark.scale
 TILE, DEPTHS = (32, 8, 8), (50, 64, 37, 9)
 CONFIG = Config(
     data=DataConfig(working_size=(8, 8), tile=TILE, slices=8, depth_bucket=64),
-    model=ModelConfig(
-        inception_branches=((1,), (3,)),
-        inception_channels=4,
-        lesion_channels=(4, 4, 4),
-        classifier_stem_channels=4,
-        encoder_channels=(4, 4, 4),
-        norm_groups=2,
-    ),
+    model=smallest.MODEL,
     train=TrainConfig(segmentation_batch=4, classification_batch=4, joint_batch=4),
 )
 CLASS_WEIGHTS = (0.7, 1.0, 1.6)
@@ -122,6 +116,17 @@ def test_any_mesh_computes_what_one_device_does(stage: Any, platform: dict, one_
     # float64 tells a wrong reduction from rounding.
     losses, trees = run(stage, "float64", **platform)
     expected_losses, expected = one_device(stage, "float64")
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-10)
+    for found, wanted in zip(trees, expected, strict=True):
+        assert difference(found, wanted) <= 1e-10
+
+
+def test_the_compilers_options_for_large_tiles_change_no_number(one_device: Any, monkeypatch: Any):
+    expected_losses, expected = one_device("joint", "float64")
+    assert not parallel.compiler_options("cpu", CONFIG.data)
+    monkeypatch.setattr(parallel, "LARGE_TILE", 1)
+    assert parallel.compiler_options("cpu", CONFIG.data)
+    losses, trees = run("joint", "float64", data=1)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-10)
     for found, wanted in zip(trees, expected, strict=True):
         assert difference(found, wanted) <= 1e-10

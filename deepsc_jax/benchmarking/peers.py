@@ -8,7 +8,6 @@ scans of a batch one after another, as it was written to be read.
 import bisect
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import importlib
 import itertools
@@ -24,6 +23,7 @@ import torch
 
 from deepsc_jax.benchmarking import jobs, works
 from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.config import CLASSES, Config
 from deepsc_jax.errors import InputError
 from deepsc_jax.inference import CHUNK_VOXELS
@@ -34,16 +34,6 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 ON_HOST = ("depth", "origins")  # what the reference reads as Python numbers
 WIDTHS = range(1, 257)
-
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-    """As `works.Built`."""
-
-    run: Callable[[], Any]
-    summary: Callable[[Any], dict[str, float]]
-    flops: Callable[[], dict[str, int]] = dict
-    steps: int = 1
 
 
 def build(job: Job) -> Built:
@@ -66,7 +56,7 @@ def build(job: Job) -> Built:
     return _train(job, network)
 
 
-def environment(config: Config) -> dict[str, Any]:  # noqa: ARG001 as `works.environment`
+def environment(_config: Config) -> dict[str, Any]:
     """How torch computes here."""
     return {"torch_threads": torch.get_num_threads()}
 

@@ -36,13 +36,13 @@ class Built:
     Attributes:
       run: does it once, to the end, on every device.
       summary: of what `run` returned, numbers that a peer must find too.
-      flops: counts those of one step, by kind of product (`targets.PRODUCTS`).
+      flops: counts those of one step, by kind of product (`targets.PRODUCTS`), or none.
       steps: that one call takes; what is reported is per step.
     """
 
     run: Callable[[], Any]
     summary: Callable[[Any], dict[str, float]]
-    flops: Callable[[], dict[str, int]]
+    flops: Callable[[], dict[str, int]] = dict
     steps: int = 1
 
 
