@@ -51,6 +51,8 @@ JSON = flags.DEFINE_string("json", None, "File for the plans, as rows.")
 def main() -> None:
     """Plan every cluster that the flags name."""
     jax.config.update("jax_platforms", "cpu")  # before its first device: none of ours is used
+    # What is compiled for machines that are not here cannot be read back here.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = program.config_from_flags()
     stage = STAGES[STAGES.index(STAGE.value)]
     sizes = _sizes(config)

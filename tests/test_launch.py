@@ -11,6 +11,7 @@ import sysconfig
 import time
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -200,6 +201,25 @@ def test_tpu_starts_all_workers_and_again_while_they_are_preempted(tmp_path: pat
         "gcloud compute tpus tpu-vm ssh pod --zone=us-east5-a --worker=all --command="
         r"cd deepsc_jax && exec .venv/bin/python -m deepsc_jax.train --workdir=/mnt/a\ b"
     )
+
+
+def test_the_jobset_is_valid() -> None:
+    jobset: dict[str, Any] = yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())
+    spec, policy = jobset["spec"], jobset["spec"]["failurePolicy"]
+    # https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2/
+    assert set(jobset) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(spec) <= {"network", "failurePolicy", "successPolicy", "replicatedJobs", "suspend"}
+    assert set(spec["network"]) <= {"enableDNSHostnames", "publishNotReadyAddresses", "subdomain"}
+    assert set(policy) <= {"maxRestarts", "restartStrategy", "rules"}
+    for rule in policy["rules"]:
+        assert {"name", "action"} <= set(rule) <= {"name", "action", "onJobFailureReasons"}
+    for replicated in spec["replicatedJobs"]:
+        assert {"name", "template"} <= set(replicated) <= {"name", "template", "replicas"}
+        job = {"apiVersion": "batch/v1", "kind": "Job", **replicated["template"]}
+        kubernetes_validate.validate(job, "1.31", strict=True)  # no field that it does not know
+        misspelt = {**job, "spec": {**job["spec"], "paralelism": 8}}
+        with pytest.raises(kubernetes_validate.ValidationError, match="paralelism"):
+            kubernetes_validate.validate(misspelt, "1.31", strict=True)
 
 
 def test_the_jobset_is_one_job_of_processes_that_find_each_other() -> None:

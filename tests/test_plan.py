@@ -53,6 +53,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     assembler = tmp_path_factory.mktemp("cuda") / "ptxas"  # which no plan needs
     assembler.write_text(f'#!/bin/sh\necho "$*" >>"{assembler}-called"\nexit 1\n')
     assembler.chmod(0o700)
+    cache = tmp_path_factory.mktemp("cache")
     done = plan(
         *EIGHT_CHANNELS,
         "--platform=h100",
@@ -62,10 +63,12 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
         "--memory_share=0.9",
         f"--json={file}",
         PATH=f"{assembler.parent}{os.pathsep}{os.environ['PATH']}",
+        XDG_CACHE_HOME=str(cache),
     )
     assert done.returncode == 0, done.stderr
     assert not assembler.with_name("ptxas-called").exists()
     assert "Traceback" not in done.stderr  # JAX's, where it looks for the rest of CUDA
+    assert not any(cache.iterdir())  # only the machine it was compiled for could read it back
     (row,) = json.loads(file.read_text())["rows"]
     return row, done.stdout
 

@@ -134,8 +134,11 @@ def test_the_compilers_options_for_large_tiles_change_no_number(one_device: Any,
 
 @slow
 @pytest.mark.parametrize("platform", LAYOUTS)
-def test_any_mesh_computes_what_one_device_does_in_float32(platform: dict, one_device: Any):
-    losses, (gradient, _) = run("joint", "float32", **platform)
-    expected_losses, (expected, _) = one_device("joint", "float32")
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_mesh_computes_what_one_device_does_in_float32(
+    stage: Any, platform: dict, one_device: Any
+):
+    losses, (gradient, _) = run(stage, "float32", **platform)
+    expected_losses, (expected, _) = one_device(stage, "float32")
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
     assert difference(gradient, expected) <= 1e-4

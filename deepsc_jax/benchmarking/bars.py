@@ -25,7 +25,7 @@ CHANNELS = {
     16: ("--inception_channels=16", "--lesion_channels=16,32,64"),
     32: ("--inception_channels=32", "--lesion_channels=32,64,128"),
 }
-SEGMENTATION = ("--work=train_segmentation", "--peer=torch", *TILE)
+SEGMENTATION = ("--work=train_segmentation", "--peer=torch", "--segmentation_batch=1", *TILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +45,6 @@ class Bar:
     aim: float
 
 
-def _segmentation(channels: int, batch: int) -> Bar:
-    given = (*SEGMENTATION, *CHANNELS[channels], f"--segmentation_batch={batch}")
-    return Bar(given, "ratio", 1.6, 1.0)
-
-
 BARS: dict[str, Bar] = {
     "joint": Bar(
         ("--flagfile=configs/phantom.flags", "--work=train_joint", "--peer=torch"),
@@ -57,10 +52,8 @@ BARS: dict[str, Bar] = {
         1.0,
         0.8,
     ),
-    "segmentation_16": _segmentation(16, 1),
-    "segmentation_16_batch_2": _segmentation(16, 2),
-    "segmentation_32": _segmentation(32, 1),
-    "segmentation_32_batch_2": _segmentation(32, 2),
+    "segmentation_16": Bar((*SEGMENTATION, *CHANNELS[16]), "ratio", 1.6, 1.0),
+    "segmentation_32": Bar((*SEGMENTATION, *CHANNELS[32]), "ratio", 1.6, 1.0),
     "inference": Bar(
         (
             "--work=inference",
@@ -74,18 +67,8 @@ BARS: dict[str, Bar] = {
         1.0,
         0.8,
     ),
-    "memory_16": Bar(
-        (*SEGMENTATION, *CHANNELS[16], "--segmentation_batch=1", "--remat=blocks"),
-        "memory_ratio",
-        1.0,
-        0.7,
-    ),
-    "memory_32": Bar(
-        (*SEGMENTATION, *CHANNELS[32], "--segmentation_batch=1", "--remat=blocks"),
-        "memory_ratio",
-        1.0,
-        0.7,
-    ),
+    "memory_16": Bar((*SEGMENTATION, *CHANNELS[16], "--remat=blocks"), "memory_ratio", 1.0, 0.7),
+    "memory_32": Bar((*SEGMENTATION, *CHANNELS[32], "--remat=blocks"), "memory_ratio", 1.0, 0.7),
     "monai": Bar(
         ("--flagfile=configs/phantom.flags", "--work=train_segmentation", "--peer=monai"),
         "ratio",
