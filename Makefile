@@ -60,8 +60,9 @@ lint: $(INSTALLED_TEST) ## ruff: rules and format
 types: $(INSTALLED_TEST) ## pyright
 	$(PY) -m pyright --pythonpath $(PY)
 
+# Without LLVM's costly passes: compiling is most of the quick tests' time, and XLA's own passes stay.
 test: lint types ## lint, types and the quick tests
-	$(PY) -m pytest -m 'not slow' $(PARALLEL)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow' $(PARALLEL)
 
 test-slow: $(INSTALLED_TEST) ## the tests that take minutes each
 	$(PY) -m pytest -m slow

@@ -37,8 +37,8 @@ def plan(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "deepsc_jax.plan", *arguments]
-    users = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}  # conftest's own
-    users |= environment
+    ours = {"JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS"}  # conftest's, the Makefile's
+    users = {k: v for k, v in os.environ.items() if k not in ours} | environment
     return subprocess.run(command, capture_output=True, text=True, check=False, env=users)
 
 

@@ -17,7 +17,6 @@ import os
 import pathlib
 import pickle
 import resource
-import statistics
 import sys
 import time
 import traceback
@@ -27,8 +26,8 @@ from deepsc_jax.benchmarking import energy
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.errors import InputError
 
-WARM_UPS = 2
 TURN_SECONDS = 0.2  # a turn repeats a shorter work, so that no clock is too coarse
+LONG_SECONDS = 10.0  # in a longer one the slow start after waiting is lost
 
 
 def main() -> None:
@@ -76,14 +75,15 @@ class Timed:
         first, out = _seconds(self._run)
         summary = self._built.summary(out)
         del out
-        warm = [_seconds(self._run)[0] for _ in range(WARM_UPS)]
-        self._calls = max(1, math.ceil(TURN_SECONDS / max(warm[-1], 1e-6)))
+        warm, _ = _seconds(self._run)
+        self._calls = max(1, math.ceil(TURN_SECONDS / max(warm, 1e-6)))
+        self._long = warm > LONG_SECONDS
         _give_back_and_reset()
         self._idle = _status("VmRSS")
         self._run()  # touches again what was given back
         self._meter = energy.Meter()
         self.ready = {
-            "compile_s": max(first - statistics.median(warm), 0.0),
+            "compile_s": max(first - warm, 0.0),
             "summary": summary,
             "environment": module.environment(job.config),
         }
@@ -91,10 +91,11 @@ class Timed:
     def turn(self) -> dict[str, Any]:
         """Seconds, and joules where they are told, of one step of the work.
 
-        After an untimed run: the first after some seconds of waiting for the others took half as
-        long again, since a system may take back memory that idles.
+        After an untimed run, unless one is long: the first step after some seconds of waiting for
+        the others took half as long again, since a system may take back memory that idles.
         """
-        self._run()
+        if not self._long:
+            self._run()
         steps, before = self._calls * self._built.steps, self._meter.joules()
         begun = time.perf_counter()
         for _ in range(self._calls):
