@@ -7,15 +7,17 @@ import pickle
 import re
 import subprocess
 import sys
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 import smallest
 
-from deepsc_jax.benchmarking import bars, energy, growth, jobs, measure, report, scaling
+from deepsc_jax.benchmarking import bars, energy, growth, jobs, measure, report, scaling, worker
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, Times, interleave, require_agreement
+from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig, TrainConfig
 from deepsc_jax.errors import InputError
 
@@ -152,6 +154,19 @@ def test_turns_are_taken_in_rounds():
     turns = interleave([Fake("ours"), Fake("eager"), Fake("compiled")], 3, pause=0)
     assert order == ["ours", "eager", "compiled"] * 3
     assert [turn["seconds"] for turn in turns[1]] == [2, 5, 8]
+
+
+@pytest.mark.parametrize(("long_seconds", "runs"), [(10.0, 2), (-1.0, 1)])
+def test_a_turn_follows_an_untimed_run_unless_one_is_long(monkeypatch, long_seconds, runs):
+    done: list[None] = []
+    built = Built(run=lambda: done.append(None), summary=lambda _: {})
+    module = types.SimpleNamespace(build=lambda _: built, environment=lambda _: {})
+    monkeypatch.setattr(worker, "LONG_SECONDS", long_seconds)
+    monkeypatch.setattr(worker, "TURN_SECONDS", 0.0)
+    timed = worker.Timed(module, job())
+    done.clear()
+    timed.turn()
+    assert len(done) == runs
 
 
 def test_rows_of_pairs_and_of_the_best_variant():

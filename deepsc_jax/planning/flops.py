@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.sharding import AxisType
 
@@ -108,7 +109,7 @@ def _open(program: Any) -> Jaxpr:
 
 
 def _kind(equation: JaxprEqn) -> str:
-    left, right = (v.aval.dtype for v in equation.invars[:2])  # type: ignore[attr-defined]
+    left, right = (_aval(v).dtype for v in equation.invars[:2])
     if max(jnp.dtype(left).itemsize, jnp.dtype(right).itemsize) <= 2:
         return "bfloat16"
     precision = equation.params["precision"]
@@ -117,7 +118,11 @@ def _kind(equation: JaxprEqn) -> str:
 
 
 def _shapes(equation: JaxprEqn) -> tuple[tuple[int, ...], ...]:
-    return tuple(v.aval.shape for v in (*equation.invars[:2], equation.outvars[0]))  # type: ignore[attr-defined]
+    return tuple(_aval(v).shape for v in (*equation.invars[:2], equation.outvars[0]))
+
+
+def _aval(operand: Any) -> ShapedArray:
+    return operand.aval
 
 
 def dot_flops(equation: JaxprEqn) -> int:
