@@ -58,7 +58,7 @@ def _equation(equation: JaxprEqn, wanted: list[bool], split: int) -> tuple[Flops
     if name == "conv_general_dilated":
         return Counter({_kind(equation): conv_flops(equation) // split}), everything
     if name == "scan":
-        return _scan(params, wanted, split)
+        return _scan(equation, wanted, split)
     inner = _programs(params)
     if name == "while":
         if any(_count(body, [True] * len(body.outvars))[0] for body in inner):
@@ -77,17 +77,25 @@ def _equation(equation: JaxprEqn, wanted: list[bool], split: int) -> tuple[Flops
     return total, everything
 
 
-def _scan(params: dict[str, Any], wanted: list[bool], split: int) -> tuple[Flops, list[bool]]:
+def _scan(equation: JaxprEqn, wanted: list[bool], split: int) -> tuple[Flops, list[bool]]:
     """A carry is wanted if the result is, or if the next iteration needs it."""
-    body = _open(params["jaxpr"])
-    carries, constants = params["num_carry"], params["num_consts"]
+    body, length = _open(equation.params["jaxpr"]), equation.params["length"]
+    # Inputs are constants, carries and sequences; outputs are carries and sequences. JAX's versions
+    # name their numbers differently, but only a sequence has another shape inside.
+    carries = _same_shapes(equation.outvars, body.outvars)
+    constants = _same_shapes(equation.invars, body.invars) - carries
     while True:
         flops, needed = _count(body, wanted, split)
         carried = needed[constants : constants + carries]
         more = [w or c for w, c in zip(wanted[:carries], carried, strict=True)]
         if more == wanted[:carries]:
-            return Counter({k: n * params["length"] for k, n in flops.items()}), needed
+            return Counter({kind: n * length for kind, n in flops.items()}), needed
         wanted = more + wanted[carries:]
+
+
+def _same_shapes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(_aval(here).shape == _aval(there).shape for here, there in pairs)
 
 
 def _left_axes(params: dict[str, Any]) -> int:
