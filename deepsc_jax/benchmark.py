@@ -43,6 +43,9 @@ from deepsc_jax.files import write_json
 program.define_config_flags()
 WORK = flags.DEFINE_list("work", ["train_joint"], f"What to time: of {', '.join(jobs.WORKS)}.")
 PEER = flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
+VARIANTS = flags.DEFINE_list(
+    "variants", list(jobs.VARIANTS), "Of each peer: torch.compile alone may take minutes."
+)
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
 SCAN_SIZE = flags.DEFINE_list(
     "scan_size",
@@ -101,6 +104,8 @@ def _compare(made: list[Job], sides: list[str], document: dict[str, Any]) -> Non
         for one in found:
             document["environment"] |= one.environment
         document["rows"] += report.rows(found, REPEATS.value)
+        if JSON.value:  # after each: the next may take long, and fail
+            write_json(document, pathlib.Path(JSON.value))
     print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
     print(report.table(document["rows"]))
 
@@ -165,15 +170,15 @@ def _folder(parent: str, name: str) -> pathlib.Path:
 
 
 def _measure_beside(job: Job, sides: list[str]) -> list[Measured]:
-    """Ours and every variant of its peers."""
+    """Ours and the variants of its peers."""
     beside = [
-        dataclasses.replace(job, side=side, variant=variant)
+        dataclasses.replace(job, side=side, variant=_known(name, jobs.VARIANTS, "variants"))
         for side in sides
         if job.work in jobs.PEERS[side]
-        for variant in jobs.VARIANTS
+        for name in VARIANTS.value
     ]
     _tell(f"{job.work}: ours" + "".join(f", {other.name}" for other in beside))
-    found, left_out = measure([job, *beside], REPEATS.value)
+    found, left_out = measure([job, *beside], REPEATS.value, _tell)
     for name, reason in left_out.items():
         print(f"{job.work}: {name} is left out: {reason}", file=sys.stderr)
     return found

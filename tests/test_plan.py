@@ -220,7 +220,7 @@ def test_depth_over_space_moves_borders_gradients_and_the_slice_grid_alone(tmp_p
         (["--devices=8,many"], "--devices=many: give whole numbers"),
         (["--devices=9"], "--devices=9: not a whole number of GPUs on each of 2 nodes"),
         (["--data=4"], "--data=4: the data axis is --devices over --space here"),
-        (["--platform=h200"], "flag --platform=h200"),
+        (["--platform=v4"], "flag --platform=v4"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(arguments, said):

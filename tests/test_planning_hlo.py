@@ -13,6 +13,7 @@ from deepsc_jax.config import PlatformConfig
 from deepsc_jax.planning import hlo
 
 ALL = (tuple(range(8)),)
+PARTS = tuple((base, base + 1, base + 4, base + 5) for base in (0, 2, 8, 10))
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("data")
 
 
@@ -76,6 +77,40 @@ def test_groups_of_a_mesh_with_two_axes():
     program = parallel.over_data(lambda _, x: parallel.sum_over_data(x), mesh)
     (found,) = hlo.collectives(compiled(program, (), (8, 4)))
     assert sorted(found.groups) == [(0, 2, 4, 6), (1, 3, 5, 7)]
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+        ("[2,4]<=[4,2]T(1,0)", ((0, 2, 4, 6), (1, 3, 5, 7))),
+        ("mesh['axis_0'=1,'axis_1'=8] {'axis_1'}", ALL),
+        ("mesh['data'=4,'space'=2] {'space'}", ((0, 1), (2, 3), (4, 5), (6, 7))),
+        ("mesh['data'=4,'space'=2] {'data'}", ((0, 2, 4, 6), (1, 3, 5, 7))),
+        ("mesh['data'=4,'space'=2] {'data','space'}", ALL),
+        ("mesh['a'=8] {'a':(2)4}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+        ("mesh['a'=8] {'a':(1)2}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        # 8 = 2 x 2 x 2, of which the middle one: devices 4 apart, each with its two of b.
+        ("mesh['a'=8,'b'=2] {'a':(2)2,'b'}", PARTS),
+        ("mesh[a=4,b=2] {a}", ((0, 2, 4, 6), (1, 3, 5, 7))),
+        ("{}", ()),
+    ],
+)
+def test_groups_in_every_form_that_xla_writes(written, groups):
+    (found,) = hlo.collectives(all_reduce(written))
+    assert found.groups == groups
+
+
+def test_groups_in_an_unknown_form_are_an_error():
+    with pytest.raises(ValueError, match=r"in no known form: .*torus"):
+        hlo.collectives(all_reduce("torus(8)"))
+
+
+def all_reduce(groups):
+    return excerpt(
+        "%p = f32[8]{0} parameter(0)",
+        f"ROOT %sum = f32[8]{{0}} all-reduce(%p), replica_groups={groups}, to_apply=%add",
+    )
 
 
 def test_a_one_device_program_has_no_transfers():

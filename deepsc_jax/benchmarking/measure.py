@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -102,13 +102,15 @@ def _environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def workers(jobs: Sequence[Job]) -> Iterator[list[Worker]]:
+def workers(jobs: Sequence[Job], tell: Callable[[str], None]) -> Iterator[list[Worker]]:
     """A worker for every job, built one after another, ended at the end."""
     with contextlib.ExitStack() as stack:
         built = []
         for job in jobs:
+            begun = time.monotonic()
             built.append(Worker(job))
             stack.callback(built[-1].close)
+            tell(f"  {job.name} is ready, after {time.monotonic() - begun:.0f} s")
         yield built
 
 
@@ -157,15 +159,19 @@ class Measured:
         return (self.end["peak_bytes"] if device is None else device) / 2**20
 
 
-def measure(jobs: Sequence[Job], repeats: int) -> tuple[list[Measured], dict[str, str]]:
+def measure(
+    jobs: Sequence[Job], repeats: int, tell: Callable[[str], None] = lambda _: None
+) -> tuple[list[Measured], dict[str, str]]:
     """Time the jobs side by side; the first of them is ours, which leaves weights for the others.
+
+    `tell` is told how far it is.
 
     Returns the measured jobs, and the reason of each that was left out, by name.
 
     Raises:
       InputError: a job cannot be built or dies, or a peer's first result is not ours.
     """
-    with workers(jobs) as built:
+    with workers(jobs, tell) as built:
         left_out = {w.job.name: w.ready["left_out"] for w in built if "left_out" in w.ready}
         built = [worker for worker in built if "left_out" not in worker.ready]
         for worker in built:

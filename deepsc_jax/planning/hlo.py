@@ -5,6 +5,7 @@ and TPU. A loop's body counts as often as the loop runs, where the compiler know
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,8 @@ _CALLED = re.compile(
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]+)\] \{([^}]+)\}")
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,19 +230,43 @@ def collectives(module: Module) -> list[Collective]:
 
 
 def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
-    iota = _IOTA.search(rest)
-    if iota:
+    """The devices that take part together; none named are all."""
+    if listed := _LISTED.search(rest):
+        groups = re.findall(r"\{([\d,]+)\}", listed[1])
+        return tuple(tuple(int(n) for n in group.split(",")) for group in groups)
+    if iota := _IOTA.search(rest):
         rows, columns = int(iota[1]), int(iota[2])
         shape = [int(n) for n in iota[3].split(",")]
         order = [int(n) for n in iota[4].split(",")] if iota[4] else range(len(shape))
         ids = np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(rows, columns)
         return tuple(map(tuple, ids.tolist()))
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})\}", rest)
-    if not listed:
-        return ()
-    return tuple(
-        tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1])
-    )
+    if mesh := _MESH.search(rest):
+        return _mesh_groups(mesh[1], mesh[2])
+    if "replica_groups=" in rest and "replica_groups={}" not in rest:
+        raise ValueError(f"groups of devices in no known form: {rest}")
+    return ()
+
+
+def _mesh_groups(mesh: str, together: str) -> tuple[tuple[int, ...], ...]:
+    """Groups as JAX 0.11's XLA writes them: `'a'=4,'b'=2` and `'a':(2)2,'b'`.
+
+    `'a':(2)2` is the part of axis `a` that is left when it is split into 2 x 2 x the rest.
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'?([\w.-]+)'?=(\d+)", mesh)}
+    found = re.findall(r"'?([\w.-]+)'?(?::\((\d+)\)(\d+))?(?:,|$)", together)
+    shape, picked = [], []
+    for name, size in sizes.items():
+        parts = [(int(pre or 1), int(part or size)) for n, pre, part in found if n == name]
+        cuts = sorted({1, size, *(cut for pre, part in parts for cut in (pre, pre * part))})
+        starts = [pre for pre, _ in parts]
+        for low, high in itertools.pairwise(cuts):
+            if low in starts:
+                picked.append(len(shape))
+            shape.append(high // low)
+    rest = [axis for axis in range(len(shape)) if axis not in picked]
+    members = math.prod(shape[axis] for axis in picked)
+    ids = np.arange(math.prod(shape)).reshape(shape).transpose(*rest, *picked)
+    return tuple(map(tuple, ids.reshape(-1, members).tolist()))
 
 
 def bytes_moved(module: Module) -> int:

@@ -108,6 +108,19 @@ CHIPS: Mapping[str, Chip] = {
         source="NVIDIA H100 datasheet, 2023, without sparsity; DGX H100: 400 Gb/s a GPU",
         gpu=GpuFacts((9, 0), 132, 128, 1.98, 52_428_800, 233_472, 232_448, True),
     ),
+    "h200": Chip(
+        title="NVIDIA H200 SXM",
+        memory=150_111_343_957,
+        share=0.75,
+        bandwidth=4.8e12,
+        peaks=_peaks(989e12, 494e12, 67e12),
+        joined=8,
+        link=450e9,
+        network=50e9,
+        source="NVIDIA H200 datasheet, 2024, without sparsity; memory as JAX 0.11.2 found it; "
+        "DGX H200: 400 Gb/s a GPU",
+        gpu=GpuFacts((9, 0), 132, 128, 1.98, 62_914_560, 233_472, 232_448, True),
+    ),
     "b200": Chip(
         title="NVIDIA B200 (HGX)",
         memory=191_514_411_008,
