@@ -10,9 +10,10 @@ processes have the allocator settings of `train` (`program.ALLOCATOR`). On a GPU
 memory, so XLA takes none ahead.
 
 `--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
-`torch`, in a checkout); `--peer=monai` MONAI's 3D U-Net with as many FLOPs as ours, trained by its
-own loss, and its sliding-window inference (extra `monai`). Loading and the loop read `--data_dir`,
-or phantoms made for the occasion; what they read is in the cache of decoded chunks then.
+`torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as
+many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`).
+Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
+cache of decoded chunks then.
 
 Instead of a table of works: `--devices=1,2,4,8`, weak and strong scaling of the train steps;
 `--growth=voxels,channels,scans,devices --out=DIR`, how a train step's time grows, as growth.json
@@ -77,6 +78,8 @@ def main() -> None:
         config, size = _config_and_size()
         works = [_known(name, jobs.WORKS, "work") for name in WORK.value]
         sides = [_known(name, tuple(jobs.PEERS), "peer") for name in PEER.value]
+        for variant in VARIANTS.value:
+            _known(variant, jobs.VARIANTS, "variants")
         _require_peers(sides, works)
         with tempfile.TemporaryDirectory() as folder:
             stage = STAGES[STAGES.index(STAGE.value)]
@@ -172,10 +175,10 @@ def _folder(parent: str, name: str) -> pathlib.Path:
 def _measure_beside(job: Job, sides: list[str]) -> list[Measured]:
     """Ours and the variants of its peers."""
     beside = [
-        dataclasses.replace(job, side=side, variant=_known(name, jobs.VARIANTS, "variants"))
+        dataclasses.replace(job, side=side, variant=variant)
         for side in sides
         if job.work in jobs.PEERS[side]
-        for name in VARIANTS.value
+        for variant in VARIANTS.value
     ]
     _tell(f"{job.work}: ours" + "".join(f", {other.name}" for other in beside))
     found, left_out = measure([job, *beside], REPEATS.value, _tell)

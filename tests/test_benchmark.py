@@ -120,6 +120,15 @@ def test_the_flops_of_a_step_are_those_of_its_products(beside_torch: tuple[dict,
 
 
 @pytest.mark.slow
+def test_a_variant_can_be_left_out(tmp_path: pathlib.Path):
+    file = tmp_path / "rows.json"
+    done = benchmark("--work=forward", "--peer=torch", "--variants=eager", f"--json={file}")
+    assert done.returncode == 0, done.stderr
+    names = [row["peer"] for row in json.loads(file.read_text())["rows"]]
+    assert names == ["torch eager", "torch, the best of 1"]
+
+
+@pytest.mark.slow
 def test_works_that_read_a_store_make_one(tmp_path: pathlib.Path):
     file = tmp_path / "rows.json"
     done = benchmark(
@@ -340,6 +349,7 @@ def test_bars_are_judged_against_the_variant_that_is_best_in_them():
         (["--work=training"], "--work=training: expected some of train_segmentation,"),
         (["--repeats=4"], "flag --repeats=4: 4 is not integer >= 5"),
         (["--work=loading", "--peer=torch"], "--peer=torch: it has none of --work=loading"),
+        (["--peer=torch", "--variants=quick"], "--variants=quick: expected some of eager,"),
         (["--scan_size=8,17,16"], "--scan_size=8,17,16: no tile of 16x16 fits"),
         (["--devices=1,3"], "--devices=1,3: joint_batch is 2: give a multiple of 3"),
         (["--growth=voxels", "--work=forward", "--out=x"], "--work=forward: --growth is of train"),
