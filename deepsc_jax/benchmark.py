@@ -80,6 +80,11 @@ def main() -> None:
         sides = [_known(name, tuple(jobs.PEERS), "peer") for name in PEER.value]
         for variant in VARIANTS.value:
             _known(variant, jobs.VARIANTS, "variants")
+        if len(set(VARIANTS.value)) != max(len(VARIANTS.value), 1):
+            text = ",".join(VARIANTS.value)
+            raise InputError(
+                f"--variants={text}: give some of {','.join(jobs.VARIANTS)}, each once"
+            )
         _require_peers(sides, works)
         with tempfile.TemporaryDirectory() as folder:
             stage = STAGES[STAGES.index(STAGE.value)]

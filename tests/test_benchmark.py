@@ -350,6 +350,7 @@ def test_bars_are_judged_against_the_variant_that_is_best_in_them():
         (["--repeats=4"], "flag --repeats=4: 4 is not integer >= 5"),
         (["--work=loading", "--peer=torch"], "--peer=torch: it has none of --work=loading"),
         (["--peer=torch", "--variants=quick"], "--variants=quick: expected some of eager,"),
+        (["--peer=torch", "--variants="], "--variants=: give some of eager,.*, each once"),
         (["--scan_size=8,17,16"], "--scan_size=8,17,16: no tile of 16x16 fits"),
         (["--devices=1,3"], "--devices=1,3: joint_batch is 2: give a multiple of 3"),
         (["--growth=voxels", "--work=forward", "--out=x"], "--work=forward: --growth is of train"),

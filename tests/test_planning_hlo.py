@@ -93,7 +93,10 @@ def test_groups_of_a_mesh_with_two_axes():
         # 8 = 2 x 2 x 2, of which the middle one: devices 4 apart, each with its two of b.
         ("mesh['a'=8,'b'=2] {'a':(2)2,'b'}", PARTS),
         ("mesh[a=4,b=2] {a}", ((0, 2, 4, 6), (1, 3, 5, 7))),
-        ("{}", ()),
+        # In the order written: what JAX 0.10's XLA lists as {{0,2,4,6,1,3,5,7}}.
+        ("mesh['a'=4,'b'=2] {'b','a'}", ((0, 2, 4, 6, 1, 3, 5, 7),)),
+        ("mesh['a'=8] {'a':(4)2,'a':(1)2}", ((0, 4, 1, 5), (2, 6, 3, 7))),
+        ("{}", ALL),
     ],
 )
 def test_groups_in_every_form_that_xla_writes(written, groups):
@@ -101,9 +104,17 @@ def test_groups_in_every_form_that_xla_writes(written, groups):
     assert found.groups == groups
 
 
-def test_groups_in_an_unknown_form_are_an_error():
-    with pytest.raises(ValueError, match=r"in no known form: .*torus"):
-        hlo.collectives(all_reduce("torus(8)"))
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("torus(8)", r"in no known form: .*torus"),
+        ("mesh['a'=4,'b'=2], device_ids=(0,2,4,6,1,3,5,7) {'a'}", "in no known form"),
+        ("mesh['a'=4,'b'=2] {'c'}", "over other axes than the mesh's"),
+    ],
+)
+def test_groups_in_an_unknown_form_are_an_error(written, said):
+    with pytest.raises(ValueError, match=said):
+        hlo.collectives(all_reduce(written))
 
 
 def all_reduce(groups):
@@ -111,6 +122,11 @@ def all_reduce(groups):
         "%p = f32[8]{0} parameter(0)",
         f"ROOT %sum = f32[8]{{0}} all-reduce(%p), replica_groups={groups}, to_apply=%add",
     )
+
+
+def test_the_devices_of_a_program_are_read():
+    assert compiled(over_eight(lambda x: lax.psum(x, "data")), (64, 3)).devices == 8
+    assert compiled(lambda x: x @ x, (4, 4)).devices == 1
 
 
 def test_a_one_device_program_has_no_transfers():
@@ -133,7 +149,7 @@ def test_a_loop_that_writes_rows_in_place_moves_rows_not_the_whole():
 
 def excerpt(*instructions, before=""):
     lines = "\n".join(f"  {line}" for line in instructions)
-    head = "HloModule jit_step, is_scheduled=true\n\n"
+    head = "HloModule jit_step, is_scheduled=true, num_partitions=8\n\n"
     return hlo.parse(
         head + textwrap.dedent(before) + f"\nENTRY %main () -> f32[8] {{\n{lines}\n}}\n"
     )

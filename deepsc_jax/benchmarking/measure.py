@@ -110,7 +110,8 @@ def workers(jobs: Sequence[Job], tell: Callable[[str], None]) -> Iterator[list[W
             begun = time.monotonic()
             built.append(Worker(job))
             stack.callback(built[-1].close)
-            tell(f"  {job.name} is ready, after {time.monotonic() - begun:.0f} s")
+            state = "left out" if "left_out" in built[-1].ready else "ready"
+            tell(f"  {job.name}: {state} after {time.monotonic() - begun:.0f} s")
         yield built
 
 

@@ -72,10 +72,17 @@ Computation = Mapping[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A compiled program: its computations by name, and the name of the first to run."""
+    """A compiled program.
+
+    Attributes:
+      computations: by name.
+      entry: the name of the first to run.
+      devices: for which it is compiled.
+    """
 
     computations: Mapping[str, Computation]
     entry: str
+    devices: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +124,9 @@ def parse(text: str) -> Module:
             current[instruction.name] = instruction
     if not entry:
         raise ValueError("no entry computation in the HLO text")
-    return Module(computations, entry)
+    head = text.partition("\n")[0]
+    counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head)
+    return Module(computations, entry, math.prod(map(int, counts)))
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:
@@ -221,7 +230,7 @@ def collectives(module: Module) -> list[Collective]:
             continue
         read = [computation[name] for name in instruction.operands]
         size = sum(operand.bytes for operand in read)
-        groups = _groups(instruction.rest)
+        groups = _groups(instruction.rest, module.devices)
         if kind == "all-gather" and groups:
             size *= len(groups[0])
         dtypes = sorted({dtype for operand in read for dtype in operand.dtypes})
@@ -229,8 +238,12 @@ def collectives(module: Module) -> list[Collective]:
     return found
 
 
-def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
-    """The devices that take part together; none named are all."""
+def _groups(rest: str, devices: int) -> tuple[tuple[int, ...], ...]:
+    """The devices that take part together; where none are named, all.
+
+    Raises:
+      ValueError: groups that are written in a form unknown here.
+    """
     if listed := _LISTED.search(rest):
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
         return tuple(tuple(int(n) for n in group.split(",")) for group in groups)
@@ -244,25 +257,27 @@ def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
         return _mesh_groups(mesh[1], mesh[2])
     if "replica_groups=" in rest and "replica_groups={}" not in rest:
         raise ValueError(f"groups of devices in no known form: {rest}")
-    return ()
+    return (tuple(range(devices)),)
 
 
 def _mesh_groups(mesh: str, together: str) -> tuple[tuple[int, ...], ...]:
-    """Groups as JAX 0.11's XLA writes them: `'a'=4,'b'=2` and `'a':(2)2,'b'`.
+    """Groups by the axes of a mesh, as XLA writes them now: `'a'=8,'b'=2` and `'a':(2)4,'b'`.
 
-    `'a':(2)2` is the part of axis `a` that is left when it is split into 2 x 2 x the rest.
+    `'a':(2)4` is the part of size 4 that is left of axis `a` after its first part of size 2. The
+    members of a group are in the order of the axes as written.
     """
-    sizes = {name: int(size) for name, size in re.findall(r"'?([\w.-]+)'?=(\d+)", mesh)}
-    found = re.findall(r"'?([\w.-]+)'?(?::\((\d+)\)(\d+))?(?:,|$)", together)
-    shape, picked = [], []
+    sizes = {name: int(size) for name, size in re.findall(r"'?([^',=]+)'?=(\d+)", mesh)}
+    found = re.findall(r"'?([^',:]+)'?(?::\((\d+)\)(\d+))?(?:,|$)", together)
+    if not {name for name, _, _ in found} <= sizes.keys():
+        raise ValueError(f"groups of devices over other axes than the mesh's: {mesh} {together}")
+    parts = [(name, int(before or 1), int(size or sizes[name])) for name, before, size in found]
+    shape, place = [], {}
     for name, size in sizes.items():
-        parts = [(int(pre or 1), int(part or size)) for n, pre, part in found if n == name]
-        cuts = sorted({1, size, *(cut for pre, part in parts for cut in (pre, pre * part))})
-        starts = [pre for pre, _ in parts]
-        for low, high in itertools.pairwise(cuts):
-            if low in starts:
-                picked.append(len(shape))
+        ends = [n for axis, before, part in parts if axis == name for n in (before, before * part)]
+        for low, high in itertools.pairwise(sorted({1, size, *ends})):
+            place[name, low] = len(shape)
             shape.append(high // low)
+    picked = [place[name, before] for name, before, size in parts if size > 1]
     rest = [axis for axis in range(len(shape)) if axis not in picked]
     members = math.prod(shape[axis] for axis in picked)
     ids = np.arange(math.prod(shape)).reshape(shape).transpose(*rest, *picked)

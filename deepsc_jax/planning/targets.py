@@ -117,8 +117,8 @@ CHIPS: Mapping[str, Chip] = {
         joined=8,
         link=450e9,
         network=50e9,
-        source="NVIDIA H200 datasheet, 2024, without sparsity; memory as JAX 0.11.2 found it; "
-        "DGX H200: 400 Gb/s a GPU",
+        source="NVIDIA H200 datasheet, 2024, without sparsity; memory from the "
+        "107,368 MiB that JAX 0.11.2 takes of it; DGX H200: 400 Gb/s a GPU",
         gpu=GpuFacts((9, 0), 132, 128, 1.98, 62_914_560, 233_472, 232_448, True),
     ),
     "b200": Chip(
