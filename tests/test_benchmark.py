@@ -1,5 +1,6 @@
 """The benchmark: its statistics, its rows, what it refuses, and real runs of tiny networks."""
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -117,6 +118,30 @@ def test_the_flops_of_a_step_are_those_of_its_products(beside_torch: tuple[dict,
     one = 3 * 2 * 2 * 4 * 4 * (3 * 8 - 2) * (3 * 16 - 2) ** 2
     assert one < row["flops"] < 20 * one
     assert 0 < row["share_of_peak"] < 1
+
+
+@pytest.mark.slow
+def test_ours_reads_what_a_process_before_it_compiled(tmp_path: pathlib.Path):
+    found = []
+    for _ in range(2):
+        started = measure.Worker(placed(tmp_path))
+        found.append(started.ready["compile_s"])
+        started.close()
+    assert any(placed(tmp_path).programs.iterdir())
+    assert found[1] < found[0] / 2
+
+
+@pytest.mark.slow
+def test_the_seconds_of_compiling_are_those_of_the_process_that_did(tmp_path: pathlib.Path):
+    told: list[str] = []
+    with measure.workers([placed(tmp_path)], told.append) as (warm,):
+        assert warm.ready["compile_s"] > 2
+    (line,) = told
+    assert re.fullmatch(r"  ours: ready after \d+ s", line)
+
+
+def placed(folder: pathlib.Path) -> Job:
+    return dataclasses.replace(job(), folder=folder)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class Job:
       stage: of the training that `STORED` works belong to.
       side: `ours`, or a key of `PEERS`.
       variant: of a peer, one of `VARIANTS`; empty for ours.
-      folder: where our worker leaves the weights for its peers.
+      folder: where our worker leaves the weights for its peers, and its programs for the next.
       data_dir: what `prepare` wrote, for `STORED` works.
     """
 
@@ -71,6 +71,11 @@ class Job:
     def weights(self) -> pathlib.Path:
         """The file of the initial weights."""
         return self.folder / "weights.pickle"
+
+    @property
+    def programs(self) -> pathlib.Path:
+        """The folder of what XLA compiled for ours."""
+        return self.folder / "programs"
 
 
 def stage_of(job: Job) -> Stage:

@@ -47,7 +47,8 @@ class Built:
 
 
 def build(job: Job) -> Built:
-    """Build our side of `job`, and leave its weights for the peers."""
+    """Build our side of `job`, and leave its weights for the peers and its compiled programs."""
+    jax.config.update("jax_compilation_cache_dir", str(job.programs))
     stage = jobs.stage_of(job)
     if job.work not in ("inference", "loading"):  # as `predict` and `train` do
         parallel.use_cpu_cores(job.config, [stage])
