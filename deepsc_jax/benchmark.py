@@ -78,14 +78,8 @@ def main() -> None:
         config, size = _config_and_size()
         works = [_known(name, jobs.WORKS, "work") for name in WORK.value]
         sides = [_known(name, tuple(jobs.PEERS), "peer") for name in PEER.value]
-        for variant in VARIANTS.value:
-            _known(variant, jobs.VARIANTS, "variants")
-        if len(set(VARIANTS.value)) != max(len(VARIANTS.value), 1):
-            text = ",".join(VARIANTS.value)
-            raise InputError(
-                f"--variants={text}: give some of {','.join(jobs.VARIANTS)}, each once"
-            )
         _require_peers(sides, works)
+        _require_variants()
         with tempfile.TemporaryDirectory() as folder:
             stage = STAGES[STAGES.index(STAGE.value)]
             made = [
@@ -226,6 +220,13 @@ def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
                 f"--peer={side}: it has none of --work={','.join(works)}: give some of "
                 f"{','.join(jobs.PEERS[side])}"
             )
+
+
+def _require_variants() -> None:
+    given = [_known(name, jobs.VARIANTS, "variants") for name in VARIANTS.value]
+    if not given or len(set(given)) < len(given):
+        known = ",".join(jobs.VARIANTS)
+        raise InputError(f"--variants={','.join(given)}: give some of {known}, each once")
 
 
 def _data_dir(made: list[Job]) -> pathlib.Path | None:

@@ -99,7 +99,7 @@ def test_groups_of_a_mesh_with_two_axes():
         ("{}", ALL),
     ],
 )
-def test_groups_in_every_form_that_xla_writes(written, groups):
+def test_groups_in_the_forms_that_xla_writes(written, groups):
     (found,) = hlo.collectives(all_reduce(written))
     assert found.groups == groups
 

@@ -231,7 +231,7 @@ def collectives(module: Module) -> list[Collective]:
         read = [computation[name] for name in instruction.operands]
         size = sum(operand.bytes for operand in read)
         groups = _groups(instruction.rest, module.devices)
-        if kind == "all-gather" and groups:
+        if kind == "all-gather":
             size *= len(groups[0])
         dtypes = sorted({dtype for operand in read for dtype in operand.dtypes})
         found.append(Collective(kind, "+".join(dtypes), int(size), trips, looped, groups))

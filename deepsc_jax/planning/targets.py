@@ -110,15 +110,14 @@ CHIPS: Mapping[str, Chip] = {
     ),
     "h200": Chip(
         title="NVIDIA H200 SXM",
-        memory=150_111_343_957,
+        memory=107_368 * 2**20 * 4 // 3,  # of which JAX 0.11.2 took 0.75, that many MiB
         share=0.75,
         bandwidth=4.8e12,
         peaks=_peaks(989e12, 494e12, 67e12),
         joined=8,
         link=450e9,
         network=50e9,
-        source="NVIDIA H200 datasheet, 2024, without sparsity; memory from the "
-        "107,368 MiB that JAX 0.11.2 takes of it; DGX H200: 400 Gb/s a GPU",
+        source="NVIDIA H200 datasheet, 2024, without sparsity; DGX H200: 400 Gb/s a GPU",
         gpu=GpuFacts((9, 0), 132, 128, 1.98, 62_914_560, 233_472, 232_448, True),
     ),
     "b200": Chip(
