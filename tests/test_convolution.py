@@ -1,5 +1,7 @@
 """The forms of a convolution, against the textbook's in plain numpy, and its slabs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,8 @@ def sums_and_gradients(x, kernel, probe, stride, form):
     return jax.value_and_grad(probed, argnums=(0, 1), has_aux=True)(x, kernel)
 
 
-both_forms = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
+FORMS = ("native", "banded", "folded")
+any_form = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
 
 
 @pytest.mark.parametrize(
@@ -50,20 +53,54 @@ both_forms = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
         (3, 1, (1, 4, 4), STACKED_CHANNELS - 1),
         (3, 1, (3, 4, 4), STACKED_CHANNELS),
         (3, 2, (3, 5, 4), STACKED_CHANNELS + 1),
+        (3, 1, (3, 4, 32), 1),
+        (3, 2, (3, 6, 32), 3),
+        (5, 1, (3, 4, 16), 8),
+        (5, 2, (3, 6, 8), 5),
+        (1, 2, (2, 4, 16), 4),
     ],
 )
-def test_both_forms_are_the_textbook_convolution(kernel, stride, shape, channels):
+def test_every_form_is_the_textbook_convolution(kernel, stride, shape, channels):
     x = draw(2, *shape, channels)
     weights = draw(kernel, kernel, kernel, channels, 2, seed=1)
     expected = convolve(x, weights, stride)
     probe = draw(*expected.shape, seed=2)
-    results = [both_forms(x, weights, probe, stride, form) for form in ("native", "folded")]
+    results = [any_form(x, weights, probe, stride, form) for form in FORMS]
     for (_, values), _ in results:
         # Sums of up to 900 products of float32 normals.
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=2e-5)
-    (_, native), (_, folded) = results
-    for one, other in zip(native, folded, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+    (_, native), *others = results
+    for one, *found in zip(native, *(gradients for _, gradients in others), strict=True):
+        for other in found:
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize(
+    ("width", "channels", "features", "stride", "voxels"),
+    [
+        (128, 1, 4, 1, 16),
+        (128, 4, 4, 1, 16),
+        (512, 4, 4, 2, 16),
+        (128, 16, 16, 1, 4),
+        (128, 32, 16, 1, 4),
+        (64, 32, 32, 1, 2),
+        (32, 64, 64, 1, 1),
+        (128, 64, 128, 2, 1),
+        (40, 4, 4, 1, 8),  # 40 is no multiple of 16
+        (41, 4, 4, 1, 1),
+    ],
+)
+def test_a_band_fills_the_channels_of_a_tensor_core(width, channels, features, stride, voxels):
+    kernel = (3, 3, 3, channels, features)
+    assert convolution._band_voxels(width, kernel, stride) == voxels
+
+
+@pytest.mark.parametrize("channels", [1, 4, 12, 16])
+def test_a_band_takes_multiples_of_eight_channels(channels):
+    x, kernel = jnp.zeros((1, 3, 4, 64, channels)), jnp.zeros((3, 3, 3, channels, 4))
+    jaxpr = jax.make_jaxpr(lambda x, k: conv3d(x, k, 1, "banded"))(x, kernel)
+    (found,) = re.findall(r"f32\[3,3,1,(\d+),(\d+)\]", str(jaxpr))[-1:]
+    assert [int(n) % 8 for n in found] == [0, 0]
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -82,6 +119,6 @@ def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channe
 
 def test_a_kernel_need_not_be_a_cube():
     x, weights = draw(1, 4, 5, 6, 2), draw(1, 3, 5, 2, 3, seed=1)
-    for form in ("native", "folded"):
+    for form in FORMS:
         found = jax.jit(conv3d, static_argnums=(2, 3))(x, weights, 1, form)
         np.testing.assert_allclose(found, convolve(x, weights, 1), rtol=1e-5, atol=1e-5)

@@ -310,7 +310,7 @@ def test_build_lays_the_network_out_for_the_platform():
     config = Config(data=DATA, model=MODEL)
     cpu, gpu = deepsc.build(config, "cpu").layout, deepsc.build(config, "gpu").layout
     assert (cpu.form, cpu.scan_tiles, cpu.dtype) == ("folded", False, jnp.float32)
-    assert (gpu.form, gpu.scan_tiles, gpu.dtype) == ("native", True, jnp.bfloat16)
+    assert (gpu.form, gpu.scan_tiles, gpu.dtype) == ("banded", True, jnp.bfloat16)
     asked = PlatformConfig(conv_form="native", tile_loop="scan", remat="blocks")
     layout = deepsc.build(dataclasses.replace(config, platform=asked), "cpu").layout
     assert (layout.form, layout.scan_tiles) == ("native", True)

@@ -241,9 +241,8 @@ def build(config: Config, platform: str) -> DeepSC:
     """The network of `config`, laid out for `platform` (`jax.default_backend()`)."""
     choice = config.platform
     scan = choice.tile_loop == "scan" or (choice.tile_loop == "auto" and platform != "cpu")
-    form = "native" if choice.space > 1 else choice.conv_form  # folding depth would gather it
     layout = Layout(
-        form=resolve_form(form, platform),
+        form=resolve_form(choice.conv_form, platform, choice.space),
         dtype=resolve_dtype(choice.compute_dtype, platform),
         scan_tiles=scan,
         remat_tiles=choice.remat in ("tiles", "all"),

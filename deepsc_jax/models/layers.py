@@ -6,7 +6,7 @@ many padded slices follow. `mask_depth` restores zeros there, which a zero-padde
 the unpadded volume would have seen.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -188,11 +188,16 @@ def recomputed(block: type[nn.Module], wanted: bool) -> Any:
     return nn.remat(block) if wanted else block
 
 
-def resolve_form(form: str, platform: str) -> ConvForm:
-    """The convolution form that `auto` stands for on `platform` (`jax.default_backend()`)."""
+def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
+    """The convolution form that `auto` stands for on `platform` (`jax.default_backend()`).
+
+    Depth that is split over `space` devices is not folded: that would gather it.
+    """
     if form == "auto":
-        return "folded" if platform == "cpu" else "native"
-    return "native" if form == "native" else "folded"
+        form = {"gpu": "banded", "cpu": "folded" if space == 1 else "native"}.get(
+            platform, "native"
+        )
+    return cast(ConvForm, form)
 
 
 def resolve_dtype(name: str, platform: str) -> jnp.dtype:

@@ -117,7 +117,9 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
       InputError: the batch does not fit the mesh, or the program cannot be compiled.
     """
     traced = trace(config, stage, mesh, scans, depth)
-    counted = dict(flops.count(traced.jaxpr))
+    plain = dataclasses.replace(config.platform, conv_form="native")  # no products with zeros
+    native = trace(dataclasses.replace(config, platform=plain), stage, mesh, scans, depth)
+    counted = dict(flops.count(native.jaxpr))
     try:
         with compiler_options(mesh.devices.flat[0].platform) as options:
             compiled = traced.lower().compile(compiler_options=options)

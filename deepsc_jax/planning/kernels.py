@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from deepsc_jax.models.convolution import TENSOR_CHANNELS
 from deepsc_jax.planning.hlo import Computation, Instruction, Module, called, instructions
 
 # Who computes a convolution: a cuDNN call, or XLA itself. That is slow loops on GPU; on TPU it is
@@ -19,7 +20,6 @@ CALLS = {
     "__cudnn$convBackwardFilter": "backward_filter",
 }
 COMPUTED_BY = ("forward", "backward_input", "backward_filter", "fused", "xla")
-TENSOR_CHANNELS = 8  # a multiple of it is what tensor cores take of 16-bit values
 
 INTO = ("call", "conditional", "fusion", "async-start")
 # Instructions that leave values as they are, apart from their order and their type.
