@@ -286,8 +286,9 @@ class PlatformConfig:
     )
     conv_form: Literal["auto", "native", "banded", "folded"] = option(
         "auto",
-        "assumed: how a 3D convolution is written; folded (2D over stacked slices) is faster on "
-        "CPU, banded (neighbouring voxels as channels) on GPU, and auto chooses so; native on TPU",
+        "assumed: how a 3D convolution is written; auto is banded (neighbouring voxels as "
+        "channels) on GPU, folded (2D over stacked slices) on CPU unless depth is split, native "
+        "elsewhere",
     )
     tile_loop: Literal["auto", "fold", "scan"] = option(
         "auto", "assumed: tiles of a scan folded into the batch (CPU) or scanned (GPU, TPU)"

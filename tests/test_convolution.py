@@ -1,7 +1,5 @@
 """The forms of a convolution, against the textbook's in plain numpy, and its slabs."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,10 +51,10 @@ any_form = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
         (3, 1, (1, 4, 4), STACKED_CHANNELS - 1),
         (3, 1, (3, 4, 4), STACKED_CHANNELS),
         (3, 2, (3, 5, 4), STACKED_CHANNELS + 1),
-        (3, 1, (3, 4, 32), 1),
-        (3, 2, (3, 6, 32), 3),
-        (5, 1, (3, 4, 16), 8),
-        (5, 2, (3, 6, 8), 5),
+        (3, 1, (2, 3, 128), 1),
+        (3, 2, (3, 4, 32), 3),
+        (5, 1, (2, 3, 16), 8),
+        (5, 2, (2, 4, 32), 5),
         (1, 2, (2, 4, 16), 4),
     ],
 )
@@ -86,7 +84,8 @@ def test_every_form_is_the_textbook_convolution(kernel, stride, shape, channels)
         (64, 32, 32, 1, 2),
         (32, 64, 64, 1, 1),
         (128, 64, 128, 2, 1),
-        (40, 4, 4, 1, 8),  # 40 is no multiple of 16
+        (64, 4, 4, 1, 8),  # 8 groups of 8
+        (40, 4, 4, 1, 4),  # no multiple of 16, and 5 groups of 8
         (41, 4, 4, 1, 1),
     ],
 )
@@ -95,12 +94,33 @@ def test_a_band_fills_the_channels_of_a_tensor_core(width, channels, features, s
     assert convolution._band_voxels(width, kernel, stride) == voxels
 
 
-@pytest.mark.parametrize("channels", [1, 4, 12, 16])
-def test_a_band_takes_multiples_of_eight_channels(channels):
-    x, kernel = jnp.zeros((1, 3, 4, 64, channels)), jnp.zeros((3, 3, 3, channels, 4))
-    jaxpr = jax.make_jaxpr(lambda x, k: conv3d(x, k, 1, "banded"))(x, kernel)
-    (found,) = re.findall(r"f32\[3,3,1,(\d+),(\d+)\]", str(jaxpr))[-1:]
-    assert [int(n) % 8 for n in found] == [0, 0]
+@pytest.mark.parametrize(("channels", "features"), [(1, 4), (1, 32), (2, 4), (3, 8), (4, 4)])
+def test_a_band_reads_multiples_of_eight_channels(monkeypatch, channels, features):
+    read = []
+
+    def native(x, kernel, *_):
+        read.append((x.shape[-1], kernel.shape[3]))
+        return jnp.zeros((*x.shape[:-1], kernel.shape[-1]))
+
+    monkeypatch.setattr(convolution, "_native", native)
+    conv3d(
+        jnp.zeros((1, 3, 4, 128, channels)), jnp.zeros((3, 3, 3, channels, features)), 1, "banded"
+    )
+    ((stacked, taken),) = read
+    assert stacked == taken > 2 * channels
+    assert stacked % 8 == 0
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_band_of_half_precision_has_a_gradient_in_single(stride):
+    x, weights = jnp.asarray(draw(1, 3, 4, 32, 4), jnp.bfloat16), draw(3, 3, 3, 4, 4, seed=1)
+    probe = draw(1, 3, 4 // stride, 32 // stride, 4, seed=2)
+    (_, native), (_, banded) = (
+        any_form(x, weights, probe, stride, form) for form in ("native", "banded")
+    )
+    assert [leaf.dtype for leaf in banded] == [jnp.bfloat16, jnp.float32]
+    for one, other in zip(native, banded, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=0.01 * np.abs(one).max())
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -12,7 +12,7 @@ from drawn import draw_params, masked_volume
 
 from deepsc_jax import parallel
 from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
-from deepsc_jax.models import deepsc
+from deepsc_jax.models import convolution, deepsc
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
@@ -45,6 +45,12 @@ def batch(seed: int) -> dict[str, np.ndarray]:
         "depth": np.asarray(DEPTHS, np.int32),
         "label": np.asarray([0, 1, 2, 0], np.int32),
     }
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands in rows as short as these scans'."""
+    monkeypatch.setattr(convolution, "BAND_GROUPS", 1)
 
 
 def run(stage: Any, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]:

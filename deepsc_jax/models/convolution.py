@@ -3,8 +3,8 @@
 `native` is one 3D convolution.
 
 `banded` is for GPUs, whose tensor cores 4, 16 or 32 channels leave mostly idle: neighbouring voxels
-of a row become channels, those beyond the group's ends beside them, and the kernel a band. Half its
-products are with zeros, and it takes a quarter to a half of the time (H100, bfloat16).
+of a row become channels, those beyond the group's ends beside them, and the kernel a band. 27 % of
+a joint step's products are then with zeros, and it takes 0.38 of the time (H100, bfloat16).
 
 `folded` is for XLA's CPU backend, several times as fast there: 2D convolutions with depth folded
 into the batch. Shifted slices are stacked along channels; with very few channels
@@ -12,8 +12,8 @@ into the batch. Shifted slices are stacked along channels; with very few channel
 `STACKED_CHANNELS` input channels up, one 2D convolution per kernel slice is summed. What does not
 fit the cache goes slab by slab along depth.
 
-The backward pass stacks again what the forward pass stacked: the network's memory would be mostly
-stacks.
+The backward pass of bands and of slabs stacks again what the forward pass stacked: the network's
+memory would be mostly stacks.
 """
 
 import functools
@@ -29,8 +29,11 @@ from deepsc_jax import parallel
 
 Volume = Float[Array, "batch depth height width channel"]
 ConvForm = Literal["native", "banded", "folded"]
-# Of a band: as many voxels as fill so many channels on its narrower and on its wider side.
-BAND_VOXELS, BAND_NARROW, BAND_WIDE = 16, 64, 128
+# Of a band: its voxels, and the channels that they may fill on its narrower and its wider side. By
+# timings of 1 to 64 channels on an H100: at 64 a band is slower.
+BAND_VOXELS, BAND_NARROW, BAND_WIDE = (16, 8, 4, 2), 64, 128
+# In shorter rows XLA takes a kernel's gradient for a forward convolution, and turns volumes for it.
+BAND_GROUPS = 8
 TENSOR_CHANNELS = 8  # a multiple of it is what tensor cores take of 16-bit values
 STACKED_CHANNELS = 32
 GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
@@ -87,13 +90,12 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
     """
     reach = kernel.shape[0] // 2
     if form != "folded":
-        group = _band_voxels(x.shape[3], kernel.shape, stride) if form == "banded" else 1
 
         def convolve(x: Volume, kernel: Array, reach: int) -> Volume:
             if kernel.shape[:4] == (1, 1, 1, 1) and stride == 1:
                 return (x * kernel[0, 0, 0, 0]).astype(x.dtype)  # fused with what follows
-            if group > 1:
-                return _stacking(x, kernel, functools.partial(_banded, group), stride, reach)
+            if form == "banded" and _band_voxels(x.shape[3], kernel.shape, stride) > 1:
+                return _stacking(x, kernel, _banded, stride, reach)
             in_plane = (kernel.shape[1] // 2, kernel.shape[2] // 2)
             return _native(x, kernel, (stride, stride), (reach, *in_plane))
 
@@ -151,26 +153,24 @@ _stacking.defvjp(_forward, _backward)
 
 
 def _band_voxels(width: int, kernel_shape: tuple[int, ...], stride: int) -> int:
-    """How many voxels of a row `_banded` takes together; 1 where a band would not be faster."""
+    """How many voxels of a row `_banded` takes together; 1 for no band."""
     channels, features = kernel_shape[3], kernel_shape[4] / stride
     narrow, wide = min(channels, features), max(channels, features)
-    group = BAND_VOXELS
-    while group > 1 and (
-        width % group
-        or group % stride
-        or group * narrow > BAND_NARROW
-        or group * wide > BAND_WIDE
-        or group < kernel_shape[2] // 2
-    ):
-        group //= 2
-    return group
+    for group in BAND_VOXELS:
+        whole = width % group == group % stride == 0 and width >= BAND_GROUPS * group
+        fills = group * narrow <= BAND_NARROW and group * wide <= BAND_WIDE
+        if whole and fills and group >= kernel_shape[2] // 2:
+            return group
+    return 1
 
 
-def _banded(group: int, x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
-    """`conv3d` from `group` voxels of a row, and those around them, to their `group / stride`.
+def _banded(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
+    """`conv3d` from groups of voxels of a row, and those around each, to every `stride`-th.
 
-    The band is made in the kernel's own dtype, in which so many shares of its gradient are summed.
+    More around them where that makes a multiple of `TENSOR_CHANNELS`. The band is made in the
+    kernel's own dtype, in which so many shares of its gradient are summed.
     """
+    group = _band_voxels(x.shape[3], kernel.shape, stride)
     *volume, width, channels = x.shape
     around = margin = kernel.shape[2] // 2
     while around < group and (group + 2 * around) * channels % TENSOR_CHANNELS:
@@ -187,6 +187,7 @@ def _banded(group: int, x: Volume, kernel: Array, stride: int, reach: int) -> Vo
 
 
 def _in_slabs(x: Volume, kernel: Array, stride: int, _: int) -> Volume:
+    """`conv3d` slab by slab; its reach is the kernel's, since depth is not split over devices."""
     parts = [_slab(slab, kernel, stride) for _, slab in _slabs(x, kernel.shape[0])]
     return jnp.concatenate(parts, axis=1)
 
@@ -232,8 +233,8 @@ def _slab(padded: Volume, kernel: Array, stride: int) -> Volume:
 
 
 def _band(
-    kernel: Float[Array, "taps k k cin cout"], group: int, stride: int = 1
-) -> Float[Array, "k k stacked grouped"]:
+    kernel: Float[Array, "taps ka kb cin cout"], group: int, stride: int = 1
+) -> Float[Array, "ka kb stacked grouped"]:
     """The kernel from group + taps - 1 stacked places to every `stride`-th of a group."""
     taps, *window, channels, _ = kernel.shape
     columns = [

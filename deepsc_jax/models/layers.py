@@ -193,11 +193,11 @@ def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
 
     Depth that is split over `space` devices is not folded: that would gather it.
     """
-    if form == "auto":
-        form = {"gpu": "banded", "cpu": "folded" if space == 1 else "native"}.get(
-            platform, "native"
-        )
-    return cast(ConvForm, form)
+    if form != "auto":
+        return cast(ConvForm, form)
+    if platform == "gpu":
+        return "banded"
+    return "folded" if platform == "cpu" and space == 1 else "native"
 
 
 def resolve_dtype(name: str, platform: str) -> jnp.dtype:

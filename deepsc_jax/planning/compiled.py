@@ -36,7 +36,7 @@ class Program:
 
     Attributes:
       memory: bytes by kind (`KINDS`); peak is all that lives at once.
-      flops: by kind of product.
+      flops: by kind of product, of plain convolutions: without a band's products with zeros.
       bytes_moved: to and from device memory.
       collectives: transfers between devices.
       convolutions: every one of them.
@@ -117,7 +117,7 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
       InputError: the batch does not fit the mesh, or the program cannot be compiled.
     """
     traced = trace(config, stage, mesh, scans, depth)
-    plain = dataclasses.replace(config.platform, conv_form="native")  # no products with zeros
+    plain = dataclasses.replace(config.platform, conv_form="native")
     native = trace(dataclasses.replace(config, platform=plain), stage, mesh, scans, depth)
     counted = dict(flops.count(native.jaxpr))
     try:
