@@ -136,6 +136,7 @@ def test_any_mesh_computes_what_one_device_does(stage: Any, platform: dict, one_
     assert_same(run(stage, "float64", **platform), one_device(stage, "float64"))
 
 
+@slow
 def test_the_compilers_options_for_large_tiles_change_no_number(one_device: Any, monkeypatch: Any):
     expected = one_device("joint", "float64")  # before they are changed
     assert not parallel.compiler_options("cpu", CONFIG.data)

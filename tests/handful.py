@@ -1,0 +1,43 @@
+"""A handful of phantoms and a small configuration for them, for tests that train."""
+
+import pathlib
+
+from deepsc_jax import prepare
+from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig, TrainConfig
+
+CONFIG = Config(
+    data=DataConfig(
+        working_spacing_mm=(8, 9, 9),
+        working_size=(24, 32),
+        tile=(8, 24, 32),
+        depth_bucket=8,
+        slices=8,
+    ),
+    model=ModelConfig(
+        inception_channels=4,
+        inception_branches=((1,), (1, 3)),
+        lesion_channels=(4, 4, 4),
+        classifier_stem_channels=4,
+        encoder_channels=(4, 4, 4),
+        norm_groups=2,
+    ),
+    train=TrainConfig(
+        segmentation_steps=4,
+        classification_steps=4,
+        joint_steps=4,
+        segmentation_batch=2,
+        classification_batch=2,
+        joint_batch=2,
+        log_every=1,
+        evaluate_every=2,
+        checkpoint_every=2,
+    ),
+    platform=PlatformConfig(data=1),
+)
+
+
+def write(out: pathlib.Path) -> pathlib.Path:
+    """Six training, three validation and three test phantoms, prepared."""
+    cases = prepare.write_phantoms((6, 3, 3), out, seed=0, size=48, workers=1)
+    assert prepare.prepare(cases, out, CONFIG.data, workers=1, phantoms=True) == []
+    return out
