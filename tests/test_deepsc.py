@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig
-from deepsc_jax.models import deepsc
+from deepsc_jax.models import convolution, deepsc
 from deepsc_jax.models.deepsc import DeepSC, Layout
 
 TILE, SIZE, SLICES = (8, 16, 16), (32, 16), 6
@@ -200,8 +200,10 @@ def test_scanned_tiles_give_what_folded_tiles_give(variables, out):
         same(leaf, expected, jax.tree_util.keystr(path))
 
 
-def test_native_and_folded_convolutions_agree(variables, out):
-    network = DeepSC(MODEL, DATA, Layout(form="native"))
+@pytest.mark.parametrize("form", ["native", "banded"])
+def test_all_forms_of_convolutions_agree(variables, out, monkeypatch, form):
+    monkeypatch.setattr(convolution, "BAND_GROUPS", 1)  # the tiles' rows are short
+    network = DeepSC(MODEL, DATA, Layout(form=form))
     found = jax.jit(lambda v: run(network, v, BATCH, "joint"))(variables)
     same(found["logits"], out["logits"])
     same(found["lesion"], out["lesion"])
