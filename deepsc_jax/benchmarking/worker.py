@@ -51,7 +51,8 @@ def main() -> None:
         if job.variant != "compiled":
             raise
         traceback.print_exc()
-        return reply(left_out=str(error).strip().splitlines()[0])
+        # torch.compile names its backend in the first line, and what it raised in the second.
+        return reply(left_out=" ".join(str(error).split("\n")[:2]).strip())
     reply(**timed.ready)
     while True:
         try:
