@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsc_jax import losses, parallel, processes
+from deepsc_jax import losses, memory, parallel, processes
 from deepsc_jax.config import CLASSES, STAGES, Config, Stage
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
@@ -107,13 +107,15 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> bool:
             f"{stage}: no validation split: its last checkpoint counts, and lesion is p >= 0.5"
         )
 
-    step = reached or 0
+    first = step = reached or 0
     progress = Progress(stage, total, step, quiet=not run.log.writer)
     begun, logged, since = time.monotonic(), step, []
     preempted = False
     while step < total and not preempted:
         batch = parallel.put_batch(next(batches), run.mesh)
         state, scalars = step_fn(state, batch)
+        if step == first:  # it has just been compiled
+            memory.give_back()
         since.append(scalars)
         step += 1
         preempted = run.preemption.agreed()
