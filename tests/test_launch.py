@@ -75,7 +75,8 @@ def test_slurm_requeues_what_wants_to_go_on(
     run = start(tmp_path, "slurm.sbatch", "--workdir=a b")
     run.communicate()
     assert run.returncode == code
-    train = f"srun --kill-on-bad-exit=1 {tmp_path}/python -m deepsc_jax.train --workdir=a b"
+    train = f"{tmp_path}/python -m deepsc_jax.train --workdir=a b"
+    train = f"srun --cpus-per-task=1 --kill-on-bad-exit=1 {train}"
     assert calls(tmp_path) == [train, *(["scontrol requeue 17"] if requeued else [])]
 
 

@@ -114,8 +114,9 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> bool:
     while step < total and not preempted:
         batch = parallel.put_batch(next(batches), run.mesh)
         state, scalars = step_fn(state, batch)
-        if step == first:  # it has just been compiled
+        if step == first:  # it has just been compiled, which is no step's time
             memory.give_back()
+            begun = time.monotonic()
         since.append(scalars)
         step += 1
         preempted = run.preemption.agreed()
