@@ -8,8 +8,8 @@ import sys
 def give_back() -> None:
     """Give the system the memory that was freed; call it once a program has been compiled.
 
-    glibc keeps what tracing and compiling took, on a small machine as much as a train step needs.
-    Does nothing where the C library cannot be asked to.
+    glibc keeps what tracing and compiling took, of a train step about a GiB. Does nothing but
+    collect garbage where the C library cannot be asked to.
     """
     gc.collect()
     if sys.platform == "linux":

@@ -28,9 +28,8 @@ MUTATIONS = (
     Mutation(
         "height and width of convolution kernels exchanged",
         "models/convolution.py",
-        "    padding = [(k // 2, k // 2) for k in kernel.shape[:3]]\n",
-        "    kernel = kernel.swapaxes(1, 2)\n"
-        "    padding = [(k // 2, k // 2) for k in kernel.shape[:3]]\n",
+        "    reach = kernel.shape[0] // 2\n",
+        "    kernel = kernel.swapaxes(1, 2)\n    reach = kernel.shape[0] // 2\n",
     ),
     Mutation(
         "group norm with Flax's epsilon",

@@ -72,11 +72,11 @@ def test_slurm_requeues_what_wants_to_go_on(
 ) -> None:
     stand_in(tmp_path, "srun", f"exit {code}")
     stand_in(tmp_path, "scontrol", "")
-    run = start(tmp_path, "slurm.sbatch", "--workdir=a b")
+    run = start(tmp_path, "slurm.sbatch", "--workdir=a b", SLURM_CPUS_PER_TASK="8")
     run.communicate()
     assert run.returncode == code
     train = f"{tmp_path}/python -m deepsc_jax.train --workdir=a b"
-    train = f"srun --cpus-per-task=1 --kill-on-bad-exit=1 {train}"
+    train = f"srun --cpus-per-task=8 --kill-on-bad-exit=1 {train}"
     assert calls(tmp_path) == [train, *(["scontrol requeue 17"] if requeued else [])]
 
 

@@ -16,12 +16,7 @@ from handful import CONFIG
 
 from deepsc_jax import inference, prepare
 from deepsc_jax import workdir as workdirs
-from deepsc_jax.config import (
-    CLASSES,
-    STAGES,
-    Config,
-    Stage,
-)
+from deepsc_jax.config import CLASSES, STAGES, Config, Stage
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.requests import Request

@@ -12,11 +12,7 @@ import pytest
 from handful import CONFIG
 
 from deepsc_jax import parallel, prepare
-from deepsc_jax.config import (
-    CLASSES,
-    STAGES,
-    Stage,
-)
+from deepsc_jax.config import CLASSES, STAGES, Stage
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store

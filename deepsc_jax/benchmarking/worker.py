@@ -10,7 +10,6 @@ kernel's high-water mark is reset (/proc/self/clear_refs), and read after the la
 is no such file, it is the high-water mark of the process's whole life.
 """
 
-import ctypes
 import importlib
 import math
 import os
@@ -22,6 +21,7 @@ import time
 import traceback
 from typing import Any
 
+from deepsc_jax import memory
 from deepsc_jax.benchmarking import energy
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.errors import InputError
@@ -79,7 +79,8 @@ class Timed:
         warm, _ = _seconds(self._run)
         self._calls = max(1, math.ceil(TURN_SECONDS / max(warm, 1e-6)))
         self._long = warm > LONG_SECONDS
-        _give_back_and_reset()
+        memory.give_back()
+        _reset_peak()
         self._idle = _status("VmRSS")
         self._run()  # touches again what was given back
         self._meter = energy.Meter()
@@ -136,12 +137,9 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _give_back_and_reset() -> None:
+def _reset_peak() -> None:
     if sys.platform != "linux":
         return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
-    if trim is not None:
-        trim(0)
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     except OSError as error:  # a container may forbid it

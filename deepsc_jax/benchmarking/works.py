@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 
-from deepsc_jax import memory, parallel
+from deepsc_jax import parallel
 from deepsc_jax.benchmarking import jobs
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.config import CLASSES, STAGES, Config, PlatformConfig, Stage
@@ -150,16 +150,10 @@ def _step(job: Job, stage: Stage, mesh: Mesh) -> tuple[Callable[[Any], Any], dee
     state = jax.device_put(state, where)
     step = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)), where)
 
-    compiled_yet = False
-
     def take(batch: Any) -> Any:
-        nonlocal state, compiled_yet
+        nonlocal state
         state, scalars = step(state, batch)
-        jax.block_until_ready((state, scalars))
-        if not compiled_yet:  # as `train` does after its first step
-            memory.give_back()
-            compiled_yet = True
-        return scalars
+        return jax.block_until_ready((state, scalars))[1]
 
     return take, model
 

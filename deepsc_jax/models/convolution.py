@@ -186,8 +186,9 @@ def _banded(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
     return y.reshape(*y.shape[:3], -1, kernel.shape[-1])
 
 
-def _in_slabs(x: Volume, kernel: Array, stride: int, _: int) -> Volume:
-    """`conv3d` slab by slab; its reach is the kernel's, since depth is not split over devices."""
+def _in_slabs(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
+    """`conv3d` slab by slab, of a depth that is not split over devices."""
+    assert reach == kernel.shape[0] // 2
     parts = [_slab(slab, kernel, stride) for _, slab in _slabs(x, kernel.shape[0])]
     return jnp.concatenate(parts, axis=1)
 

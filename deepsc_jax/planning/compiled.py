@@ -117,9 +117,11 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
       InputError: the batch does not fit the mesh, or the program cannot be compiled.
     """
     traced = trace(config, stage, mesh, scans, depth)
-    plain = dataclasses.replace(config.platform, conv_form="native")
-    native = trace(dataclasses.replace(config, platform=plain), stage, mesh, scans, depth)
-    counted = dict(flops.count(native.jaxpr))
+    plain = traced
+    if deepsc.build(config, mesh.devices.flat[0].platform).layout.form != "native":
+        platform = dataclasses.replace(config.platform, conv_form="native")
+        plain = trace(dataclasses.replace(config, platform=platform), stage, mesh, scans, depth)
+    counted = dict(flops.count(plain.jaxpr))
     try:
         with compiler_options(mesh.devices.flat[0].platform) as options:
             compiled = traced.lower().compile(compiler_options=options)
