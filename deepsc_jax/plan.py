@@ -87,7 +87,7 @@ def _sizes(config: Config) -> list[int]:
     for text in DEVICES.value:
         if not text.isdigit() or not int(text) or int(text) % space:
             raise InputError(
-                f"--devices={text}: give whole numbers, multiples of --space={space}, "
+                f"--devices={text}: give whole numbers above 0, multiples of --space={space}, "
                 "with commas between them"
             )
         sizes.append(int(text))

@@ -70,7 +70,7 @@ while ((left > 0)); do
     stopped=1
   elif ((code != 0)); then
     echo "error: process $number of $processes ended with code $code: ending the others; the same" \
-      "command goes on from the last checkpoint" >&2
+      "command goes on from the last checkpoint, or from the beginning where there is none" >&2
     kill -KILL "${pids[@]}" 2>/dev/null || true
     wait 2>/dev/null
     exit "$code"

@@ -23,6 +23,7 @@ command="cd ${REPOSITORY:-deepsc_jax} && exec .venv/bin/python -m deepsc_jax.tra
 while true; do
   gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"
   code=$?
+  ((code == 255)) && echo "error: no ssh to a worker, or it was lost: training may still run there" >&2
   ((code == 75)) || exit "$code"
   echo "preempted: starting it again, to go on from the last checkpoint"
 done

@@ -217,7 +217,7 @@ def test_depth_over_space_moves_borders_gradients_and_the_slice_grid_alone(tmp_p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--devices=8,many"], "--devices=many: give whole numbers"),
+        (["--devices=8,many"], "--devices=many: give whole numbers above 0"),
         (["--devices=9"], "--devices=9: not a whole number of GPUs on each of 2 nodes"),
         (["--data=4"], "--data=4: the data axis is --devices over --space here"),
         (["--platform=v4"], "flag --platform=v4"),

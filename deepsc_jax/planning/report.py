@@ -139,7 +139,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for kind in KINDS:
         cells = [
-            f"{row.program.memory[kind] / GIB:.3f}" if kind in row.program.memory else "-"
+            _figure(row.program.memory[kind] / GIB) if kind in row.program.memory else "-"
             for row in rows
         ]
         lines.append((f"{kind}, GiB", cells))
@@ -147,15 +147,14 @@ def table(rows: Sequence[Row]) -> str:
         ("fits", [f"{'yes' if row.fits else 'NO'}, of {row.chip.limit / GIB:.1f}" for row in rows])
     )
     for kind in PRODUCTS:
-        lines.append(
-            (f"TFLOP, {kind}", [f"{row.program.flops.get(kind, 0) / 1e12:.2f}" for row in rows])
-        )
+        found = [_figure(row.program.flops.get(kind, 0) / 1e12) for row in rows]
+        lines.append((f"TFLOP, {kind}", found))
     lines += [
-        ("device memory moved, GiB", [f"{row.program.bytes_moved / GIB:.0f}" for row in rows]),
-        ("seconds: arithmetic", [_seconds(row.bound.arithmetic) for row in rows]),
-        ("seconds: memory", [_seconds(row.bound.memory) for row in rows]),
-        ("seconds: transfers", [_seconds(row.bound.transfers) for row in rows]),
-        ("a step takes at least, s", [_seconds(row.bound.step) for row in rows]),
+        ("device memory moved, GiB", [_figure(row.program.bytes_moved / GIB) for row in rows]),
+        ("seconds: arithmetic", [_figure(row.bound.arithmetic) for row in rows]),
+        ("seconds: memory", [_figure(row.bound.memory) for row in rows]),
+        ("seconds: transfers", [_figure(row.bound.transfers) for row in rows]),
+        ("a step takes at least, s", [_figure(row.bound.step) for row in rows]),
         ("scans a second, at most", [f"{row.scans_per_second:.3g}" for row in rows]),
         ("scaling efficiency", [f"{row.bound.efficiency:.4f}" for row in rows]),
     ]
@@ -183,8 +182,8 @@ def _devices(row: Row) -> str:
     return f"{row.devices} ({row.devices // row.space} x {row.space})"
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2g}" if value < 0.01 else f"{value:.3f}"
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _kernels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

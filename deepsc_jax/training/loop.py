@@ -107,6 +107,7 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> bool:
             f"{stage}: no validation split: its last checkpoint counts, and lesion is p >= 0.5"
         )
 
+    run.log.say(f"{stage}: the first step compiles its program, unless an earlier run has kept it")
     first = step = reached or 0
     progress = Progress(stage, total, step, quiet=not run.log.writer)
     begun, logged, since = time.monotonic(), step, []
