@@ -3,8 +3,9 @@ SCAN ?=
 # Passed to pip, e.g. PIP_FLAGS='--find-links ~/wheels'.
 PIP_FLAGS ?=
 
-# XLA compiles on one core: a process for each, a file of tests in one of them.
-PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
+# XLA compiles on one core: a process for each, a file of tests in one of them (conftest.py: which
+# come first).
+PARALLEL := -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

@@ -76,18 +76,21 @@ def compiler_options(platform: str, data: DataConfig) -> dict[str, bool | str]:
     On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
     them; XLA's default turns every one to channel-first.
 
-    On CPUs, for large tiles: Eigen's convolutions, a train step with YNNPACK's took half as long
-    again (64x96x96; at 48x40x56 a fifth less), and the order of steps that needs the least memory,
-    a third less. YNNPACK for products alone gave wrong sums (JAX 0.10.2; tests of meshes saw it).
+    On CPUs the barriers stay that keep apart what a block computes twice (`--remat`): without them
+    XLA merges both again. For large tiles, Eigen's convolutions, a train step with YNNPACK's took
+    half as long again (64x96x96; at 48x40x56 a fifth less), and the order of steps that needs the
+    least memory, a third less. YNNPACK for products alone gave wrong sums (JAX 0.10.2; tests of
+    meshes saw it).
     """
     if platform == "gpu":
         return {"xla_gpu_force_conv_nhwc": True}
-    if platform == "cpu" and math.prod(data.tile) >= LARGE_TILE:
-        return {
-            "xla_cpu_experimental_ynn_fusion_type": "",
-            "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-        }
-    return {}
+    if platform != "cpu":
+        return {}
+    options: dict[str, bool | str] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    if math.prod(data.tile) >= LARGE_TILE:
+        options["xla_cpu_experimental_ynn_fusion_type"] = ""
+        options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    return options
 
 
 def check_batch(config: Config, stage: Stage, mesh: Mesh) -> None:

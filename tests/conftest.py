@@ -50,3 +50,13 @@ def within(record_property: Callable[[str, object], None]) -> Callable[..., None
 def drawn() -> Callable[..., Any]:
     """Parameters drawn by numpy: none starts at zero, and no initialiser is compiled."""
     return draw_params
+
+
+# The files that take longest, which begin first: no process is left with one of them at the end.
+LONGEST = ("training_steps", "training", "benchmark", "scale", "train", "deepsc", "plan")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files before all others."""
+    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))

@@ -198,9 +198,14 @@ def _slabs(x: Volume, taps: int) -> list[tuple[slice, Volume]]:
     depth, reach = x.shape[1], taps // 2
     stacked_slice = x.size // depth * taps * x.dtype.itemsize
     size = max(SLAB_BYTES // stacked_slice // SLAB_SLICES, 1) * SLAB_SLICES
-    padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)))
+
+    def with_neighbours(first: int, end: int) -> Volume:  # the whole volume, padded, is never made
+        start, stop = max(first - reach, 0), min(end + reach, depth)
+        missing = (start - (first - reach), end + reach - stop)
+        return jnp.pad(x[:, start:stop], ((0, 0), missing, (0, 0), (0, 0), (0, 0)))
+
     wheres = [slice(i, min(i + size, depth)) for i in range(0, depth, size)]
-    return [(where, padded[:, where.start : where.stop + 2 * reach]) for where in wheres]
+    return [(where, with_neighbours(where.start, where.stop)) for where in wheres]
 
 
 def _slab(padded: Volume, kernel: Array, stride: int) -> Volume:
