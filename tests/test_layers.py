@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsc_jax.models import layers
+from deepsc_jax import parallel
+from deepsc_jax.config import DataConfig
+from deepsc_jax.models import convolution, layers
+from deepsc_jax.models.lesion import DoubleConv
 
 
 def draw(*shape, seed=0):
@@ -221,3 +224,21 @@ def test_a_loop_over_tiles_takes_along_no_constant_as_large_as_a_tile():
         pairs = zip(loop.invars, loop.params["jaxpr"].jaxpr.invars, strict=True)
         kept = [v for v, inside in pairs if v.aval.shape == inside.aval.shape]  # not a slice each
         assert all(v.aval.size < tiles[0].size for v in kept)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, drawn, monkeypatch):
+    monkeypatch.setattr(convolution, "SLAB_BYTES", 2**13)  # two slabs
+    x = draw(1, 16, 8, 8, 4)
+    block = layers.recomputed(DoubleConv, wanted)(4, 2, "folded", jnp.float32)
+    params = drawn(block, x, None)
+
+    def loss(params, x):
+        return (block.apply(params, 2 * x, None) ** 2).sum()
+
+    options = parallel.compiler_options("cpu", DataConfig())
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
+    program = gradient.lower(params, x).compile().as_text()
+    # Of both convolutions, slab by slab: forward, the kernel's gradient, the input's gradient; and
+    # forward again. Without `compiler_options` XLA merges one of them with the first.
+    assert program.count(" convolution(") == (16 if wanted else 12)
