@@ -47,7 +47,7 @@ class BatchInference:
     """Predicts scans into folders below `out`, several at a time.
 
     Attributes:
-      busy_seconds: how long the device has computed.
+      busy_seconds: how long the network took, from volume to result, compiling included.
 
     Args:
       predictor: the network.

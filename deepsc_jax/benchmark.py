@@ -6,12 +6,14 @@ Every work and every peer runs in a process of its own. Each is built and warmed
 apart (ours in a process before it, whose programs it reads), and then they take turns, `--repeats`
 of a timed, synchronised run, after an untimed one unless it is long; the table gives medians, and
 the ratio of ours to each peer, below 1 where ours is faster. Peers start from the same weights and
-inputs, and the first results must agree. All processes have the allocator settings of `train`
-(`program.ALLOCATOR`). On a GPU they share its memory, so XLA takes none ahead.
+inputs, and the first results must agree. Ours and peers alike have the allocator settings of
+`train` (`program.ALLOCATOR`), for inference those of `predict`: none. On a GPU they share its
+memory, so XLA takes none ahead.
 
 `--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
 `torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as
-many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`).
+many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`);
+`--peer=forms` ours with each form of its convolutions (`models/convolution.py`).
 Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
 cache of decoded chunks then.
 
@@ -45,7 +47,10 @@ program.define_config_flags()
 WORK = flags.DEFINE_list("work", ["train_joint"], f"What to time: of {', '.join(jobs.WORKS)}.")
 PEER = flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
 VARIANTS = flags.DEFINE_list(
-    "variants", list(jobs.VARIANTS), "Of each peer: torch.compile alone may take minutes."
+    "variants",
+    None,
+    "Some of a peer's, by default all: "
+    + "; ".join(f"{side}: {', '.join(names)}" for side, names in jobs.VARIANTS.items()),
 )
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
 SCAN_SIZE = flags.DEFINE_list(
@@ -79,9 +84,9 @@ def main() -> None:
         works = [_known(name, jobs.WORKS, "work") for name in WORK.value]
         sides = [_known(name, tuple(jobs.PEERS), "peer") for name in PEER.value]
         _require_peers(sides, works)
-        _require_variants()
+        _require_variants(sides)
         with tempfile.TemporaryDirectory() as folder:
-            stage = STAGES[STAGES.index(STAGE.value)]
+            stage: Any = STAGE.value
             made = [
                 Job(work, config, size, stage, "ours", "", _folder(folder, str(number)))
                 for number, work in enumerate(works)
@@ -126,8 +131,8 @@ def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None
     job, *others = _train_steps(made, "growth")
     if not OUT.value or others:
         raise InputError("--growth: give --out, a folder for it, and one --work")
-    if "monai" in sides:
-        raise InputError("--growth: --peer=torch is the one that grows with it")
+    if set(sides) - {"torch"}:
+        raise InputError("--growth: --peer=torch is the one that is drawn beside ours")
     out = pathlib.Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     counts = _devices() or list(scaling.DOUBLINGS)
@@ -177,7 +182,7 @@ def _measure_beside(job: Job, sides: list[str]) -> list[Measured]:
         dataclasses.replace(job, side=side, variant=variant)
         for side in sides
         if job.work in jobs.PEERS[side]
-        for variant in VARIANTS.value
+        for variant in VARIANTS.value or jobs.VARIANTS[side]
     ]
     _tell(f"{job.work}: ours" + "".join(f", {other.name}" for other in beside))
     found, left_out = measure([job, *beside], REPEATS.value, _tell)
@@ -211,7 +216,7 @@ def _known(name: str, names: tuple[Any, ...], flag: str) -> Any:
 
 def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
     for side in sides:
-        if importlib.util.find_spec(side) is None:
+        if side != "forms" and importlib.util.find_spec(side) is None:
             raise InputError(
                 f"--peer={side}: {side} was not found: pip install 'deepsc_jax[{side}]'"
             )
@@ -222,11 +227,17 @@ def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
             )
 
 
-def _require_variants() -> None:
-    given = [_known(name, jobs.VARIANTS, "variants") for name in VARIANTS.value]
-    if not given or len(set(given)) < len(given):
-        known = ",".join(jobs.VARIANTS)
-        raise InputError(f"--variants={','.join(given)}: give some of {known}, each once")
+def _require_variants(sides: list[str]) -> None:
+    if VARIANTS.value is None:
+        return
+    given: list[str] = VARIANTS.value
+    for side in sides:
+        known = jobs.VARIANTS[side]
+        if not given or not set(given) <= set(known) or len(set(given)) < len(given):
+            raise InputError(
+                f"--variants={','.join(given)}: give some of {','.join(known)}, those of "
+                f"--peer={side}, each once"
+            )
 
 
 def _data_dir(made: list[Job]) -> pathlib.Path | None:
@@ -237,11 +248,12 @@ def _data_dir(made: list[Job]) -> pathlib.Path | None:
         return pathlib.Path(DATA_DIR.value)
     _tell("making 9 phantoms ...")
     out = made[0].folder / "phantoms"
+    grid = ",".join(map(str, made[0].config.data.working_size))
     given = [flags.FLAGS[name].serialize() for name in program.flag_names()]
     command = [sys.executable, "-m", "deepsc_jax.prepare", "--phantoms=9,0,0", f"--out={out}"]
-    done = subprocess.run(
-        command + [text for text in given if text], capture_output=True, text=True, check=False
-    )
+    command += [text for text in given if text]
+    command += [f"--working_size={grid}"]  # the last one counts: --scan_size may have changed it
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"no phantoms could be made: {done.stderr.strip().splitlines()[-1]}")
     return out

@@ -77,7 +77,7 @@ def summary(outcomes: Sequence[Outcome], total: int, seconds: float, busy: float
     line = ", ".join(parts)
     if made:
         line += (
-            f" in {seconds:.0f} s: {3600 * made / seconds:.0f} scans/hour; the device computed "
+            f" in {seconds:.0f} s: {3600 * made / seconds:.0f} scans/hour; the network took "
             f"{busy / seconds:.0%} of the time and waited for scans {1 - busy / seconds:.0%}"
         )
     return line

@@ -40,8 +40,8 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     Exits with 2 for a bad flag and 1 for bad input, each after one line on stderr; otherwise with
     what `main` returns: `PREEMPTED` where it has saved its work on SIGTERM and wants to go on. A
     program that trains is started over with `ALLOCATOR` in its environment, which glibc reads at
-    the start only, unless some of that is set already. Unless JAX_COMPILATION_CACHE_DIR names
-    another folder, compiled programs are kept in `compilation_cache()`.
+    the start only, unless some of that is set already. Compiled programs are kept, however quickly
+    they were compiled, in `compilation_cache()` unless JAX_COMPILATION_CACHE_DIR names a folder.
     """
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
@@ -49,6 +49,8 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
         jax.config.update("jax_platforms", "cpu")
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", compilation_cache())
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 

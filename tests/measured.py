@@ -31,7 +31,12 @@ def measured(
     end |= {"flops": more.pop("flops", {"float32": 5e8, "bfloat16": 2e9})}
     given: dict[str, Any] = {
         "summary": {"loss": 1.0},
-        "environment": {"platform": "gpu", "devices": 2, "compute_dtype": "float32"},
+        "environment": {
+            "platform": "gpu",
+            "device": "H100",
+            "devices": 2,
+            "compute_dtype": "float32",
+        },
         "joules": None,
         "end": end,
     }

@@ -226,8 +226,9 @@ def test_a_loop_over_tiles_takes_along_no_constant_as_large_as_a_tile():
         assert all(v.aval.size < tiles[0].size for v in kept)
 
 
+@pytest.mark.parametrize("tile", [(64, 128, 128), (16, 32, 32)])  # large, and not
 @pytest.mark.parametrize("wanted", [False, True])
-def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, drawn, monkeypatch):
+def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, tile, drawn, monkeypatch):
     monkeypatch.setattr(convolution, "SLAB_BYTES", 2**13)  # two slabs
     x = draw(1, 16, 8, 8, 4)
     block = layers.recomputed(DoubleConv, wanted)(4, 2, "folded", jnp.float32)
@@ -236,9 +237,9 @@ def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, drawn, monkeypa
     def loss(params, x):
         return (block.apply(params, 2 * x, None) ** 2).sum()
 
-    options = parallel.compiler_options("cpu", DataConfig())
+    options = parallel.compiler_options("cpu", DataConfig(tile=tile, slices=tile[0]))
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
-    program = gradient.lower(params, x).compile().as_text()
+    program = gradient.lower(params, x).compile().as_text() or ""
     # Of both convolutions, slab by slab: forward, the kernel's gradient, the input's gradient; and
     # forward again. Without `compiler_options` XLA merges one of them with the first.
     assert program.count(" convolution(") == (16 if wanted else 12)

@@ -56,7 +56,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def environment(folder: pathlib.Path, **more: str) -> dict[str, str]:
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     return os.environ | compiled | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable} | more

@@ -61,7 +61,6 @@ class Runs:
         folders = [f"--data_dir={self.folder / 'data'}", f"--workdir={self.folder / name}"]
         compiled = {  # spares restarts the compilation
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         env = os.environ | compiled | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable} | more

@@ -35,10 +35,7 @@ def measure(scan: str, checkpoint: str) -> dict[str, dict[str, float]]:
       InputError: the scan cannot be predicted.
     """
     with tempfile.TemporaryDirectory() as folder:
-        cache = {
-            "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        cache = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         return {
             kind: _measure_once(scan, checkpoint, f"{folder}/{kind}", cache)
             for kind in ("cold", "warm")

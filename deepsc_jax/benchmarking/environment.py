@@ -1,20 +1,25 @@
 """What the figures of a benchmark depend on."""
 
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
+import sys
 from typing import Any
 
 from absl import flags
 
 from deepsc_jax import parallel, program
 
+# What else decides how fast something runs; the allocator's settings are among them.
+SETTINGS = ("XLA_", "JAX_", "OMP_", "MKL_", "TORCH", "CUDA_", "NVIDIA_TF32_OVERRIDE")
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "monai")
 
 
 def environment() -> dict[str, Any]:
-    """This machine, its libraries, the flags that were given, and the commit."""
+    """This machine, its libraries, the command and its flags, and the commit."""
+    settings = (*SETTINGS, *program.ALLOCATOR)
     return {
         "cores": parallel.usable_cores(),
         "cpu": _cpu_model(),
@@ -25,6 +30,8 @@ def environment() -> dict[str, Any]:
             for name in program.flag_names()
             if flags.FLAGS[name].value != flags.FLAGS[name].default
         },
+        "command": sys.argv[1:],
+        "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith(settings)},
         "commit": _commit(),
     }
 

@@ -22,6 +22,7 @@ AXES = {
     "devices": "devices, of one batch",
 }
 COLOURS = {"ours": "#0072B2", "torch": "#D55E00"}
+DEVICE = ("device", "platform", "compute_dtype")  # of a worker's environment
 Curve = dict[str, Any]
 Beside = Callable[[Job, bool], list[Measured]]
 
@@ -55,6 +56,7 @@ def scaling_rows(job: Job, devices: Sequence[int], repeats: int) -> list[dict[st
                     "scans_per_s": scans / one.times.median,
                     "efficiency": share,
                     "repeats": repeats,
+                    **{name: one.environment[name] for name in DEVICE},
                 }
             )
     return rows
@@ -85,24 +87,18 @@ def curves(job: Job, quantities: Sequence[str], devices: Sequence[int], beside: 
             points = scaling.points(job, quantity, devices)
         except ValueError as error:
             raise InputError(f"--growth={quantity}: {error}: give another configuration") from error
-        seconds: dict[str, list[float]] = {}
-        for _, point in points:
+        seconds: dict[str, dict[int, float]] = {}
+        for size, point in points:
             ours, *peers = beside(point, quantity != "devices")  # torch has the one
-            seconds.setdefault("ours", []).append(ours.times.median)
-            if peers:
+            seconds.setdefault("ours", {})[size] = ours.times.median
+            if peers:  # a variant that cannot be built is left out
                 best = min(peer.times.median for peer in peers)
-                seconds.setdefault("torch", []).append(best)
-        sizes = [size for size, _ in points]
-        found += [
-            {
-                "quantity": quantity,
-                "side": side,
-                "sizes": sizes,
-                "seconds": values,
-                "exponent": scaling.exponent(sizes, values),
-            }
-            for side, values in seconds.items()
-        ]
+                seconds.setdefault("torch", {})[size] = best
+        for side, values in seconds.items():
+            sizes, times = list(values), list(values.values())
+            curve = {"quantity": quantity, "side": side, "sizes": sizes, "seconds": times}
+            if len(sizes) > 1:
+                found.append(curve | {"exponent": scaling.exponent(sizes, times)})
     return found
 
 

@@ -34,8 +34,13 @@ STORED: tuple[Work, ...] = ("loading", "loop", "loop_without_loading")  # read a
 PEERS: dict[str, tuple[Work, ...]] = {
     "torch": (*TRAIN_STAGES, "forward", "inference"),
     "monai": ("train_segmentation", "inference"),
+    "forms": (*TRAIN_STAGES, "forward", "inference"),
 }
-VARIANTS = ("eager", "channels_last", "compiled")
+VARIANTS = {
+    "torch": ("eager", "channels_last", "compiled"),
+    "monai": ("eager", "channels_last", "compiled"),
+    "forms": ("native", "banded", "folded"),  # ours again, with each of `models.convolution`'s
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Job:
       scan_size: depth, height and width of a scan, in voxels of the working grid.
       stage: of the training that `STORED` works belong to.
       side: `ours`, or a key of `PEERS`.
-      variant: of a peer, one of `VARIANTS`; empty for ours.
+      variant: of a peer, one of its `VARIANTS`; empty for ours.
       folder: where our worker leaves the weights for its peers, and its programs for the next.
       data_dir: what `prepare` wrote, for `STORED` works.
     """

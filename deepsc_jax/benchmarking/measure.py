@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 
+from deepsc_jax import program
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.errors import InputError
 
@@ -31,7 +32,8 @@ class Worker:
     """A process that has built and warmed up one job.
 
     Attributes:
-      ready: what it said then: compile_s, summary, environment; or left_out.
+      ready: what it said then: long, compile_s, summary, environment; or left_out.
+      again: whether an untimed run comes before each timed one.
 
     Raises:
       InputError: the job cannot be built, or the process ended.
@@ -39,6 +41,7 @@ class Worker:
 
     def __init__(self, job: Job):
         self.job = job
+        self.again = True
         self._log = job.folder / f"{job.name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -46,7 +49,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(),
+                env=_environment(job.work),
             )
         try:
             self.ready = self._ask(job)
@@ -58,7 +61,7 @@ class Worker:
 
     def turn(self) -> dict[str, Any]:
         """One timed turn: `seconds`, `joules`."""
-        return self._ask("turn")
+        return self._ask("again" if self.again else "turn")
 
     def end(self) -> dict[str, Any]:
         """Memory and rates, after the last turn."""
@@ -94,11 +97,16 @@ class Worker:
             ) from error
 
 
-def _environment() -> dict[str, str]:
-    """Of every worker: ours and peers share a GPU, so none takes all its memory at once."""
+def _environment(work: str) -> dict[str, str]:
+    """Of every worker: ours and peers share a GPU, so none takes all its memory at once.
+
+    For inference it lacks the allocator's settings that this program, but not `predict`, has.
+    """
+    ours = program.ALLOCATOR if work == "inference" else {}
+    kept = {name: value for name, value in os.environ.items() if ours.get(name) != value}
     chosen = jax.config.values["jax_platforms"]  # by `program.run`, where there is no GPU
     platforms = {"JAX_PLATFORMS": chosen} if chosen else {}
-    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | platforms
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | kept | platforms
 
 
 @contextlib.contextmanager
@@ -122,7 +130,7 @@ def _warm_worker(job: Job) -> Worker:
     count as ours otherwise; `torch.compile` runs its compilers in other processes.
     """
     worker = Worker(job)
-    if job.side != "ours":
+    if job.side not in ("ours", "forms"):
         return worker
     worker.close()
     warm = Worker(job)
@@ -144,16 +152,17 @@ def interleave(
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of the turns of one worker."""
+    """Seconds of the turns of one worker, in order."""
 
+    turns: tuple[float, ...]
     median: float
     low: float
     high: float
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Times":
-        """Their median, least and greatest."""
-        return cls(statistics.median(seconds), min(seconds), max(seconds))
+        """With their median, least and greatest."""
+        return cls(tuple(seconds), statistics.median(seconds), min(seconds), max(seconds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +202,9 @@ def measure(
         for worker in built:
             if worker.job.side != "ours":
                 require_agreement(worker.job, built[0].ready, worker.ready)
+        longs = [worker.ready.pop("long") for worker in built]
+        for worker in built:  # alike, and none where one takes long
+            worker.again = not any(longs)
         turns = interleave(built, repeats)
         found = []
         for worker, taken in zip(built, turns, strict=True):

@@ -66,6 +66,18 @@ def peak_device_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if CUDA else None
 
 
+def reset_peak_device_bytes() -> None:
+    """Forget the most that was taken so far: cuDNN's trials, too, took some."""
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+
+
+def give_back_device() -> None:
+    """Give the device the memory that torch keeps for its next tensors."""
+    if CUDA:
+        torch.cuda.empty_cache()
+
+
 def peak_rates() -> tuple[str, dict[str, float]]:
     """Ours says it."""
     return "", {}

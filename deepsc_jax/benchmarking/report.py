@@ -38,6 +38,7 @@ def _ours(ours: Measured, repeats: int) -> Row:
         "ours_s": seconds,
         "ours_min_s": ours.times.low,
         "ours_max_s": ours.times.high,
+        "ours_turns_s": ours.times.turns,
         "ours_peak_mib": ours.peak_mib,
         "ours_idle_mib": ours.end["idle_bytes"] / 2**20,
         "ours_host_peak_mib": ours.end["peak_bytes"] / 2**20,
@@ -74,19 +75,27 @@ def _devices(ours: Measured) -> int:
 
 def _peer(peer: Measured | None, own: Row) -> Row:
     if peer is None:
-        names = ("peer", "peer_s", "peer_min_s", "peer_max_s", "ratio", "peer_peak_mib")
-        return dict.fromkeys((*names, "memory_ratio", "peer_compile_s", "peer_flops"))
+        names = ("peer", "peer_s", "peer_min_s", "peer_max_s", "peer_turns_s")
+        ratios = ("ratio", "ratio_min", "ratio_max", "memory_ratio")
+        known = ("peer_peak_mib", "peer_compile_s", "peer_flops", "peer_energy_j")
+        return dict.fromkeys((*names, *ratios, *known))
+    rounds = [a / b for a, b in zip(own["ours_turns_s"], peer.times.turns, strict=True)]
     return {
         "peer": peer.job.name,
         "peer_s": peer.times.median,
         "peer_min_s": peer.times.low,
         "peer_max_s": peer.times.high,
+        "peer_turns_s": peer.times.turns,
         "ratio": own["ours_s"] / peer.times.median,
+        "ratio_min": min(rounds),
+        "ratio_max": max(rounds),
         "peer_peak_mib": peer.peak_mib,
         "memory_ratio": own["ours_peak_mib"] / peer.peak_mib,
         "peer_compile_s": peer.compile_s,
-        # The reference computes what ours does; another network is counted.
+        # The reference is the same network (what it resamples at greater cost is not counted);
+        # another network is counted.
         "peer_flops": sum(peer.end["flops"].values()) or own["flops"],
+        "peer_energy_j": peer.joules,
     }
 
 
@@ -94,13 +103,14 @@ def table(rows: Sequence[Row]) -> str:
     """The pairs as text, and below them what ours alone does."""
     lines = [
         f"{'work':22}{'peer':26}{'ours s':>9}{'(min - max)':>18}{'peer s':>9}{'(min - max)':>18}"
-        f"{'ratio':>7}{'ours MiB':>10}{'peer MiB':>10}"
+        f"{'ratio':>7}{'(each round)':>15}{'ours MiB':>10}{'peer MiB':>10}"
     ]
     for row in rows:
         ours = f"{row['ours_s']:9.4g}{_span(row, 'ours'):>18}"
-        peer = f"{'-':>9}{'':18}{'-':>7}"
+        peer = f"{'-':>9}{'':18}{'-':>7}{'':15}"
         if row["peer"]:
             peer = f"{row['peer_s']:9.4g}{_span(row, 'peer'):>18}{row['ratio']:7.2f}"
+            peer += f"{'({ratio_min:.2f} - {ratio_max:.2f})'.format(**row):>15}"
         memory = f"{row['ours_peak_mib']:10.0f}{_or_dash(row['peer_peak_mib'], '.0f'):>10}"
         lines.append(f"{row['work']:22}{row['peer'] or '-':26}{ours}{peer}{memory}")
     lines += [

@@ -40,7 +40,7 @@ def main() -> None:
         replies.flush()
 
     job: Job = pickle.load(sys.stdin.buffer)
-    side = "works" if job.side == "ours" else "peers"
+    side = "works" if job.side in ("ours", "forms") else "peers"
     module = importlib.import_module(f"deepsc_jax.benchmarking.{side}")
     before = _status("VmRSS")
     try:
@@ -59,7 +59,7 @@ def main() -> None:
             request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return None
-        reply(**(timed.turn() if request == "turn" else timed.end(before)))
+        reply(**(timed.end(before) if request == "end" else timed.turn(again=request == "again")))
 
 
 class Timed:
@@ -78,25 +78,26 @@ class Timed:
         del out
         warm, _ = _seconds(self._run)
         self._calls = max(1, math.ceil(TURN_SECONDS / max(warm, 1e-6)))
-        self._long = warm > LONG_SECONDS
         memory.give_back()
         _reset_peak()
+        self._module.reset_peak_device_bytes()
         self._idle = _status("VmRSS")
         self._run()  # touches again what was given back
         self._meter = energy.Meter()
         self.ready = {
+            "long": warm > LONG_SECONDS,
             "compile_s": max(first - warm, 0.0),
             "summary": summary,
             "environment": module.environment(job.config),
         }
 
-    def turn(self) -> dict[str, Any]:
+    def turn(self, *, again: bool) -> dict[str, Any]:
         """Seconds, and joules where they are told, of one step of the work.
 
-        After an untimed run, unless one is long: the first step after some seconds of waiting for
-        the others took half as long again, since a system may take back memory that idles.
+        `again` after an untimed run: the first step after some seconds of waiting for the others
+        took half as long again, since a system may take back memory that idles.
         """
-        if not self._long:
+        if again:
             self._run()
         steps, before = self._calls * self._built.steps, self._meter.joules()
         begun = time.perf_counter()
@@ -105,6 +106,7 @@ class Timed:
         seconds = time.perf_counter() - begun
         after = self._meter.joules()
         joules = None if before is None or after is None else (after - before) / steps
+        self._module.give_back_device()  # a peer may need it
         return {"seconds": seconds / steps, "joules": joules}
 
     def end(self, before: int) -> dict[str, Any]:

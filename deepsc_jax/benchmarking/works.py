@@ -49,6 +49,10 @@ class Built:
 def build(job: Job) -> Built:
     """Build our side of `job`, and leave its weights for the peers and its compiled programs."""
     jax.config.update("jax_compilation_cache_dir", str(job.programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # as programs do
+    if job.side == "forms":
+        platform = dataclasses.replace(job.config.platform, conv_form=job.variant)
+        job = dataclasses.replace(job, config=dataclasses.replace(job.config, platform=platform))
     stage = jobs.stage_of(job)
     if job.work not in ("inference", "loading"):  # as `predict` and `train` do
         parallel.use_cpu_cores(job.config, [stage])
@@ -104,6 +108,14 @@ def peak_device_bytes() -> int | None:
     return stats.get("peak_bytes_in_use")
 
 
+def reset_peak_device_bytes() -> None:
+    """Nothing: XLA's count cannot be reset, and has what compiling and its trials took in it."""
+
+
+def give_back_device() -> None:
+    """Nothing: XLA gives nothing back before the process ends."""
+
+
 def peak_rates() -> tuple[str, dict[str, float]]:
     """FLOP per second of each of `targets.PRODUCTS` on one device, and where the figure is from.
 
@@ -141,7 +153,7 @@ def _weights(job: Job, model: deepsc.DeepSC) -> Any:
 
 
 def _step(job: Job, stage: Stage, mesh: Mesh) -> tuple[Callable[[Any], Any], deepsc.DeepSC]:
-    """A function from a batch to the scalars of a step that trains on it."""
+    """A function from a batch to the scalars, to come, of a step that trains on it."""
     config = job.config
     parallel.check_batch(config, stage, mesh)
     model = deepsc.build(config, jax.default_backend())
@@ -153,7 +165,7 @@ def _step(job: Job, stage: Stage, mesh: Mesh) -> tuple[Callable[[Any], Any], dee
     def take(batch: Any) -> Any:
         nonlocal state
         state, scalars = step(state, batch)
-        return jax.block_until_ready((state, scalars))[1]
+        return scalars
 
     return take, model
 
@@ -162,7 +174,11 @@ def _train(job: Job, stage: Stage) -> Built:
     mesh = parallel.make_mesh(job.config.platform)
     step, _ = _step(job, stage, mesh)
     batch = parallel.put_batch(jobs.batch(job.config, stage, job.scan_size), mesh)
-    return Built(lambda: step(batch), _loss, lambda: count_flops(job))
+
+    def run() -> Any:
+        return jax.block_until_ready(step(batch))
+
+    return Built(run, _loss, lambda: count_flops(job))
 
 
 def _loss(scalars: Any) -> dict[str, float]:
@@ -216,7 +232,10 @@ def _loading(job: Job) -> Built:
 
 
 def _loop(job: Job, *, loads: bool) -> Built:
-    """Steps of the train loop, which begins to read with its first."""
+    """Steps as the train loop takes them: the next is prepared and sent while one is computed.
+
+    It begins to read with its first.
+    """
     mesh = parallel.make_mesh(job.config.platform)
     step, _ = _step(job, job.stage, mesh)
     first = next(iter(_batches(job)))
@@ -226,7 +245,7 @@ def _loop(job: Job, *, loads: bool) -> Built:
         scalars = [step(parallel.put_batch(next(batches), mesh)) for _ in range(BATCHES)]
         if loads:
             batches.close()
-        return scalars[0]
+        return jax.block_until_ready(scalars)[0]
 
     return Built(run, _loss, lambda: count_flops(job), BATCHES)
 
