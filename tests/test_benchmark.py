@@ -212,6 +212,8 @@ def test_rows_of_pairs_and_of_the_best_variant():
         ("monai, the best of 1", 2.0),
     ]
     assert (rows[0]["ours_min_s"], rows[0]["ours_max_s"]) == (1, 4)
+    # Of seconds 2, 1, 4 and 1, 4, 5, round by round.
+    assert (rows[1]["ratio_min"], rows[1]["ratio_max"]) == (1 / 4, 2)
     assert rows[1]["peer_flops"] == rows[1]["flops"] == 2.5e9
     assert rows[2]["peer_flops"] == 7
     # 0.5 s for the float32 products and 0.5 s for the others, on each of two chips: 1/2 s of 2.

@@ -103,9 +103,8 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and stride == 1:
         return x @ kernel[0, 0, 0]
-    slabs = _slabs(x, kernel.shape[0])
-    if len(slabs) == 1:
-        return _slab(slabs[0][1], kernel, stride)
+    if _slab_slices(x, kernel.shape[0]) >= x.shape[1]:
+        return _in_slabs(x, kernel, stride, reach)
     return _stacking(x, kernel, _in_slabs, stride, reach)
 
 
@@ -187,25 +186,25 @@ def _banded(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
 
 
 def _in_slabs(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
-    """`conv3d` slab by slab, of a depth that is not split over devices."""
+    """`conv3d` slab by slab, of a depth that is not split over devices.
+
+    Each is cut from `x` with its neighbours along depth; the whole volume is never padded.
+    """
+    depth, size = x.shape[1], _slab_slices(x, kernel.shape[0])
     assert reach == kernel.shape[0] // 2
-    parts = [_slab(slab, kernel, stride) for _, slab in _slabs(x, kernel.shape[0])]
+    parts = []
+    for first in range(0, depth, size):
+        start, stop = first - reach, min(first + size, depth) + reach
+        missing = (max(-start, 0), max(stop - depth, 0))
+        slab = jnp.pad(x[:, max(start, 0) : stop], ((0, 0), missing, (0, 0), (0, 0), (0, 0)))
+        parts.append(_slab(slab, kernel, stride))
     return jnp.concatenate(parts, axis=1)
 
 
-def _slabs(x: Volume, taps: int) -> list[tuple[slice, Volume]]:
-    """The slices of every slab, and the slab with its neighbours along depth."""
-    depth, reach = x.shape[1], taps // 2
-    stacked_slice = x.size // depth * taps * x.dtype.itemsize
-    size = max(SLAB_BYTES // stacked_slice // SLAB_SLICES, 1) * SLAB_SLICES
-
-    def with_neighbours(first: int, end: int) -> Volume:  # the whole volume, padded, is never made
-        start, stop = max(first - reach, 0), min(end + reach, depth)
-        missing = (start - (first - reach), end + reach - stop)
-        return jnp.pad(x[:, start:stop], ((0, 0), missing, (0, 0), (0, 0), (0, 0)))
-
-    wheres = [slice(i, min(i + size, depth)) for i in range(0, depth, size)]
-    return [(where, with_neighbours(where.start, where.stop)) for where in wheres]
+def _slab_slices(x: Volume, taps: int) -> int:
+    """How many slices a slab has: what stays in a cache, stacked."""
+    stacked_slice = x.size // x.shape[1] * taps * x.dtype.itemsize
+    return max(SLAB_BYTES // stacked_slice // SLAB_SLICES, 1) * SLAB_SLICES
 
 
 def _slab(padded: Volume, kernel: Array, stride: int) -> Volume:
