@@ -6,9 +6,9 @@ Every work and every peer runs in a process of its own. Each is built and warmed
 apart (ours in a process before it, whose programs it reads), and then they take turns, `--repeats`
 of a timed, synchronised run, after an untimed one unless it is long; the table gives medians, and
 the ratio of ours to each peer, below 1 where ours is faster. Peers start from the same weights and
-inputs, and the first results must agree. Ours and peers alike have the allocator settings of
-`train` (`program.ALLOCATOR`), for inference those of `predict`: none. On a GPU they share its
-memory, so XLA takes none ahead.
+inputs, and the first results must agree. All have the allocator settings of `train`
+(`program.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
+On a GPU they share its memory, so XLA takes none ahead.
 
 `--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
 `torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as

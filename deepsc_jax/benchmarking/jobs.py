@@ -36,6 +36,7 @@ PEERS: dict[str, tuple[Work, ...]] = {
     "monai": ("train_segmentation", "inference"),
     "forms": (*TRAIN_STAGES, "forward", "inference"),
 }
+OURS = ("ours", "forms")  # the sides that are this project's own
 VARIANTS = {
     "torch": ("eager", "channels_last", "compiled"),
     "monai": ("eager", "channels_last", "compiled"),

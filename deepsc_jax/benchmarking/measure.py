@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 
 from deepsc_jax import program
-from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.benchmarking.jobs import OURS, Job
 from deepsc_jax.errors import InputError
 
 PAUSE_SECONDS = 0.3  # OpenMP's and Eigen's threads spin for some while after their work
@@ -49,7 +49,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(job.work),
+                env=_environment(job),
             )
         try:
             self.ready = self._ask(job)
@@ -97,13 +97,14 @@ class Worker:
             ) from error
 
 
-def _environment(work: str) -> dict[str, str]:
-    """Of every worker: ours and peers share a GPU, so none takes all its memory at once.
+def _environment(job: Job) -> dict[str, str]:
+    """Of a worker: ours and peers share a GPU, so none takes all its memory at once.
 
-    For inference it lacks the allocator's settings that this program, but not `predict`, has.
+    Our inference lacks the allocator's settings that this program, but not `predict`, has.
     """
-    ours = program.ALLOCATOR if work == "inference" else {}
-    kept = {name: value for name, value in os.environ.items() if ours.get(name) != value}
+    predicts = job.work == "inference" and job.side in OURS
+    lacks = program.ALLOCATOR if predicts else {}
+    kept = {name: value for name, value in os.environ.items() if lacks.get(name) != value}
     chosen = jax.config.values["jax_platforms"]  # by `program.run`, where there is no GPU
     platforms = {"JAX_PLATFORMS": chosen} if chosen else {}
     return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | kept | platforms
@@ -130,7 +131,7 @@ def _warm_worker(job: Job) -> Worker:
     count as ours otherwise; `torch.compile` runs its compilers in other processes.
     """
     worker = Worker(job)
-    if job.side not in ("ours", "forms"):
+    if job.side not in OURS:
         return worker
     worker.close()
     warm = Worker(job)

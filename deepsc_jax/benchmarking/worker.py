@@ -23,7 +23,7 @@ from typing import Any
 
 from deepsc_jax import memory
 from deepsc_jax.benchmarking import energy
-from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.benchmarking.jobs import OURS, Job
 from deepsc_jax.errors import InputError
 
 TURN_SECONDS = 0.2  # a turn repeats a shorter work, so that no clock is too coarse
@@ -40,7 +40,7 @@ def main() -> None:
         replies.flush()
 
     job: Job = pickle.load(sys.stdin.buffer)
-    side = "works" if job.side in ("ours", "forms") else "peers"
+    side = "works" if job.side in OURS else "peers"
     module = importlib.import_module(f"deepsc_jax.benchmarking.{side}")
     before = _status("VmRSS")
     try:
