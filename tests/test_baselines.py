@@ -83,6 +83,7 @@ def test_logistic_regression_separates_what_is_separable():
     assert classification_baseline(x[:30], y[:30], x[30:], y[30:]) == 1.0
 
 
+@pytest.mark.slow
 def test_phantoms_defeat_the_band_but_not_the_true_masks():
     # 24 of each: about half the demo's, so the bars have room for the scatter.
     figures = run_baselines(

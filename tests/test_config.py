@@ -97,7 +97,7 @@ def traced_step(given: Config, stage: config.Stage) -> Any:
     return trace(given, stage, mesh, scans, depth=304)
 
 
-QUICK = ("deepsc.flags", "tiny.flags", "whole_scan.flags")
+QUICK = ("deepsc.flags", "whole_scan.flags")  # tiny.flags are trained with
 STEPS = [
     pytest.param(path, id=path.name, marks=() if path.name in QUICK else pytest.mark.slow)
     for path in CONFIGS

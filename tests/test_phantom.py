@@ -120,6 +120,7 @@ def check_table(covid: Findings, cap: Findings, slack: float) -> None:
     assert np.all(spans[0] > spans[1])
 
 
+@pytest.mark.slow
 def test_thirty_scans_of_each_class_come_near_the_table():
     check_table(measure(COVID, range(30)), measure(CAP, range(30)), slack=3.0)
 
