@@ -74,7 +74,7 @@ def test_the_environment_is_recorded(beside_torch: tuple[dict, str]):
     assert found["flags"]["tile"] == [8, 16, 16]
     assert "learning_rate" not in found["flags"]
     assert "--peer=torch" in found["command"]
-    assert found["settings"]["MALLOC_MMAP_MAX_"] == "0"
+    assert sys.platform != "linux" or found["settings"]["MALLOC_MMAP_MAX_"] == "0"
     assert found["device"]
     assert found["versions"].keys() >= {"jax", "torch", "monai"}
     assert found["platform"] in ("cpu", "gpu", "tpu")
@@ -112,6 +112,15 @@ def test_the_compiled_variant_alone(tmp_path: pathlib.Path):
     assert done.returncode == 0, done.stderr
     names = [row["peer"] for row in json.loads(file.read_text())["rows"]]
     assert names == ["torch compiled", "torch, the best of 1"]
+
+
+@pytest.mark.slow
+def test_forms_are_timed_beside_ours(tmp_path: pathlib.Path):
+    file = tmp_path / "rows.json"
+    done = benchmark("--work=forward", "--peer=forms", "--variants=native", f"--json={file}")
+    assert done.returncode == 0, done.stderr
+    names = [row["peer"] for row in json.loads(file.read_text())["rows"]]
+    assert names == ["forms native", "forms, the best of 1"]
 
 
 @pytest.mark.slow
@@ -168,6 +177,33 @@ def test_a_turn_follows_an_untimed_run_where_one_is_asked_for(monkeypatch):
     timed.turn(again=False)
     timed.turn(again=True)
     assert done == ["run", "given back", "run", "run", "given back"]
+
+
+@pytest.mark.parametrize(("seconds", "again"), [((1.0, 9.0), True), ((1.0, 11.0), False)])
+def test_untimed_runs_come_for_all_or_for_none(monkeypatch, seconds, again):
+    started: list[Any] = []
+
+    class Started:
+        def __init__(self, job: Job):
+            self.job = job
+            started.append(self)
+            long = seconds[job.side == "torch"] > worker.LONG_SECONDS
+            told = {"summary": {}, "environment": {"compute_dtype": "float32"}}
+            self.ready: dict[str, Any] = {"long": long, "compile_s": 0.0, **told}
+
+        def turn(self) -> dict[str, Any]:
+            return {"seconds": 1.0, "joules": None}
+
+        def end(self) -> dict[str, Any]:
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(measure, "Worker", Started)
+    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
+    measure.measure([job(), job(side="torch", variant="eager")], 1)
+    assert [one.again for one in started[1:]] == [again, again]  # the first is ours, compiling
 
 
 def test_ours_is_started_again_and_keeps_the_seconds_of_compiling(monkeypatch):

@@ -60,6 +60,11 @@ def test_growth_takes_the_fastest_peer(tmp_path: pathlib.Path):
         both = [measured("torch", "eager", (size**2,)), measured("torch", "compiled", (9e9,))]
         return [measured(seconds=(size,)), *(both if peers else [])]
 
+    def without_peer_at_first(point: Job, _: bool) -> list[Measured]:
+        scans = point.config.train.segmentation_batch
+        peers = [measured("torch", "eager", (3.0 * scans,))] if scans > 4 else []
+        return [measured(seconds=(float(scans),)), *peers]
+
     start = job(config=CONFIG)
     start = scaling.on_devices(start, 1, weak=True)
     found = growth.curves(start, ["voxels", "devices"], [1, 2], beside)
@@ -69,5 +74,7 @@ def test_growth_takes_the_fastest_peer(tmp_path: pathlib.Path):
         ("devices", "ours"),
     ]
     assert [curve["exponent"] for curve in found] == pytest.approx([1, 2, -1])
+    found += growth.curves(start, ["scans"], [1], without_peer_at_first)
+    assert [curve["sizes"] for curve in found[3:]] == [[4, 8, 16, 32], [8, 16, 32]]
     growth.draw(found, "train_segmentation", tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

@@ -112,15 +112,16 @@ def draw(found: Sequence[Curve], work: str, path: pathlib.Path) -> None:
     for axes in panels[len(quantities) :]:
         axes.remove()
     for axes, quantity in zip(panels, quantities, strict=False):
-        exponents = []
-        for curve in (c for c in found if c["quantity"] == quantity):
-            side, sizes = curve["side"], curve["sizes"]
+        exponents, drawn = [], [curve for curve in found if curve["quantity"] == quantity]
+        for curve in drawn:
+            side = curve["side"]
             colour = COLOURS[side]
-            axes.plot(sizes, curve["seconds"], "o-", color=colour, label=side)
+            axes.plot(curve["sizes"], curve["seconds"], "o-", color=colour, label=side)
             exponents.append(f"{side} {curve['exponent']:.2f}")
         axes.set_title(f"{quantity}: exponent {', '.join(exponents)}", fontsize=12)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        sizes = sorted({size for curve in drawn for size in curve["sizes"]})
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
