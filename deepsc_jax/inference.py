@@ -1,9 +1,9 @@
 """Inference: a preprocessed scan in, lesion and class probabilities and evidence out.
 
 F_c is computed once per scan; tiles pass through one program in chunks, each adding its share of
-to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only those sums and
-one chunk of tiles are on the device, so memory does not grow with the scan, and the programs'
-shapes do not depend on it: a second scan never compiles again.
+to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only those sums, a
+chunk of tiles and the results of one before it are on the device, so memory does not grow with the
+scan, and the programs' shapes do not depend on it: a second scan never compiles again.
 """
 
 import dataclasses
@@ -143,28 +143,36 @@ class Predictor:
     ) -> tuple[np.ndarray, dict[str, Array] | None]:
         lesion = np.zeros_like(volume)
         sums = None
-        for origins, corners in self._chunks(len(volume)):
-            tiles = np.stack([_cut(volume, origin, self.config.data.tile) for origin in origins])
-            out = self._segment(
-                self._params,
-                jnp.asarray(tiles[None]),
-                jnp.asarray(origins[None]),
-                depth,
-                features,
-            )
-            found = np.asarray(out["lesion"][0, ..., 0])
-            for tile, corner in zip(found, corners, strict=False):
+
+        def segmented() -> Iterator[tuple[Array, np.ndarray]]:
+            nonlocal sums
+            for origins, corners in self._chunks(len(volume)):
+                tiles = [_cut(volume, origin, self.config.data.tile) for origin in origins]
+                out = self._segment(
+                    self._params,
+                    jnp.asarray(np.stack(tiles)[None]),
+                    jnp.asarray(origins[None]),
+                    depth,
+                    features,
+                )
+                if features is not None:
+                    share = {name: out[name] for name in ("scan_features", "scan_lesion")}
+                    sums = share if sums is None else jax.tree.map(jnp.add, sums, share)
+                yield out["lesion"][0, ..., 0], corners
+
+        for found, corners in _one_behind(segmented()):
+            for tile, corner in zip(np.asarray(found), corners, strict=False):
                 _paste(lesion, tile, corner)
-            if features is not None:
-                share = {name: out[name] for name in ("scan_features", "scan_lesion")}
-                sums = share if sums is None else jax.tree.map(jnp.add, sums, share)
         return lesion, sums
 
     def _evidence_masks(self, masks: Any, depth: Array, slices: int, dtype: np.dtype) -> np.ndarray:
         evidence = np.zeros((3, slices, *self.config.data.working_size), dtype)
-        for origins, corners in self._chunks(slices):
-            tiles = np.asarray(self._evidence(masks, jnp.asarray(origins), depth))
-            for tile, corner in zip(tiles, corners, strict=False):
+        masked = (
+            (self._evidence(masks, jnp.asarray(origins), depth), corners)
+            for origins, corners in self._chunks(slices)
+        )
+        for found, corners in _one_behind(masked):
+            for tile, corner in zip(np.asarray(found), corners, strict=False):
                 for level in range(3):
                     _paste(evidence[level], tile[level], corner)
         return evidence
@@ -182,6 +190,17 @@ class Predictor:
             real = corners[start : start + size]
             beyond = np.full((size - len(real), 3), (counts[0] * data.tile[0], 0, 0), np.int32)
             yield np.concatenate([real, beyond]), real
+
+
+def _one_behind(
+    dispatched: Iterator[tuple[Array, np.ndarray]],
+) -> Iterator[tuple[Array, np.ndarray]]:
+    """Each item once the next is dispatched: the device computes while the host reads."""
+    last = next(dispatched)
+    for item in dispatched:
+        yield last
+        last = item
+    yield last
 
 
 def _cut(volume: np.ndarray, origin: np.ndarray, tile: tuple[int, int, int]) -> np.ndarray:

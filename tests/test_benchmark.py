@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import pathlib
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import smallest
 from measured import CONFIG, job, measured
 
-from deepsc_jax.benchmarking import bars, energy, jobs, measure, report, worker
+from deepsc_jax.benchmarking import bars, energy, jobs, measure, report, worker, works
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Times, interleave, require_agreement
 from deepsc_jax.benchmarking.works import Built
@@ -88,6 +89,26 @@ def test_the_flops_of_a_step_are_those_of_its_products(beside_torch: tuple[dict,
     one = 3 * 2 * 2 * 4 * 4 * (3 * 8 - 2) * (3 * 16 - 2) ** 2
     assert one < row["flops"] < 20 * one
     assert 0 < row["share_of_peak"] < 1
+
+
+@pytest.mark.slow
+def test_flops_are_those_that_torch_counts_less_products_with_padding():
+    torch = pytest.importorskip("torch")
+    counter = importlib.import_module("torch.utils.flop_counter").FlopCounterMode(display=False)
+    config = dataclasses.replace(CONFIG, model=smallest.MODEL)
+    whole = (16, 32, 48)  # as deep as its bucket: no tile is cut or padded
+    batch = {
+        name: torch.from_numpy(x if x.dtype.kind == "f" else x.astype("int64"))
+        for name, x in jobs.batch(config, "joint", whole).items()
+    }
+    network = importlib.import_module("reference.deepsc").DeepSC(config)
+    train = importlib.import_module("reference.training").train
+    steps = train(network, "joint", itertools.repeat(batch), torch.ones(3))
+    with counter:
+        next(steps)
+    ours = works.count_flops(job("train_joint", config=config, scan_size=whole))
+    share = sum(ours.values()) / counter.get_total_flops()
+    assert 0.7 < share < 0.9  # 3x3x3 in 8x16x16 voxels: 0.84; on coarser levels less; 1x1x1: 1
 
 
 @pytest.mark.slow

@@ -63,3 +63,19 @@ def test_another_network_is_known_by_its_digest(params: Any) -> None:
     assert network(jax.tree.unflatten(tree, leaves)).digest != network().digest
     other = dataclasses.replace(CONFIG.model, cross_stitch=False)
     assert network(config=dataclasses.replace(CONFIG, model=other)).digest != network().digest
+
+
+def test_a_chunk_is_read_while_the_next_is_computed(params: Any, monkeypatch: Any) -> None:
+    predictor = inference.Predictor(CONFIG, "segmentation", params, 0.5, "phantoms")
+    segment, paste, events = predictor._segment, inference._paste, []
+
+    def logged(name: str, function: Any) -> Any:
+        return lambda *arguments: (events.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(predictor, "_segment", logged("dispatch", segment))
+    monkeypatch.setattr(inference, "_paste", logged("paste", paste))
+    found = predictor(volume(40)).lesion  # ten tiles, in chunks of four
+    pastes = ["paste"] * 4
+    assert events == ["dispatch", "dispatch", *pastes, "dispatch", *pastes, *pastes[:2]]
+    assert found is not None
+    assert (found[-8:] > 0).all()

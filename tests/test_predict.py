@@ -16,7 +16,9 @@ from drawn import draw_params
 
 from deepsc_jax import prepare
 from deepsc_jax import workdir as workdirs
+from deepsc_jax.benchmarking import cold_start
 from deepsc_jax.config import Config, DataConfig
+from deepsc_jax.errors import InputError
 from deepsc_jax.models import deepsc
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints
@@ -108,11 +110,32 @@ def test_stopped_and_gone_on_with_by_an_array_of_tasks(folder: pathlib.Path) -> 
         with (folder / "out" / f"predictions-{share}-of-2.csv").open() as file:
             rows.append([row["name"] for row in csv.DictReader(file)])
     assert rows == [[f"p{i}/scan" for i in range(share, SCANS, 2)] for share in (0, 1)]
+    done = subprocess.run(
+        [*command, "--workers=0"], cwd=ROOT, env=environment(folder), capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"0 of {SCANS} scans predicted, {SCANS} already there"), done
+    with (folder / "out" / "predictions.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == [f"p{i}/scan" for i in range(SCANS)]
     for i in range(SCANS):
         result = json.loads((folder / "out" / f"p{i}" / "scan" / "result.json").read_text())
         twin = json.loads((folder / "out" / f"p{i % 2}" / "scan" / "result.json").read_text())
         assert result["lesion_ml"] == twin["lesion_ml"] > 0
         assert result["lesion_threshold"] == 0.4
+
+
+@pytest.mark.slow
+def test_a_first_prediction_in_phases_and_from_kept_programs(folder: pathlib.Path) -> None:
+    found = cold_start.measure(str(folder / "in" / "p0" / "scan.nii.gz"), str(folder / "run"))
+    assert found.keys() == {"cold", "warm"}
+    for seconds in found.values():
+        assert seconds.keys() == cold_start.PHASES.keys()
+        assert min(seconds.values()) > 0
+        parts = [seconds[k] for k in seconds if k not in ("total", "second_call")]
+        assert sum(parts) == pytest.approx(seconds["total"])
+    assert found["warm"]["first_call"] < found["cold"]["first_call"]
+    assert found["cold"]["second_call"] < found["cold"]["first_call"] / 2
+    with pytest.raises(InputError, match=r"--first_prediction: .*none\.nii: no such file"):
+        cold_start.measure(str(folder / "none.nii"), str(folder / "run"))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def _measure_once(scan: str, checkpoint: str, out: str, cache: dict[str, str]) -
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing on stderr"]
-        raise InputError(f"--first_prediction={scan}: {lines[-1].removeprefix('error: ')}")
+        raise InputError(f"--first_prediction: {lines[-1].removeprefix('error: ')}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
