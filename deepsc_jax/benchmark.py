@@ -27,6 +27,7 @@ benchmark` runs the comparisons of `benchmarking/bars.py`.
 import dataclasses
 import importlib.util
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,16 +74,26 @@ JSON = flags.DEFINE_string("json", None, "File for the rows, with the environmen
 
 def main() -> None:
     """Measure what the flags name."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # folders are removed
+    if JSON.value:
+        _require_writable("json", pathlib.Path(JSON.value).parent)
     document: dict[str, Any] = {"environment": environment()}
     if FIRST_PREDICTION.value:
-        if not CHECKPOINT.value:
-            raise InputError("--first_prediction: give --checkpoint, a training run's --workdir")
+        if not CHECKPOINT.value or PEER.value or GROWTH.value or DEVICES.value:
+            raise InputError(
+                "--first_prediction: give --checkpoint, a training run's --workdir, and no --peer, "
+                "--growth or --devices"
+            )
         document["first_prediction"] = cold_start.measure(FIRST_PREDICTION.value, CHECKPOINT.value)
         print(cold_start.table(document["first_prediction"]))
     else:
         config, size = _config_and_size()
         works = [_known(name, jobs.WORKS, "work") for name in WORK.value]
         sides = [_known(name, tuple(jobs.PEERS), "peer") for name in PEER.value]
+        if not works:
+            raise InputError(f"--work=: give some of {','.join(jobs.WORKS)}")
+        if sides and DEVICES.value and not GROWTH.value:
+            raise InputError("--devices: scaling tables are of ours alone: leave out --peer")
         _require_peers(sides, works)
         _require_variants(sides)
         with tempfile.TemporaryDirectory() as folder:
@@ -98,8 +109,14 @@ def main() -> None:
             else:
                 _compare(made, sides, document)
     if JSON.value:
-        write_json(document, pathlib.Path(JSON.value))
+        _save(document)
         print(f"wrote {JSON.value}")
+
+
+def _save(document: dict[str, Any]) -> None:
+    """Write what is known so far: the next may take long, and fail."""
+    if JSON.value:
+        write_json(document, pathlib.Path(JSON.value))
 
 
 def _compare(made: list[Job], sides: list[str], document: dict[str, Any]) -> None:
@@ -107,12 +124,9 @@ def _compare(made: list[Job], sides: list[str], document: dict[str, Any]) -> Non
     document["rows"] = []
     data_dir = _data_dir(made)
     for job in made:
-        found = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides)
-        for one in found:
-            document["environment"] |= one.environment
+        found = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides, document)
         document["rows"] += report.rows(found, REPEATS.value)
-        if JSON.value:  # after each: the next may take long, and fail
-            write_json(document, pathlib.Path(JSON.value))
+        _save(document)
     print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
     print(report.table(document["rows"]))
 
@@ -121,8 +135,8 @@ def _scaling(made: list[Job], document: dict[str, Any]) -> None:
     counts, trains = _devices(), _train_steps(made, "devices")
     document["scaling"] = []
     for job in trains:
-        _tell(f"{job.work}: on {', '.join(map(str, counts))} devices")
-        document["scaling"] += growth.scaling_rows(job, counts, REPEATS.value)
+        document["scaling"] += growth.scaling_rows(job, counts, REPEATS.value, _tell)
+        _save(document)
     print(scaling.scaling_table(document["scaling"]))
 
 
@@ -134,16 +148,18 @@ def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None
     if set(sides) - {"torch"}:
         raise InputError("--growth: --peer=torch is the one that is drawn beside ours")
     out = pathlib.Path(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
+    _require_writable("out", out)
     counts = _devices() or list(scaling.DOUBLINGS)
 
     def beside(point: Job, peers: bool) -> list[Measured]:
-        return _measure_beside(point, sides if peers else [])
+        return _measure_beside(point, sides if peers else [], document)
 
-    found = growth.curves(job, quantities, counts, beside)
-    document |= {"work": job.work, "growth": found}
-    growth.draw(found, job.work, out / "growth.png")
-    write_json(document, out / "growth.json")
+    found: list[growth.Curve] = []
+    document |= {"work": job.work, "repeats": REPEATS.value, "growth": found}
+    for curves in growth.curves(job, quantities, counts, beside):
+        found += curves
+        growth.draw(found, job.work, out / "growth.png")
+        write_json(document, out / "growth.json")
     for curve in found:
         pairs = zip(curve["sizes"], curve["seconds"], strict=True)
         measured = "  ".join(f"{size}: {seconds:.3g} s" for size, seconds in pairs)
@@ -176,8 +192,8 @@ def _folder(parent: str, name: str) -> pathlib.Path:
     return folder
 
 
-def _measure_beside(job: Job, sides: list[str]) -> list[Measured]:
-    """Ours and the variants of its peers."""
+def _measure_beside(job: Job, sides: list[str], document: dict[str, Any]) -> list[Measured]:
+    """Ours and the variants of its peers; the document is told where, and what is left out."""
     beside = [
         dataclasses.replace(job, side=side, variant=variant)
         for side in sides
@@ -187,7 +203,11 @@ def _measure_beside(job: Job, sides: list[str]) -> list[Measured]:
     _tell(f"{job.work}: ours" + "".join(f", {other.name}" for other in beside))
     found, left_out = measure([job, *beside], REPEATS.value, _tell)
     for name, reason in left_out.items():
-        print(f"{job.work}: {name} is left out: {reason}", file=sys.stderr)
+        _tell(f"{job.work}: {name} is left out: {reason}")
+        left = {"work": job.work, "peer": name, "reason": reason}
+        document.setdefault("left_out", []).append(left)
+    for one in found:
+        document["environment"] |= one.environment
     return found
 
 
@@ -230,6 +250,8 @@ def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
 def _require_variants(sides: list[str]) -> None:
     if VARIANTS.value is None:
         return
+    if not sides:
+        raise InputError("--variants: they are a peer's: give --peer")
     given: list[str] = VARIANTS.value
     for side in sides:
         known = jobs.VARIANTS[side]
@@ -259,9 +281,18 @@ def _data_dir(made: list[Job]) -> pathlib.Path | None:
     return out
 
 
+def _require_writable(flag: str, folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"--{flag}: {folder} cannot be written to ({error.strerror}): name another folder"
+        ) from error
+
+
 def _tell(text: str) -> None:
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from deepsc_jax.errors import InputError
 from deepsc_jax.files import aside
 from deepsc_jax.prediction import Outcome
 
-INTERRUPTED = 130  # what shells say of a program ended by Ctrl-C
 MOST_WORKERS = 8  # by default: a worker may take 2 GiB at 512x512x300
 
 
@@ -103,7 +102,7 @@ def main() -> int:
                 _say(outcomes, len(wanted), begun)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+        return program.INTERRUPTED
     if table is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_table(outcomes, table)

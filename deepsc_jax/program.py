@@ -23,6 +23,7 @@ from deepsc_jax.errors import InputError
 
 # sysexits.h's EX_TEMPFAIL: nothing is wrong, start it again. The scripts in launch/ know it.
 PREEMPTED = 75
+INTERRUPTED = 130  # what shells say of a program ended by Ctrl-C
 
 # glibc gives freed arrays back to the system and asks for them anew, page by page: half a million
 # page faults a train step. So it keeps them, however large, and in huge pages.
@@ -38,10 +39,11 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     """Run `main` as a program and exit.
 
     Exits with 2 for a bad flag and 1 for bad input, each after one line on stderr; otherwise with
-    what `main` returns: `PREEMPTED` where it has saved its work on SIGTERM and wants to go on. A
-    program that trains is started over with `ALLOCATOR` in its environment, which glibc reads at
-    the start only, unless some of that is set already. Compiled programs are kept, however quickly
-    they were compiled, in `compilation_cache()` unless JAX_COMPILATION_CACHE_DIR names a folder.
+    what `main` returns: `PREEMPTED` where it has saved its work on SIGTERM and wants to go on;
+    `INTERRUPTED` after Ctrl-C. A program that trains is started over with `ALLOCATOR` in its
+    environment, which glibc reads at the start only, unless some of that is set already. Compiled
+    programs are kept, however quickly they were compiled, in `compilation_cache()` unless
+    JAX_COMPILATION_CACHE_DIR names a folder.
     """
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
@@ -101,6 +103,9 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def define_cluster_flags() -> None:

@@ -27,7 +27,7 @@ def measured(
     side: str = "ours", variant: str = "", seconds: tuple[float, ...] = (2, 1, 4), **more: Any
 ) -> Measured:
     end = {"peak_bytes": 2**21, "idle_bytes": 2**20, "device_bytes": None, "rates_from": "here"}
-    end |= {"rates": {"float32": 1e9, "bfloat16": 4e9}}
+    end |= {"rates": {"float32": 1e9, "bfloat16": 4e9}, "depths": (), "settings": {}}
     end |= {"flops": more.pop("flops", {"float32": 5e8, "bfloat16": 2e9})}
     given: dict[str, Any] = {
         "summary": {"loss": 1.0},

@@ -10,6 +10,7 @@ from deepsc_jax.benchmarking import growth, scaling
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured
 from deepsc_jax.config import PlatformConfig
+from deepsc_jax.errors import InputError
 
 
 def test_exponents_of_power_laws():
@@ -67,14 +68,19 @@ def test_growth_takes_the_fastest_peer(tmp_path: pathlib.Path):
 
     start = job(config=CONFIG)
     start = scaling.on_devices(start, 1, weak=True)
-    found = growth.curves(start, ["voxels", "devices"], [1, 2], beside)
+    by_quantity = list(growth.curves(start, ["voxels", "devices"], [1, 2], beside))
+    assert [len(curves) for curves in by_quantity] == [2, 1]
+    found = [curve for curves in by_quantity for curve in curves]
     assert [(curve["quantity"], curve["side"]) for curve in found] == [
         ("voxels", "ours"),
         ("voxels", "torch"),
         ("devices", "ours"),
     ]
     assert [curve["exponent"] for curve in found] == pytest.approx([1, 2, -1])
-    found += growth.curves(start, ["scans"], [1], without_peer_at_first)
+    assert found[1]["names"] == ["torch eager"] * 4
+    found += next(growth.curves(start, ["scans"], [1], without_peer_at_first))
     assert [curve["sizes"] for curve in found[3:]] == [[4, 8, 16, 32], [8, 16, 32]]
+    with pytest.raises(InputError, match="--growth=devices: one number of --devices"):
+        growth.curves(start, ["scans", "devices"], [1], beside)
     growth.draw(found, "train_segmentation", tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

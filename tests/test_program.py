@@ -90,3 +90,9 @@ def test_gpus_are_left_out_where_only_their_compiler_is_installed(
     monkeypatch.setattr("pathlib.Path.exists", lambda _: driver)
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert program._compiles_for_gpus_it_lacks() == left_out
+
+
+def test_ctrl_c_is_one_line_and_its_own_code():
+    code = "from deepsc_jax import program\ndef main(): raise KeyboardInterrupt\nprogram.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -94,7 +94,7 @@ def main() -> int:
     if unknown:
         raise InputError(f"--only={unknown[0]}: expected some of {','.join(BARS)}")
     chosen = {name: BARS[name] for name in options.only or BARS}
-    document: dict[str, Any] = {"environment": {}, "rows": [], "bars": {}}
+    document: dict[str, Any] = {"environment": {}, "rows": [], "left_out": [], "bars": {}}
     path = pathlib.Path(options.json)
     failed = []
     for name, bar in chosen.items():
@@ -127,6 +127,7 @@ def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
         if subprocess.run(command, check=False).returncode:
             return None
         found = json.loads(file.read_text())
+    document["left_out"] += [{"flags": given, **left} for left in found.get("left_out", [])]
     document["environment"] |= {k: v for k, v in found["environment"].items() if k != "flags"}
     return [{"flags": given, **row} for row in found["rows"]]
 

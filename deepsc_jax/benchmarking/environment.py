@@ -19,7 +19,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "monai")
 
 def environment() -> dict[str, Any]:
     """This machine, its libraries, the command and its flags, and the commit."""
-    settings = (*SETTINGS, *program.ALLOCATOR)
     return {
         "cores": parallel.usable_cores(),
         "cpu": _cpu_model(),
@@ -31,9 +30,14 @@ def environment() -> dict[str, Any]:
             if flags.FLAGS[name].value != flags.FLAGS[name].default
         },
         "command": sys.argv[1:],
-        "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith(settings)},
         "commit": _commit(),
     }
+
+
+def settings() -> dict[str, str]:
+    """The variables of this process's environment that decide how fast it is."""
+    names = (*SETTINGS, *program.ALLOCATOR)
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(names)}
 
 
 def _version(name: str) -> str | None:

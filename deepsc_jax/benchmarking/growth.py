@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -27,8 +27,13 @@ Curve = dict[str, Any]
 Beside = Callable[[Job, bool], list[Measured]]
 
 
-def scaling_rows(job: Job, devices: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Weak and strong scaling of a train step over `devices`, each a run of its own."""
+def scaling_rows(
+    job: Job, devices: Sequence[int], repeats: int, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Weak and strong scaling of a train step over `devices`, each a run of its own.
+
+    `tell` is told how far it is.
+    """
     kinds = {"weak": True, "strong": False}
     try:
         placed = {
@@ -39,7 +44,8 @@ def scaling_rows(job: Job, devices: Sequence[int], repeats: int) -> list[dict[st
         raise InputError(f"--devices={','.join(map(str, devices))}: {error}") from error
     rows = []
     for kind, weak in kinds.items():
-        found = _side_by_side(placed[kind], repeats)
+        tell(f"{job.work}, {kind} scaling: on {', '.join(map(str, devices))} devices")
+        found = _side_by_side(placed[kind], repeats, tell)
         seconds = [one.times.median for one in found]
         shares = scaling.efficiency(devices, seconds, weak=weak)
         for one, count, share in zip(found, devices, shares, strict=True):
@@ -62,43 +68,70 @@ def scaling_rows(job: Job, devices: Sequence[int], repeats: int) -> list[dict[st
     return rows
 
 
-def _side_by_side(placed: Sequence[Job], repeats: int) -> list[Measured]:
+def _side_by_side(
+    placed: Sequence[Job], repeats: int, tell: Callable[[str], None]
+) -> list[Measured]:
     with tempfile.TemporaryDirectory() as folder:
         apart = []
         for number, job in enumerate(placed):
             place = pathlib.Path(folder, str(number))
             place.mkdir()
             apart.append(dataclasses.replace(job, folder=place))
-        return measure(apart, repeats)[0]
+        return measure(apart, repeats, tell)[0]
 
 
-def curves(job: Job, quantities: Sequence[str], devices: Sequence[int], beside: Beside) -> list:
-    """For every quantity and side, `sizes`, `seconds` and the `exponent` of their growth.
+def curves(
+    job: Job, quantities: Sequence[str], devices: Sequence[int], beside: Beside
+) -> Iterator[list[Curve]]:
+    """For every quantity in turn, a curve for each side.
+
+    A curve has `sizes`, `seconds` (medians, with `least_s` and `greatest_s`), `names` of what was
+    measured (of peers the fastest), and the `exponent` of its growth.
 
     Args:
       job: the train step to vary.
       quantities: of `scaling.QUANTITIES`.
       devices: the numbers of devices.
-      beside: measures a job and, where it is told to, its peers; of those the fastest counts.
+      beside: measures a job and, where it is told to, its peers.
+
+    Raises:
+      InputError: before anything is measured, for a quantity that cannot be varied.
     """
-    found = []
+    points = {}
     for quantity in quantities:
         try:
-            points = scaling.points(job, quantity, devices)
+            points[quantity] = scaling.points(job, quantity, devices)
         except ValueError as error:
             raise InputError(f"--growth={quantity}: {error}: give another configuration") from error
-        seconds: dict[str, dict[int, float]] = {}
-        for size, point in points:
-            ours, *peers = beside(point, quantity != "devices")  # torch has the one
-            seconds.setdefault("ours", {})[size] = ours.times.median
-            if peers:  # a variant that cannot be built is left out
-                best = min(peer.times.median for peer in peers)
-                seconds.setdefault("torch", {})[size] = best
-        for side, values in seconds.items():
-            sizes, times = list(values), list(values.values())
-            curve = {"quantity": quantity, "side": side, "sizes": sizes, "seconds": times}
-            if len(sizes) > 1:
-                found.append(curve | {"exponent": scaling.exponent(sizes, times)})
+        if len(points[quantity]) < 2:
+            raise InputError(f"--growth={quantity}: one number of --devices: give two or more")
+    return (_curves(quantity, points[quantity], beside) for quantity in points)
+
+
+def _curves(quantity: str, points: Sequence[tuple[int, Job]], beside: Beside) -> list[Curve]:
+    measured: dict[str, dict[int, Measured]] = {}
+    for size, point in points:
+        ours, *peers = beside(point, quantity != "devices")  # torch has the one
+        measured.setdefault("ours", {})[size] = ours
+        if peers:  # a variant that cannot be built is left out
+            best = min(peers, key=lambda peer: peer.times.median)
+            measured.setdefault("torch", {})[size] = best
+    found = []
+    for side, by_size in measured.items():
+        sizes, times = list(by_size), [one.times for one in by_size.values()]
+        if len(sizes) > 1:
+            seconds = [one.median for one in times]
+            curve = {
+                "quantity": quantity,
+                "side": side,
+                "sizes": sizes,
+                "seconds": seconds,
+                "least_s": [one.low for one in times],
+                "greatest_s": [one.high for one in times],
+                "names": [one.job.name for one in by_size.values()],
+                "exponent": scaling.exponent(sizes, seconds),
+            }
+            found.append(curve)
     return found
 
 

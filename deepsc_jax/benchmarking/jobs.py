@@ -129,6 +129,11 @@ def draw_scan(size: Ints3, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(values, 0.01, 1) * lung, lesion.astype(np.float32)
 
 
+def of_depth(job: Job, depth: int) -> Job:
+    """The same job with scans of so many slices."""
+    return dataclasses.replace(job, scan_size=(depth, *job.scan_size[1:]))
+
+
 def counts(job: Job) -> tuple[int, int]:
     """Scans and tiles that one call of the work takes."""
     config = job.config

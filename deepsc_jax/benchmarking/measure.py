@@ -107,7 +107,8 @@ def _environment(job: Job) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if lacks.get(name) != value}
     chosen = jax.config.values["jax_platforms"]  # by `program.run`, where there is no GPU
     platforms = {"JAX_PLATFORMS": chosen} if chosen else {}
-    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | kept | platforms
+    places = {"TORCHINDUCTOR_CACHE_DIR": str(job.folder / "inductor")}
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | kept | platforms | places
 
 
 @contextlib.contextmanager
@@ -125,13 +126,13 @@ def workers(jobs: Sequence[Job], tell: Callable[[str], None]) -> Iterator[list[W
 
 
 def _warm_worker(job: Job) -> Worker:
-    """A worker for `job`; ours is one that has read its programs, which another has compiled.
+    """A worker for `job`; of a compiled one, one that finds its programs on disk.
 
-    As every start of `train` but the first. What compiling leaves in a process's memory would
-    count as ours otherwise; `torch.compile` runs its compilers in other processes.
+    As every start of a program but the first: what compiling leaves in a process's memory is not
+    counted, ours or `torch.compile`'s.
     """
     worker = Worker(job)
-    if job.side not in OURS:
+    if "left_out" in worker.ready or (job.side not in OURS and job.variant != "compiled"):
         return worker
     worker.close()
     warm = Worker(job)

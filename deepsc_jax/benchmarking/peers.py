@@ -36,6 +36,20 @@ ON_HOST = ("depth", "origins")  # what the reference reads as Python numbers
 WIDTHS = range(1, 257)
 
 
+def import_late(job: Job) -> None:
+    """Import what torch and MONAI would at their first use."""
+    if job.work in jobs.TRAIN_STAGES:
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        parameter.grad = torch.zeros(1)
+        torch.optim.Adam([parameter]).step()
+    late = {"compiled": ["torch._dynamo", "torch._inductor.compile_fx"]}.get(job.variant, [])
+    if job.side == "monai":
+        late += ["monai.networks.nets.unet", "monai.losses.dice", "monai.inferers.utils"]
+    for name in late:
+        with contextlib.suppress(ImportError):  # `build` says what is missing
+            importlib.import_module(name)
+
+
 def build(job: Job) -> Built:
     """Build a peer's side of `job`, from the weights that ours has left.
 

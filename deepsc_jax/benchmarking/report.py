@@ -1,5 +1,6 @@
 """The rows of a benchmark, as JSON and as text."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ from deepsc_jax.benchmarking.measure import Measured
 Row = dict[str, Any]
 MEMORY = (
     "MiB: the most a process held during its timed runs, of the device where it tells, else of\n"
-    "the host beyond what it held after its imports."
+    "the host beyond what it held after its imports, without the pages of libraries."
 )
+ENERGY = "joules: of all processors and GPUs that tell, those of others and idle ones included."
 
 
 def rows(found: Sequence[Measured], repeats: int) -> list[Row]:
-    """A row for every pair of ours (the first) and a peer, and one for each side's best variant.
+    """A row for every pair of ours (the first) and a peer, and one for the best of a side's.
 
     A row of ours alone where there is no peer.
     """
@@ -25,13 +27,17 @@ def rows(found: Sequence[Measured], repeats: int) -> list[Row]:
     table = [own | _peer(peer, own) for peer in peers]
     for side in dict.fromkeys(peer.job.side for peer in peers):
         variants = [row for row in table if row["peer"].split()[0] == side]
-        best = min(variants, key=lambda row: row["peer_s"])
-        table.append(best | {"peer": f"{side}, the best of {len(variants)}"})
+        if len(variants) > 1:
+            best = min(variants, key=lambda row: row["peer_s"])
+            name = best["peer"].removeprefix(f"{side} ")
+            table.append(best | {"peer": f"{side}, the best of {len(variants)}", "best": name})
     return table
 
 
 def _ours(ours: Measured, repeats: int) -> Row:
-    scans, tiles = jobs.counts(ours.job)
+    depths = ours.end["depths"] or [ours.job.scan_size[0]]
+    steps = [jobs.counts(jobs.of_depth(ours.job, depth)) for depth in depths]
+    scans, tiles = (statistics.fmean(n) for n in zip(*steps, strict=True))
     seconds, flops = ours.times.median, sum(ours.end["flops"].values())
     return {
         "work": ours.job.work,
@@ -42,6 +48,7 @@ def _ours(ours: Measured, repeats: int) -> Row:
         "ours_peak_mib": ours.peak_mib,
         "ours_idle_mib": ours.end["idle_bytes"] / 2**20,
         "ours_host_peak_mib": ours.end["peak_bytes"] / 2**20,
+        "ours_settings": ours.end["settings"],
         "compile_s": ours.compile_s,
         "scans_per_s": scans / seconds,
         "tiles_per_s": tiles / seconds,
@@ -77,8 +84,8 @@ def _peer(peer: Measured | None, own: Row) -> Row:
     if peer is None:
         names = ("peer", "peer_s", "peer_min_s", "peer_max_s", "peer_turns_s")
         ratios = ("ratio", "ratio_min", "ratio_max", "memory_ratio")
-        known = ("peer_peak_mib", "peer_compile_s", "peer_flops", "peer_energy_j")
-        return dict.fromkeys((*names, *ratios, *known))
+        known = ("peer_peak_mib", "peer_idle_mib", "peer_compile_s", "peer_flops", "peer_energy_j")
+        return dict.fromkeys((*names, *ratios, *known, "peer_settings"))
     rounds = [a / b for a, b in zip(own["ours_turns_s"], peer.times.turns, strict=True)]
     return {
         "peer": peer.job.name,
@@ -90,6 +97,8 @@ def _peer(peer: Measured | None, own: Row) -> Row:
         "ratio_min": min(rounds),
         "ratio_max": max(rounds),
         "peer_peak_mib": peer.peak_mib,
+        "peer_idle_mib": peer.end["idle_bytes"] / 2**20,
+        "peer_settings": peer.end["settings"],
         "memory_ratio": own["ours_peak_mib"] / peer.peak_mib,
         "peer_compile_s": peer.compile_s,
         # The reference is the same network (what it resamples at greater cost is not counted);
@@ -117,7 +126,7 @@ def table(rows: Sequence[Row]) -> str:
         MEMORY,
         "",
         f"{'ours':22}{'compile s':>10}{'scans/s':>9}{'tiles/s':>9}{'GFLOP':>9}{'GFLOP/s':>9}"
-        f"{'of peak':>9}{'joules':>8}{'peer GFLOP':>20}",
+        f"{'of peak':>9}{'joules':>8}  {'peer GFLOP':>20}",
     ]
     for row in {row["work"]: row for row in rows}.values():
         beside = [r for r in rows if r["work"] == row["work"] and r["peer"]]
@@ -127,10 +136,11 @@ def table(rows: Sequence[Row]) -> str:
             f"{row['work']:22}{row['compile_s']:10.1f}{row['scans_per_s']:9.3g}"
             f"{row['tiles_per_s']:9.3g}{row['flops'] / 1e9:9.1f}{row['tflops_per_s'] * 1e3:9.1f}"
             f"{_or_dash(row['share_of_peak'], '.0%'):>9}{_or_dash(row['energy_j'], '.0f'):>8}"
-            f"{peers or '-':>20}"
+            f"  {peers or '-':>20}"
         )
     sources = {row["peak_from"] for row in rows if row["flops"]}
-    return "\n".join([*lines, *(f"of peak: {source}" for source in sorted(sources))])
+    energy = [ENERGY] if any(row["energy_j"] is not None for row in rows) else []
+    return "\n".join([*lines, *(f"of peak: {source}" for source in sorted(sources)), *energy])
 
 
 def _span(row: Mapping[str, Any], side: str) -> str:

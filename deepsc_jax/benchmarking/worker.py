@@ -5,9 +5,10 @@ answered by a pickled dictionary on what was stdout. Between requests the proces
 blocking read, so it takes no core from the others.
 
 Memory. Host memory is what the process holds at most during its timed runs, beyond what it held
-after its imports: glibc is asked to give back what compiling and warming up have freed, the
-kernel's high-water mark is reset (/proc/self/clear_refs), and read after the last run. Where there
-is no such file, it is the high-water mark of the process's whole life.
+after its imports, also those that a library makes at its first use, and without the pages of
+libraries: glibc is asked to give back what compiling and warming up have freed, the kernel's
+high-water mark is reset (/proc/self/clear_refs), and read after the last run. Where there is no
+such file, it is the high-water mark of the process's whole life.
 """
 
 import importlib
@@ -22,7 +23,7 @@ import traceback
 from typing import Any
 
 from deepsc_jax import memory
-from deepsc_jax.benchmarking import energy
+from deepsc_jax.benchmarking import energy, environment
 from deepsc_jax.benchmarking.jobs import OURS, Job
 from deepsc_jax.errors import InputError
 
@@ -42,8 +43,9 @@ def main() -> None:
     job: Job = pickle.load(sys.stdin.buffer)
     side = "works" if job.side in OURS else "peers"
     module = importlib.import_module(f"deepsc_jax.benchmarking.{side}")
-    before = _status("VmRSS")
     try:
+        module.import_late(job)
+        before = _held("VmRSS")
         timed = Timed(module, job)
     except InputError as error:
         return reply(error=str(error))
@@ -81,7 +83,7 @@ class Timed:
         memory.give_back()
         _reset_peak()
         self._module.reset_peak_device_bytes()
-        self._idle = _status("VmRSS")
+        self._idle = _held("VmRSS")
         self._run()  # touches again what was given back
         self._meter = energy.Meter()
         self.ready = {
@@ -99,7 +101,8 @@ class Timed:
         """
         if again:
             self._run()
-        steps, before = self._calls * self._built.steps, self._meter.joules()
+        steps = self._calls * max(len(self._built.depths), 1)
+        before = self._meter.joules()
         begun = time.perf_counter()
         for _ in range(self._calls):
             self._run()
@@ -111,7 +114,7 @@ class Timed:
 
     def end(self, before: int) -> dict[str, Any]:
         """What is known after the last turn; what takes memory itself comes last."""
-        peak, device = _status("VmHWM"), self._module.peak_device_bytes()
+        peak, device = _held("VmHWM"), self._module.peak_device_bytes()
         source, rates = self._module.peak_rates()
         return {
             "peak_bytes": peak - before,
@@ -120,6 +123,8 @@ class Timed:
             "rates_from": source,
             "rates": rates,
             "flops": self._built.flops(),
+            "depths": self._built.depths,
+            "settings": environment.settings(),
         }
 
 
@@ -129,14 +134,18 @@ def _seconds(run: Any) -> tuple[float, Any]:
     return time.perf_counter() - begun, out
 
 
-def _status(name: str) -> int:
-    """Bytes of a field of /proc/self/status; without it, the most that was ever resident."""
+def _held(resident: str) -> int:
+    """Bytes of memory, now (`VmRSS`) or at most (`VmHWM`), that are no pages of files.
+
+    Where the system does not tell, the most that was ever resident.
+    """
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    whole, files = (int(fields[name].split()[0]) for name in (resident, "RssFile"))
+    return (whole - files) * 1024
 
 
 def _reset_peak() -> None:

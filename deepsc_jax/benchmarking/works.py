@@ -1,10 +1,11 @@
 """Our side of every work: what a user of `train` and `predict` gets, built and ready to run."""
 
+import collections
 import dataclasses
 import itertools
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,13 +38,18 @@ class Built:
       run: does it once, to the end, on every device.
       summary: of what `run` returned, numbers that a peer must find too.
       flops: counts those of one step, by kind of product (`targets.PRODUCTS`), or none.
-      steps: that one call takes; what is reported is per step.
+      depths: where a call takes several steps, the slices of each one's scans; what is reported is
+        per step.
     """
 
     run: Callable[[], Any]
     summary: Callable[[Any], dict[str, float]]
-    flops: Callable[[], dict[str, int]] = dict
-    steps: int = 1
+    flops: Callable[[], Mapping[str, float]] = dict
+    depths: tuple[int, ...] = ()
+
+
+def import_late(job: Job) -> None:
+    """Import what a work would import at its first use: nothing."""
 
 
 def build(job: Job) -> Built:
@@ -222,13 +228,13 @@ def _inference(job: Job, stage: Stage) -> Built:
 
 
 def _loading(job: Job) -> Built:
-    def run() -> int:
+    def run() -> tuple[int, ...]:
         batches = iter(_batches(job))
-        taken = [next(batches)["depth"].size for _ in range(BATCHES)]
+        depths = tuple(_filled_depth(job, next(batches)) for _ in range(BATCHES))
         batches.close()
-        return sum(taken)
+        return depths
 
-    return Built(run, lambda scans: {"scans": scans}, dict, BATCHES)
+    return Built(run, lambda depths: {"slices": sum(depths)}, dict, run())
 
 
 def _loop(job: Job, *, loads: bool) -> Built:
@@ -238,7 +244,12 @@ def _loop(job: Job, *, loads: bool) -> Built:
     """
     mesh = parallel.make_mesh(job.config.platform)
     step, _ = _step(job, job.stage, mesh)
-    first = next(iter(_batches(job)))
+    read: Any = iter(_batches(job))
+    taken = [next(read) for _ in range(BATCHES)] if loads else [next(read)] * BATCHES
+    read.close()
+    depths = tuple(_filled_depth(job, batch) for batch in taken)
+    first = taken[0]
+    del taken
 
     def run() -> Any:
         batches: Any = iter(_batches(job)) if loads else itertools.repeat(first)
@@ -247,7 +258,22 @@ def _loop(job: Job, *, loads: bool) -> Built:
             batches.close()
         return jax.block_until_ready(scalars)[0]
 
-    return Built(run, _loss, lambda: count_flops(job), BATCHES)
+    def flops() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for depth, times in collections.Counter(depths).items():
+            for kind, n in count_flops(jobs.of_depth(job, depth)).items():
+                found[kind] = found.get(kind, 0) + n * times / len(depths)
+        return found
+
+    return Built(run, _loss, flops, depths)
+
+
+def _filled_depth(job: Job, batch: dict[str, Any]) -> int:
+    """What the depth of a batch's scans was filled up to; only joint batches depend on it."""
+    if job.stage != "joint":
+        return job.scan_size[0]
+    _, rows, columns = job.config.data.tile_counts(1)
+    return batch["tiles"].shape[1] // (rows * columns) * job.config.data.tile[0]
 
 
 def _batches(job: Job) -> Any:

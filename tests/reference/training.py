@@ -91,7 +91,7 @@ def train(
         network.parameters(), rate, (options.adam_b1, options.adam_b2), options.adam_eps
     )
     steps = options.steps(stage)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))
     for batch in batches:
         scans = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
         rows = [scan_losses(network, scan, stage, class_weights) for scan in scans]
