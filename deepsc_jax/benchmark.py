@@ -3,9 +3,9 @@
     python -m deepsc_jax.benchmark --flagfile=configs/phantom.flags --work=train_joint --peer=torch
 
 Every work and every peer runs in a process of its own. Each is built and warmed up, compilation
-apart (ours in a process before it, whose programs it reads), and then they take turns, `--repeats`
-of a timed, synchronised run, after an untimed one unless it is long; the table gives medians, and
-the ratio of ours to each peer, below 1 where ours is faster. Peers start from the same weights and
+apart (in a process before it, whose programs it reads), and then they take turns, `--repeats` of a
+timed, synchronised run, after an untimed one unless it is long; the table gives medians, and the
+ratio of ours to each peer, below 1 where ours is faster. Peers start from the same weights and
 inputs, and the first results must agree. All have the allocator settings of `train`
 (`program.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
 On a GPU they share its memory, so XLA takes none ahead.
