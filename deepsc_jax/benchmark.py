@@ -42,7 +42,7 @@ from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
 from deepsc_jax.config import STAGES, Config
 from deepsc_jax.errors import InputError
-from deepsc_jax.files import write_json
+from deepsc_jax.files import require_writable, write_json
 
 program.define_config_flags()
 WORK = flags.DEFINE_list("work", ["train_joint"], f"What to time: of {', '.join(jobs.WORKS)}.")
@@ -76,7 +76,7 @@ def main() -> None:
     """Measure what the flags name."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # folders are removed
     if JSON.value:
-        _require_writable("json", pathlib.Path(JSON.value).parent)
+        require_writable("json", pathlib.Path(JSON.value).parent)
     document: dict[str, Any] = {"environment": environment()}
     if FIRST_PREDICTION.value:
         if not CHECKPOINT.value or PEER.value or GROWTH.value or DEVICES.value:
@@ -148,7 +148,7 @@ def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None
     if set(sides) - {"torch"}:
         raise InputError("--growth: --peer=torch is the one that is drawn beside ours")
     out = pathlib.Path(OUT.value)
-    _require_writable("out", out)
+    require_writable("out", out)
     counts = _devices() or list(scaling.DOUBLINGS)
 
     def beside(point: Job, peers: bool) -> list[Measured]:
@@ -279,16 +279,6 @@ def _data_dir(made: list[Job]) -> pathlib.Path | None:
     if done.returncode:
         raise InputError(f"no phantoms could be made: {done.stderr.strip().splitlines()[-1]}")
     return out
-
-
-def _require_writable(flag: str, folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(
-            f"--{flag}: {folder} cannot be written to ({error.strerror}): name another folder"
-        ) from error
 
 
 def _tell(text: str) -> None:

@@ -7,8 +7,11 @@ import json
 import pathlib
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from deepsc_jax.errors import InputError
 
 _BESIDE = ("partial", "replaced")  # a folder's names before and after its own
 
@@ -51,6 +54,21 @@ def folder_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     for kind in _BESIDE:
         for left in path.parent.glob(f"{kind}-????????-{glob.escape(path.name)}"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def require_writable(flag: str, folder: pathlib.Path) -> None:
+    """Make `folder`, of an option `--flag`, where it is missing, and try it.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"--{flag}: {folder} cannot be written to ({error.strerror}): name another folder"
+        ) from error
 
 
 def write_json(document: Any, path: pathlib.Path) -> None:

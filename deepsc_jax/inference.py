@@ -1,9 +1,9 @@
 """Inference: a preprocessed scan in, lesion and class probabilities and evidence out.
 
 F_c is computed once per scan; tiles pass through one program in chunks, each adding its share of
-to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only those sums, a
-chunk of tiles and the results of one before it are on the device, so memory does not grow with the
-scan, and the programs' shapes do not depend on it: a second scan never compiles again.
+to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only those sums and
+two chunks of tiles are on the device, so memory does not grow with the scan, and the programs'
+shapes do not depend on it: a second scan never compiles again.
 """
 
 import dataclasses

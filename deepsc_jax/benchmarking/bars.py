@@ -18,7 +18,7 @@ from absl import flags
 
 from deepsc_jax import program
 from deepsc_jax.errors import InputError
-from deepsc_jax.files import write_json
+from deepsc_jax.files import require_writable, write_json
 
 TILE = ("--tile=64,96,96", "--working_size=96,96", "--depth_bucket=64", "--tiles_per_scan=1")
 CHANNELS = {
@@ -96,6 +96,7 @@ def main() -> int:
     chosen = {name: BARS[name] for name in options.only or BARS}
     document: dict[str, Any] = {"environment": {}, "rows": [], "left_out": [], "bars": {}}
     path = pathlib.Path(options.json)
+    require_writable("json", path.parent)
     failed = []
     for name, bar in chosen.items():
         rows = _run(bar, document)
@@ -104,7 +105,6 @@ def main() -> int:
             continue
         document["rows"] += [{"bar": name, **row} for row in rows]
         document["bars"][name] = judge(bar, rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(document, path)  # after each: the whole takes long
     print(f"\n{'bar':26}{'quantity':14}{'against':22}{'found':>7}{'bar':>6}{'aim':>6}")
     for name, row in document["bars"].items():

@@ -245,11 +245,10 @@ def _loop(job: Job, *, loads: bool) -> Built:
     mesh = parallel.make_mesh(job.config.platform)
     step, _ = _step(job, job.stage, mesh)
     read: Any = iter(_batches(job))
-    taken = [next(read) for _ in range(BATCHES)] if loads else [next(read)] * BATCHES
+    first = next(read)
+    others = itertools.islice(read if loads else itertools.repeat(first), BATCHES - 1)
+    depths = tuple(_filled_depth(job, batch) for batch in itertools.chain([first], others))
     read.close()
-    depths = tuple(_filled_depth(job, batch) for batch in taken)
-    first = taken[0]
-    del taken
 
     def run() -> Any:
         batches: Any = iter(_batches(job)) if loads else itertools.repeat(first)
