@@ -284,11 +284,11 @@ class PlatformConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "assumed: of convolutions; auto is float32 on CPU and bfloat16 elsewhere"
     )
-    conv_form: Literal["auto", "native", "banded", "folded"] = option(
+    conv_form: Literal["auto", "native", "banded", "sliced", "folded"] = option(
         "auto",
         "assumed: how a 3D convolution is written; auto is banded (neighbouring voxels as "
-        "channels) on GPU, folded (2D over stacked slices) on CPU unless depth is split, native "
-        "elsewhere",
+        "channels) on GPU, sliced (a sum of 2D ones, of bands) on TPU, folded (2D over stacked "
+        "slices) on CPU, native there if depth is split",
     )
     tile_loop: Literal["auto", "fold", "scan"] = option(
         "auto", "assumed: tiles of a scan folded into the batch (CPU) or scanned (GPU, TPU)"
@@ -339,7 +339,7 @@ class Config:
         _require(
             space == 1 or self.platform.conv_form != "folded",
             f"conv_form is folded and space is {space}: folding depth into the batch would gather "
-            "what is split over devices: use native, banded or auto",
+            "what is split over devices: use native, banded, sliced or auto",
         )
         counts = self.data.tile_counts(self.data.depth_bucket)
         tiles = counts[0] * counts[1] * counts[2]

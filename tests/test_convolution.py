@@ -34,7 +34,7 @@ def sums_and_gradients(x, kernel, probe, stride, form):
     return jax.value_and_grad(probed, argnums=(0, 1), has_aux=True)(x, kernel)
 
 
-FORMS = ("native", "banded", "folded")
+FORMS = ("native", "banded", "sliced", "folded")
 any_form = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
 
 
@@ -94,6 +94,24 @@ def test_a_band_fills_the_channels_of_a_tensor_core(width, channels, features, s
     assert convolution._band_voxels(width, kernel, stride) == voxels
 
 
+@pytest.mark.parametrize(
+    ("width", "channels", "features", "stride", "voxels"),
+    [
+        (128, 4, 4, 1, 32),
+        (128, 16, 16, 1, 8),
+        (128, 32, 16, 1, 4),
+        (32, 64, 64, 1, 2),
+        (128, 64, 128, 2, 2),
+        (32, 128, 128, 1, 1),
+        (40, 4, 4, 1, 8),
+        (41, 4, 4, 1, 1),
+    ],
+)
+def test_a_band_fills_a_tpus_lanes(width, channels, features, stride, voxels):
+    kernel = (3, 3, 3, channels, features)
+    assert convolution._lane_voxels(width, kernel, stride) == voxels
+
+
 @pytest.mark.parametrize(("channels", "features"), [(1, 4), (1, 32), (2, 4), (3, 8), (4, 4)])
 def test_a_band_reads_multiples_of_eight_channels(monkeypatch, channels, features):
     read = []
@@ -112,15 +130,25 @@ def test_a_band_reads_multiples_of_eight_channels(monkeypatch, channels, feature
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_band_of_half_precision_has_a_gradient_in_single(stride):
+@pytest.mark.parametrize("form", ["banded", "sliced"])
+def test_a_band_of_half_precision_has_a_gradient_in_single(form, stride):
     x, weights = jnp.asarray(draw(1, 3, 4, 32, 4), jnp.bfloat16), draw(3, 3, 3, 4, 4, seed=1)
     probe = draw(1, 3, 4 // stride, 32 // stride, 4, seed=2)
-    (_, native), (_, banded) = (
-        any_form(x, weights, probe, stride, form) for form in ("native", "banded")
+    (_, native), (_, found) = (
+        any_form(x, weights, probe, stride, form) for form in ("native", form)
     )
-    assert [leaf.dtype for leaf in banded] == [jnp.bfloat16, jnp.float32]
-    for one, other in zip(native, banded, strict=True):
+    assert [leaf.dtype for leaf in found] == [jnp.bfloat16, jnp.float32]
+    for one, other in zip(native, found, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=0.01 * np.abs(one).max())
+
+
+def test_slices_of_half_precision_are_summed_in_single():
+    x = jnp.asarray(draw(1, 4, 5, 16, 8), jnp.bfloat16)
+    weights = jnp.asarray(draw(3, 3, 3, 8, 8, seed=1), jnp.bfloat16)
+    found = conv3d(x, weights, 1, "sliced").astype(jnp.float32)
+    expected = convolve(np.asarray(x, np.float32), np.asarray(weights, np.float64), 1)
+    # Rounded once: by half a unit of bfloat16's last place; sums of float32 add a little.
+    np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -200,7 +200,7 @@ def test_scanned_tiles_give_what_folded_tiles_give(variables, out):
         same(leaf, expected, jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("form", ["native", "banded"])
+@pytest.mark.parametrize("form", ["native", "banded", "sliced"])
 def test_all_forms_of_convolutions_agree(variables, out, monkeypatch, form):
     monkeypatch.setattr(convolution, "BAND_GROUPS", 1)  # the tiles' rows are short
     network = DeepSC(MODEL, DATA, Layout(form=form))

@@ -188,8 +188,8 @@ def test_auto_is_resolved_by_platform():
     assert layers.resolve_form("auto", "cpu") == "folded"
     assert layers.resolve_form("auto", "cpu", space=2) == "native"
     assert [layers.resolve_form("auto", "gpu", space) for space in (1, 2)] == ["banded"] * 2
-    assert layers.resolve_form("auto", "tpu") == "native"
-    asked = ["native", "banded", "folded"]
+    assert layers.resolve_form("auto", "tpu") == "sliced"
+    asked = ["native", "banded", "sliced", "folded"]
     assert [layers.resolve_form(form, "cpu") for form in asked] == asked
     assert layers.resolve_dtype("auto", "cpu") == jnp.float32
     assert layers.resolve_dtype("auto", "tpu") == jnp.bfloat16

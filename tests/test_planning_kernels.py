@@ -48,7 +48,7 @@ def test_a_cudnn_call_with_the_channels_of_its_kernel(target, operands, result, 
         + cudnn(target),
     )
     (found,) = kernels.convolutions(module)
-    assert found == kernels.Convolution(by, LAST, "bf16", (16, 32), dilated=False)
+    assert found == kernels.Convolution(by, LAST, True, "bf16", (16, 32), dilated=False)
     assert kernels.aligned(found)
 
 
@@ -60,8 +60,23 @@ def test_a_convolution_left_to_xla_with_holes_and_channels_first():
         f"window={{size=3x3x3 pad=1_1x1_1x1_1 lhs_dilate=1x2x2}}, dim_labels={FIRST}",
     )
     (found,) = kernels.convolutions(module)
-    assert found == kernels.Convolution("xla", FIRST, "f32", (12, 16), dilated=True)
+    assert found == kernels.Convolution("xla", FIRST, False, "f32", (12, 16), dilated=True)
     assert not kernels.aligned(found)
+
+
+@pytest.mark.parametrize(
+    ("layout", "last"),
+    [("3,2,1,0:T(8,128)(2,1)", True), ("2,3,1,0:T(8,128)(2,1)", False)],
+)
+@pytest.mark.parametrize("labels", ["b01f_01io->b01f", "f01b_i01o->01bf"])
+def test_channels_are_last_where_they_lie_so_in_memory(labels, layout, last):
+    module = excerpt(
+        f"%x = bf16[64,8,8,128]{{{layout}}} parameter(0)",
+        "%y = bf16[3,3,128,128]{3,2,1,0} parameter(1)",
+        f"ROOT %conv = f32[64,8,8,128]{{3,2,1,0}} convolution(%x, %y), dim_labels={labels}",
+    )
+    (found,) = kernels.convolutions(module)
+    assert found.channel_last == last
 
 
 def test_other_custom_calls_are_not_convolutions():

@@ -40,7 +40,7 @@ OURS = ("ours", "forms")  # the sides that are this project's own
 VARIANTS = {
     "torch": ("eager", "channels_last", "compiled"),
     "monai": ("eager", "channels_last", "compiled"),
-    "forms": ("native", "banded", "folded"),  # ours again, with each of `models.convolution`'s
+    "forms": ("native", "banded", "sliced", "folded"),  # ours again, with each of `models.convolution`'s
 }
 
 

@@ -195,9 +195,9 @@ def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
     """
     if form != "auto":
         return cast(ConvForm, form)
-    if platform == "gpu":
-        return "banded"
-    return "folded" if platform == "cpu" and space == 1 else "native"
+    if platform == "cpu":
+        return "folded" if space == 1 else "native"
+    return "banded" if platform == "gpu" else "sliced"
 
 
 def resolve_dtype(name: str, platform: str) -> jnp.dtype:

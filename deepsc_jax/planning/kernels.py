@@ -32,7 +32,9 @@ class Convolution:
 
     Attributes:
       by: one of `COMPUTED_BY`.
-      labels: `dim_labels`, such as b012f_o012i->b012f: batch, space, features; channel-last.
+      labels: `dim_labels`, such as b012f_o012i->b012f: batch, space, features.
+      channel_last: whether no axis of space varies fastest in the memory of what it reads. (A
+        kernel's gradient convolves over the batch: there channels are called batch.)
       dtype: of what it reads.
       channels: input and output channels of its kernel.
       dilated: whether its input or its kernel has holes.
@@ -40,6 +42,7 @@ class Convolution:
 
     by: str
     labels: str
+    channel_last: bool
     dtype: str
     channels: tuple[int, int]
     dilated: bool
@@ -76,9 +79,11 @@ def _convolution(by: str, instruction: Instruction, computation: Computation) ->
     assert labels is not None, instruction.name
     read = [computation[name] for name in instruction.operands]
     kernel = (instruction if by == "backward_filter" else read[1]).shapes[0]
+    fastest = int(read[0].orders[0].split(",")[0])
     return Convolution(
         by=by,
         labels=labels[0].removeprefix("dim_labels="),
+        channel_last=labels[1][fastest] in "bf",
         dtype=read[0].dtypes[0],
         channels=(kernel[labels[2].index("i")], kernel[labels[2].index("o")]),
         dilated="hs_dilate=" in instruction.rest,  # lhs or rhs

@@ -118,7 +118,7 @@ def counts(program: Program) -> dict[str, Any]:
     convolutions = program.convolutions
     return {
         "convolutions": {by: sum(c.by == by for c in convolutions) for by in kernels.COMPUTED_BY},
-        "channel_last": sum(c.labels.split("_")[0].endswith("f") for c in convolutions),
+        "channel_last": sum(c.channel_last for c in convolutions),
         "channels_multiple_of_8": sum(map(kernels.aligned, convolutions)),
         "bfloat16": sum(c.dtype == "bf16" for c in convolutions),
         "dilated": sum(c.dilated for c in convolutions),
