@@ -31,15 +31,15 @@ def group_norm(x, groups, scale, bias, valid=None):
     return y
 
 
-@pytest.fixture(scope="module")
-def normalise():
+@pytest.fixture(scope="module", params=["native", "sliced"])
+def normalise(request):
     """GroupNorm of 2 groups over 6 channels, with values and gradients of a weighted sum."""
 
     @jax.jit
     def run(x, scale, bias, valid, probe):
         def summed(x, scale, bias):
             variables = {"params": {"scale": scale, "bias": bias}}
-            y = layers.GroupNorm(2).apply(variables, x, valid)
+            y = layers.GroupNorm(2, request.param).apply(variables, x, valid)
             return (y * probe).sum(), y
 
         gradients, y = jax.grad(summed, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)

@@ -40,7 +40,8 @@ OURS = ("ours", "forms")  # the sides that are this project's own
 VARIANTS = {
     "torch": ("eager", "channels_last", "compiled"),
     "monai": ("eager", "channels_last", "compiled"),
-    "forms": ("native", "banded", "sliced", "folded"),  # ours again, with each of `models.convolution`'s
+    # Ours again, with each form of `models.convolution`.
+    "forms": ("native", "banded", "sliced", "folded"),
 }
 
 

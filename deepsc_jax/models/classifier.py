@@ -30,11 +30,11 @@ class ResidualUnit(nn.Module):
             self.features, self.groups, 3, self.stride, self.form, self.dtype, name="conv0"
         )(x, None)
         y = Conv(self.features, 3, form=self.form, dtype=self.dtype, name="conv1")(y)
-        y = GroupNorm(self.groups, name="norm1")(y, None)
+        y = GroupNorm(self.groups, self.form, name="norm1")(y, None)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = x[:, :, :: self.stride, :: self.stride]
             x = Conv(self.features, 1, form=self.form, dtype=self.dtype, name="shortcut")(x)
-            x = GroupNorm(self.groups, name="shortcut_norm")(x, None)
+            x = GroupNorm(self.groups, self.form, name="shortcut_norm")(x, None)
         return nn.relu(x.astype(y.dtype) + y)
 
 

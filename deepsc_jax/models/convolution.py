@@ -6,10 +6,11 @@
 of a row become channels, those beyond the group's ends beside them, and the kernel a band. 27 % of
 a joint step's products are then with zeros, and it takes 0.38 of the time (H100, bfloat16).
 
-`sliced` is for TPUs, whose vectors have 128 lanes: bands that fill them, and for every slice of the
-kernel a 2D convolution of these, with depth as the batch, summed. Native convolutions of one tile
-are cut up by XLA into a batch, and copied for it. By the cycles that XLA's TPU compiler expects, two
-16-channel convolutions of 64x128x128 voxels with norms and gradients take 0.14 of theirs (v5e).
+`sliced` is for TPUs, whose vectors have 128 lanes: bands that fill them, and for every slice of
+the kernel a 2D convolution of these, with depth as the batch, summed. Native convolutions of one
+tile are cut up by XLA into a batch, and copied for it. By the cycles that XLA's TPU compiler
+expects, two 16-channel convolutions of 64x128x128 voxels with norms and gradients take 0.14 of
+theirs (v5e); nothing was measured on a TPU.
 
 `folded` is for XLA's CPU backend, several times as fast there: 2D convolutions with depth folded
 into the batch. Shifted slices are stacked along channels; with very few channels
