@@ -1,5 +1,6 @@
 """A plan for eight H100, compiled by XLA's CUDA compiler on this machine."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -132,20 +133,35 @@ def test_no_activation_is_laid_anew_or_copied_in_the_loop_over_tiles(eight):
     assert 0 < found["copied"]["largest"] <= 2 * 8 * 16 * 16 * 4 < activation
 
 
-def performance_table() -> dict[str, str]:
-    """The rows of the table in the README's section on performance."""
+def performance_table() -> dict[str, dict[str, str]]:
+    """A chip's column of the table in the README's section on performance, by the chip's name."""
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     section = readme.split("\n## Performance\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
-    return dict(rows)
+    head, *rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
+    return {
+        chip: {row[0]: row[column] for row in rows} for column, chip in enumerate(head[1:], start=1)
+    }
 
 
 @on_linux
 @pytest.mark.slow
 @pytest.mark.scale
-def test_the_table_of_the_readme_is_what_plan_finds(tmp_path):
+@pytest.mark.parametrize(
+    ("platform", "column"),
+    [
+        ("h100", "one H100"),
+        pytest.param(
+            "v5p",
+            "one TPU v5p",
+            marks=pytest.mark.skipif(
+                not importlib.util.find_spec("libtpu"), reason="needs the extra tpu"
+            ),
+        ),
+    ],
+)
+def test_the_table_of_the_readme_is_what_plan_finds(tmp_path, platform, column):
     file = tmp_path / "plan.json"
-    done = run("--flagfile=configs/deepsc.flags", "--platform=h100", f"--json={file}")
+    done = run("--flagfile=configs/deepsc.flags", f"--platform={platform}", f"--json={file}")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(file.read_text())["rows"]
     found, by = row["program"], row["program"]["convolutions"]
@@ -154,11 +170,11 @@ def test_the_table_of_the_readme_is_what_plan_finds(tmp_path):
     def moved(kind: str) -> str:
         return f"{found[kind]['bytes'] / 2**20:.0f} ({found[kind]['largest'] / 2**20:.1f})"
 
-    assert performance_table() == {
-        "cuDNN convolutions: forward, of inputs, of kernels": "{}, {}, {}".format(
+    assert performance_table()[column] == {
+        "convolutions by cuDNN: forward, of inputs, of kernels": "{}, {}, {}".format(
             *(by[kind] for kind in ("forward", "backward_input", "backward_filter"))
         ),
-        "convolutions left to XLA's loops": str(by["xla"]),
+        "convolutions by XLA: loops on GPU, the matrix unit on TPU": str(by["xla"]),
         "... not channel-last": str(total - found["channel_last"]),
         "... not in bfloat16": str(total - found["bfloat16"]),
         "... with channels not a multiple of 8": str(total - found["channels_multiple_of_8"]),

@@ -175,12 +175,15 @@ def _band_voxels(width: int, kernel_shape: tuple[int, ...], stride: int) -> int:
 
 def _lane_voxels(width: int, kernel_shape: tuple[int, ...], stride: int) -> int:
     """How many voxels of a row `_sliced` takes together; 1 for no band."""
-    channels = max(kernel_shape[3], kernel_shape[4] / stride)
-    for group in LANE_VOXELS:
-        whole = width % group == group % stride == 0
-        if whole and group * channels <= LANES and group >= kernel_shape[2] // 2:
-            return group
-    return 1
+    channels = max(kernel_shape[3], kernel_shape[4] // stride)
+    group = row_voxels(width, channels)
+    return group if group % stride == 0 and group >= kernel_shape[2] // 2 else 1
+
+
+def row_voxels(width: int, channels: int) -> int:
+    """How many voxels of a row fill a TPU's lanes with their channels; 1 if no two fit."""
+    fitting = (g for g in LANE_VOXELS if width % g == 0 and g * channels <= LANES)
+    return next(fitting, 1)
 
 
 def _banded(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:

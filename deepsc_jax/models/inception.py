@@ -54,4 +54,4 @@ class Inception(nn.Module):
                 y = mask_depth(conv(y), valid)
             outputs.append(y)
         y = jnp.concatenate(outputs, axis=-1)
-        return nn.relu(GroupNorm(self.groups, self.form, name="norm")(y, valid))
+        return GroupNorm(self.groups, self.form, relu=True, name="norm")(y, valid)

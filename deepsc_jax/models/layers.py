@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from deepsc_jax.models.convolution import ConvForm, Volume, conv3d, with_summed_gradient
+from deepsc_jax.models.convolution import ConvForm, Volume, conv3d, row_voxels, with_summed_gradient
 
 Valid = Int[Array, "batch"] | None
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
@@ -65,50 +65,56 @@ class GroupNorm(nn.Module):
     Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
     products, which XLA's CPU backend runs on all cores, unlike its reductions: a train step of the
     phantoms' network took a seventh longer with these. With `sliced` convolutions they are plain
-    sums: for the dot products a TPU would lay every volume anew.
+    sums, for the dot products would have a TPU lay every volume anew, and all happens on the rows
+    that the convolutions before and after it read and write, up to the ReLU, if that follows.
     """
 
     groups: int
     form: ConvForm = "native"
+    relu: bool = False
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> Volume:
-        batch, depth, height, width, channels = x.shape
+        shape, channels = x.shape, x.shape[-1]
+        voxels = row_voxels(x.shape[3], channels) if self.form == "sliced" else 1
+        x = x.reshape(*x.shape[:3], -1, voxels * channels)
+        batch, depth, height, width, _ = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         slices = jnp.full((batch,), depth) if valid is None else valid
         real = jnp.maximum(slices, 1).astype(wide.dtype)[:, None]
+
+        def per_channel(values: Array) -> Array:
+            return jnp.tile(jnp.repeat(values, channels // self.groups, axis=1), voxels)
+
         # About the size of the mean, which would otherwise cancel in the variance: the mean of
         # every slice's first row; of the first slice, one device would have to send all others.
         first = mask_depth(wide[:, :, :1], valid).sum(axis=(1, 2, 3)) / (real * width)
-        shift = first.reshape(batch, self.groups, -1).mean(axis=2)
-        shift = jnp.repeat(lax.stop_gradient(shift), channels // self.groups, 1)
+        shift = first.reshape(batch, voxels, self.groups, -1).mean(axis=(1, 3))
+        shift = per_channel(lax.stop_gradient(shift))
         wide = mask_depth(wide - shift[:, None, None, None], valid)
 
         def column_sums(values: Array) -> Array:
             if self.form == "sliced":
                 return values.sum(axis=(1, 2))
-            rows = values.reshape(batch, depth * height, width * channels)
+            rows = values.reshape(batch, depth * height, -1)
             ones = jnp.ones(rows.shape[:2], rows.dtype)
             return jnp.einsum("br,brc->bc", ones, rows, precision=EXACT)
 
         def group_sums(values: Array) -> Array:
-            sums = column_sums(values).reshape(batch, width, self.groups, -1)
+            sums = column_sums(values).reshape(batch, shape[3], self.groups, -1)
             return sums.sum(axis=(1, 3))
 
-        count = real * (height * width * channels // self.groups)
+        count = real * (height * shape[3] * channels // self.groups)
         mean = group_sums(wide) / count
         variance = nn.relu(group_sums(wide * wide) / count - mean * mean)
         inverse = lax.rsqrt(variance + NORM_EPSILON)
-
-        def per_channel(values: Array) -> Array:
-            return jnp.repeat(values, channels // self.groups, axis=1)
-
-        slope = per_channel(inverse) * scale
-        offset = bias - per_channel(mean) * slope
+        slope = per_channel(inverse) * jnp.tile(scale, voxels)
+        offset = jnp.tile(bias, voxels) - per_channel(mean) * slope
         y = wide * slope[:, None, None, None] + offset[:, None, None, None]
-        return mask_depth(y.astype(x.dtype), valid)
+        y = mask_depth(y.astype(x.dtype), valid)
+        return (nn.relu(y) if self.relu else y).reshape(shape)
 
 
 class ConvNormAct(nn.Module):
@@ -124,7 +130,7 @@ class ConvNormAct(nn.Module):
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> Volume:
         x = Conv(self.features, self.kernel, self.stride, self.form, self.dtype, name="conv")(x)
-        return nn.relu(GroupNorm(self.groups, self.form, name="norm")(x, valid))
+        return GroupNorm(self.groups, self.form, relu=True, name="norm")(x, valid)
 
 
 class Deconv(nn.Module):
