@@ -51,8 +51,9 @@ def normalise(request):
 SCALE, BIAS = draw(6, seed=5) + 1, draw(6, seed=6)
 
 
-def test_group_norm_is_the_definition_over_real_slices(normalise):
-    x, probe = draw(2, 4, 3, 5, 6) * 3 + 2, draw(2, 4, 3, 5, 6, seed=1)
+@pytest.mark.parametrize("width", [5, 8])  # alone, and as one row of a TPU's lanes
+def test_group_norm_is_the_definition_over_real_slices(normalise, width):
+    x, probe = draw(2, 4, 3, width, 6) * 3 + 2, draw(2, 4, 3, width, 6, seed=1)
     found, _ = normalise(x, SCALE, BIAS, np.array([4, 4]), probe)
     np.testing.assert_allclose(found, group_norm(x, 2, SCALE, BIAS), rtol=1e-5, atol=1e-5)
     found, _ = normalise(x, SCALE, BIAS, np.array([3, 1]), probe)
