@@ -149,13 +149,15 @@ def _backward(
     cotangent: Volume,
 ) -> tuple[Volume, Array]:
     x, kernel = saved
+    # What transposes a sum in single precision would read its cotangent in it.
+    parts = functools.partial(_sliced, single=False) if form is _sliced else form
     if stride == 1:
         # A barrier: fused with a band's padding, the turning crashes libtpu 0.0.42's compiler.
         turned = lax.optimization_barrier(kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
         of_x = form(cotangent, turned, 1, kernel.shape[0] - 1 - reach)
     else:
-        of_x = jax.linear_transpose(lambda x: form(x, kernel, stride, reach), x)(cotangent)[0]
-    return of_x, jax.linear_transpose(lambda k: form(x, k, stride, reach), kernel)(cotangent)[0]
+        of_x = jax.linear_transpose(lambda x: parts(x, kernel, stride, reach), x)(cotangent)[0]
+    return of_x, jax.linear_transpose(lambda k: parts(x, k, stride, reach), kernel)(cotangent)[0]
 
 
 _stacking.defvjp(_forward, _backward)
@@ -192,19 +194,23 @@ def _banded(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
     return _in_bands(x, kernel, stride, reach, group, _native)
 
 
-def _sliced(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
-    """`conv3d` as a sum of 2D convolutions, of bands where they fit the lanes."""
+def _sliced(x: Volume, kernel: Array, stride: int, reach: int, single: bool = True) -> Volume:
+    """`conv3d` as a sum, in `single` precision or wider, of 2D convolutions.
+
+    These are of bands, where several voxels of a row fit the lanes.
+    """
     group = _lane_voxels(x.shape[3], kernel.shape, stride)
+    convolve = functools.partial(_by_slices, single=single)
     if group > 1:
-        return _in_bands(x, kernel, stride, reach, group, _by_slices)
+        return _in_bands(x, kernel, stride, reach, group, convolve)
     in_plane = (kernel.shape[1] // 2, kernel.shape[2] // 2)
-    return _by_slices(x, kernel, (stride, stride), (reach, *in_plane))
+    return convolve(x, kernel, (stride, stride), (reach, *in_plane))
 
 
 def _by_slices(
-    x: Volume, kernel: Array, strides: tuple[int, int], reaches: tuple[int, ...]
+    x: Volume, kernel: Array, strides: tuple[int, int], reaches: tuple[int, ...], single: bool
 ) -> Volume:
-    """`_native`, slice by slice of the kernel; summed in float32 or wider."""
+    """`_native`, slice by slice of the kernel."""
     reach, *in_plane = reaches
     x = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)))
     depth = x.shape[1] - kernel.shape[0] + 1
@@ -217,7 +223,7 @@ def _by_slices(
             strides,
             [(margin, margin) for margin in in_plane],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32) if single else None,
         )
         return y.reshape(*volume.shape[:2], *y.shape[1:])
 

@@ -63,10 +63,10 @@ class GroupNorm(nn.Module):
     """Group normalisation over a volume's real slices (Wu and He 2018), padded slices set to zero.
 
     Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
-    products, which XLA's CPU backend runs on all cores, unlike its reductions: a train step of the
-    phantoms' network took a seventh longer with these. With `sliced` convolutions they are plain
-    sums, for the dot products would have a TPU lay every volume anew, and all happens on the rows
-    that the convolutions before and after it read and write, up to the ReLU, if that follows.
+    products, which XLA's CPU backend runs on all cores, unlike its reductions. With `sliced`
+    convolutions they are plain sums, since for the dot products a TPU would lay every volume anew;
+    and all happens on the rows of lanes that the convolutions before and after read and write, up
+    to the ReLU where that follows.
     """
 
     groups: int
