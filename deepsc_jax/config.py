@@ -287,8 +287,8 @@ class PlatformConfig:
     conv_form: Literal["auto", "native", "banded", "sliced", "folded"] = option(
         "auto",
         "assumed: how a 3D convolution is written; auto is banded (neighbouring voxels as "
-        "channels) on GPU, sliced (a sum of 2D ones, of bands) on TPU, folded (2D over stacked "
-        "slices) on CPU, native there if depth is split",
+        "channels) on GPU; where depth is not split, sliced (a sum of 2D ones, of bands) on TPU "
+        "and folded (2D over stacked slices) on CPU; else native",
     )
     tile_loop: Literal["auto", "fold", "scan"] = option(
         "auto", "assumed: tiles of a scan folded into the batch (CPU) or scanned (GPU, TPU)"
@@ -337,9 +337,9 @@ class Config:
             f"least {reach * space}",
         )
         _require(
-            space == 1 or self.platform.conv_form != "folded",
-            f"conv_form is folded and space is {space}: folding depth into the batch would gather "
-            "what is split over devices: use native, banded, sliced or auto",
+            space == 1 or self.platform.conv_form not in ("sliced", "folded"),
+            f"conv_form is {self.platform.conv_form} and space is {space}: depth as the batch "
+            "would gather what is split over devices: use native, banded or auto",
         )
         counts = self.data.tile_counts(self.data.depth_bucket)
         tiles = counts[0] * counts[1] * counts[2]

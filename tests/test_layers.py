@@ -51,7 +51,7 @@ def normalise(request):
 SCALE, BIAS = draw(6, seed=5) + 1, draw(6, seed=6)
 
 
-@pytest.mark.parametrize("width", [5, 8])  # alone, and as one row of a TPU's lanes
+@pytest.mark.parametrize("width", [5, 24])  # on a TPU one by one, and in three rows of lanes
 def test_group_norm_is_the_definition_over_real_slices(normalise, width):
     x, probe = draw(2, 4, 3, width, 6) * 3 + 2, draw(2, 4, 3, width, 6, seed=1)
     found, _ = normalise(x, SCALE, BIAS, np.array([4, 4]), probe)
@@ -87,8 +87,9 @@ def test_group_norm_keeps_its_digits_on_large_means(normalise):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_group_norm_gradients_match_finite_differences(normalise):
-    x, probe = draw(2, 4, 3, 5, 6), draw(2, 4, 3, 5, 6, seed=1)
+@pytest.mark.parametrize("width", [5, 24])
+def test_group_norm_gradients_match_finite_differences(normalise, width):
+    x, probe = draw(2, 4, 3, width, 6), draw(2, 4, 3, width, 6, seed=1)
     valid, step = np.array([4, 2]), 1e-5
     _, gradients = normalise(x, SCALE, BIAS, valid, probe)
     assert not np.any(gradients[0][1, 2:])
@@ -102,7 +103,7 @@ def test_group_norm_gradients_match_finite_differences(normalise):
         ahead[i] += step * direction
         behind[i] -= step * direction
         slope = (summed(*ahead) - summed(*behind)) / (2 * step)
-        # Cancellation among 360 terms of float32.
+        # Cancellation among up to 1728 terms of float32.
         assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-3, abs=1e-3)
 
 
@@ -190,6 +191,8 @@ def test_auto_is_resolved_by_platform():
     assert layers.resolve_form("auto", "cpu", space=2) == "native"
     assert [layers.resolve_form("auto", "gpu", space) for space in (1, 2)] == ["banded"] * 2
     assert layers.resolve_form("auto", "tpu") == "sliced"
+    assert layers.resolve_form("auto", "tpu", space=2) == "native"
+    assert layers.resolve_form("auto", "metal") == "native"
     asked = ["native", "banded", "sliced", "folded"]
     assert [layers.resolve_form(form, "cpu") for form in asked] == asked
     assert layers.resolve_dtype("auto", "cpu") == jnp.float32

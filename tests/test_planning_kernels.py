@@ -66,7 +66,11 @@ def test_a_convolution_left_to_xla_with_holes_and_channels_first():
 
 @pytest.mark.parametrize(
     ("layout", "last"),
-    [("3,2,1,0:T(8,128)(2,1)", True), ("2,3,1,0:T(8,128)(2,1)", False)],
+    [
+        ("3,2,1,0:T(8,128)(2,1)", True),
+        ("2,3,1,0:T(8,128)(2,1)", False),
+        ("0,3,2,1:T(8,128)(2,1)", False),
+    ],
 )
 @pytest.mark.parametrize("labels", ["b01f_01io->b01f", "f01b_i01o->01bf"])
 def test_channels_are_last_where_they_lie_so_in_memory(labels, layout, last):

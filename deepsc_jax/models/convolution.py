@@ -6,9 +6,9 @@
 of a row become channels, those beyond the group's ends beside them, and the kernel a band. 27 % of
 a joint step's products are then with zeros, and it takes 0.38 of the time (H100, bfloat16).
 
-`sliced` is for TPUs, whose vectors have 128 lanes: bands that fill them, and for every slice of
-the kernel a 2D convolution of these, with depth as the batch, summed. Native convolutions of one
-tile are cut up by XLA into a batch, and copied for it. By the cycles that XLA's TPU compiler
+`sliced` is for TPUs, whose vectors have 128 lanes: bands whose outputs fill them, and for every
+slice of the kernel a 2D convolution of these, with depth as the batch, summed. Native convolutions
+of one tile are cut up by XLA into a batch, and copied for it. By the cycles that XLA's TPU compiler
 expects, two 16-channel convolutions of 64x128x128 voxels with norms and gradients take 0.14 of
 theirs (v5e); nothing was measured on a TPU.
 
@@ -18,8 +18,8 @@ into the batch. Shifted slices are stacked along channels; with very few channel
 `STACKED_CHANNELS` input channels up, one 2D convolution per kernel slice is summed. What does not
 fit the cache goes slab by slab along depth.
 
-The backward pass of bands and of slabs stacks again what the forward pass stacked: the network's
-memory would be mostly stacks.
+The backward pass of bands, slices and slabs stacks again what the forward pass stacked: the
+network's memory would be mostly stacks.
 """
 
 import functools
@@ -40,7 +40,7 @@ ConvForm = Literal["native", "banded", "sliced", "folded"]
 BAND_VOXELS, BAND_NARROW, BAND_WIDE = (16, 8, 4, 2), 64, 128
 # In shorter rows XLA takes a kernel's gradient for a forward convolution, and turns volumes for it.
 BAND_GROUPS = 8
-LANE_VOXELS, LANES = (32, 16, 8, 4, 2), 128
+LANE_VOXELS, LANES = (32, 16, 8, 4, 2), 128  # of a TPU's vectors
 TENSOR_CHANNELS = 8  # a multiple of it is what tensor cores take of 16-bit values
 STACKED_CHANNELS = 32
 GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
@@ -149,15 +149,16 @@ def _backward(
     cotangent: Volume,
 ) -> tuple[Volume, Array]:
     x, kernel = saved
-    # What transposes a sum in single precision would read its cotangent in it.
-    parts = functools.partial(_sliced, single=False) if form is _sliced else form
+    # The transpose of a sum in float32 would convert its cotangent to float32.
+    linear = functools.partial(_sliced, single=False) if form is _sliced else form
     if stride == 1:
-        # A barrier: fused with a band's padding, the turning crashes libtpu 0.0.42's compiler.
-        turned = lax.optimization_barrier(kernel[::-1, ::-1, ::-1].swapaxes(3, 4))
+        turned = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
+        if form is _sliced:  # fused with a band's padding, this crashes libtpu 0.0.42's compiler
+            turned = lax.optimization_barrier(turned)
         of_x = form(cotangent, turned, 1, kernel.shape[0] - 1 - reach)
     else:
-        of_x = jax.linear_transpose(lambda x: parts(x, kernel, stride, reach), x)(cotangent)[0]
-    return of_x, jax.linear_transpose(lambda k: parts(x, k, stride, reach), kernel)(cotangent)[0]
+        of_x = jax.linear_transpose(lambda x: linear(x, kernel, stride, reach), x)(cotangent)[0]
+    return of_x, jax.linear_transpose(lambda k: linear(x, k, stride, reach), kernel)(cotangent)[0]
 
 
 _stacking.defvjp(_forward, _backward)
@@ -195,9 +196,9 @@ def _banded(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
 
 
 def _sliced(x: Volume, kernel: Array, stride: int, reach: int, single: bool = True) -> Volume:
-    """`conv3d` as a sum, in `single` precision or wider, of 2D convolutions.
+    """`conv3d` as a sum of 2D convolutions, of bands where several voxels of a row fit the lanes.
 
-    These are of bands, where several voxels of a row fit the lanes.
+    Summed in float32 or wider if `single`, else in the dtype of `x`, as some gradients are.
     """
     group = _lane_voxels(x.shape[3], kernel.shape, stride)
     convolve = functools.partial(_by_slices, single=single)
@@ -210,7 +211,15 @@ def _sliced(x: Volume, kernel: Array, stride: int, reach: int, single: bool = Tr
 def _by_slices(
     x: Volume, kernel: Array, strides: tuple[int, int], reaches: tuple[int, ...], single: bool
 ) -> Volume:
-    """`_native`, slice by slice of the kernel."""
+    """`_native`, slice by slice of the kernel.
+
+    Args:
+      x: `(batch, depth, height, width, cin)`.
+      kernel: `(kd, kh, kw, cin, cout)`.
+      strides: in-plane.
+      reaches: zero padding of depth, height and width, on both sides.
+      single: whether to sum in float32 or wider.
+    """
     reach, *in_plane = reaches
     x = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)))
     depth = x.shape[1] - kernel.shape[0] + 1

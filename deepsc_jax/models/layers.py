@@ -65,8 +65,8 @@ class GroupNorm(nn.Module):
     Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
     products, which XLA's CPU backend runs on all cores, unlike its reductions. With `sliced`
     convolutions they are plain sums, since for the dot products a TPU would lay every volume anew;
-    and all happens on the rows of lanes that the convolutions before and after read and write, up
-    to the ReLU where that follows.
+    and all, up to the ReLU where one follows, happens on rows of lanes, as convolutions of as many
+    channels read and write them.
     """
 
     groups: int
@@ -150,7 +150,7 @@ class Deconv(nn.Module):
             return x @ flat.astype(x.dtype)
 
         y = with_summed_gradient(product, 0, x.astype(self.dtype), flat)
-        # Whole pairs of a row's voxels are moved: alone, 16 channels would fill a TPU's 128 lanes.
+        # Pairs of a row's voxels are moved whole: on a TPU each moved axis is padded to 128 lanes.
         y = y.reshape(batch, depth, height, width, 2, 2, -1).transpose(0, 1, 4, 2, 5, 3, 6)
         return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
 
@@ -204,13 +204,14 @@ def recomputed(block: type[nn.Module], wanted: bool) -> Any:
 def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
     """The convolution form that `auto` stands for on `platform` (`jax.default_backend()`).
 
-    Depth that is split over `space` devices is not folded: that would gather it.
+    Depth that is split over `space` devices does not become a batch: that would gather it.
     """
     if form != "auto":
         return cast(ConvForm, form)
-    if platform == "cpu":
-        return "folded" if space == 1 else "native"
-    return "banded" if platform == "gpu" else "sliced"
+    if platform == "gpu":
+        return "banded"
+    whole: dict[str, ConvForm] = {"cpu": "folded", "tpu": "sliced"}
+    return whole.get(platform, "native") if space == 1 else "native"
 
 
 def resolve_dtype(name: str, platform: str) -> jnp.dtype:

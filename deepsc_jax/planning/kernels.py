@@ -33,8 +33,8 @@ class Convolution:
     Attributes:
       by: one of `COMPUTED_BY`.
       labels: `dim_labels`, such as b012f_o012i->b012f: batch, space, features.
-      channel_last: whether no axis of space varies fastest in the memory of what it reads. (A
-        kernel's gradient convolves over the batch: there channels are called batch.)
+      channel_last: whether channels vary fastest in the memory of what it reads. (A kernel's
+        gradient exchanges the names: its labels begin with f, and b are the channels.)
       dtype: of what it reads.
       channels: input and output channels of its kernel.
       dilated: whether its input or its kernel has holes.
@@ -83,7 +83,7 @@ def _convolution(by: str, instruction: Instruction, computation: Computation) ->
     return Convolution(
         by=by,
         labels=labels[0].removeprefix("dim_labels="),
-        channel_last=labels[1][fastest] in "bf",
+        channel_last=labels[1][fastest] == max("bf", key=labels[1].index),
         dtype=read[0].dtypes[0],
         channels=(kernel[labels[2].index("i")], kernel[labels[2].index("o")]),
         dilated="hs_dilate=" in instruction.rest,  # lhs or rhs
