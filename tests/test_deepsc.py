@@ -200,7 +200,15 @@ def test_scanned_tiles_give_what_folded_tiles_give(variables, out):
         same(leaf, expected, jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("form", ["native", "banded", "sliced"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "sliced",
+        # Tests of meshes (test_scale.py) train with these.
+        pytest.param("native", marks=pytest.mark.slow),
+        pytest.param("banded", marks=pytest.mark.slow),
+    ],
+)
 def test_all_forms_of_convolutions_agree(variables, out, monkeypatch, form):
     monkeypatch.setattr(convolution, "BAND_GROUPS", 1)  # the tiles' rows are short
     network = DeepSC(MODEL, DATA, Layout(form=form))
