@@ -150,7 +150,7 @@ class Deconv(nn.Module):
             return x @ flat.astype(x.dtype)
 
         y = with_summed_gradient(product, 0, x.astype(self.dtype), flat)
-        # Pairs of a row's voxels are moved whole: on a TPU each moved axis is padded to 128 lanes.
+        # Pairs of a row's voxels are moved whole: a TPU pads the last axis to its 128 lanes.
         y = y.reshape(batch, depth, height, width, 2, 2, -1).transpose(0, 1, 4, 2, 5, 3, 6)
         return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
 
