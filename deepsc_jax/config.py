@@ -284,11 +284,12 @@ class PlatformConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "assumed: of convolutions; auto is float32 on CPU and bfloat16 elsewhere"
     )
-    conv_form: Literal["auto", "native", "banded", "sliced", "folded"] = option(
+    conv_form: Literal["auto", "native", "banded", "sliced", "folded", "direct"] = option(
         "auto",
         "assumed: how a 3D convolution is written; auto is banded (neighbouring voxels as "
         "channels) on GPU; where depth is not split, sliced (a sum of 2D ones, of bands) on TPU "
-        "and folded (2D over stacked slices) on CPU; else native",
+        "and folded (2D over stacked slices) on CPU; else native; direct (by oneDNN, on CPU) is "
+        "never chosen: XLA has it with some versions of JAX only, and cannot keep what it compiled",
     )
     tile_loop: Literal["auto", "fold", "scan"] = option(
         "auto", "assumed: tiles of a scan folded into the batch (CPU) or scanned (GPU, TPU)"
@@ -337,7 +338,7 @@ class Config:
             f"least {reach * space}",
         )
         _require(
-            space == 1 or self.platform.conv_form not in ("sliced", "folded"),
+            space == 1 or self.platform.conv_form not in ("sliced", "folded", "direct"),
             f"conv_form is {self.platform.conv_form} and space is {space}: depth as the batch "
             "would gather what is split over devices: use native, banded or auto",
         )

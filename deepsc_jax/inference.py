@@ -64,7 +64,10 @@ class Predictor:
             dataclasses.replace(config, platform=alone), jax.default_backend()
         )
         jit = functools.partial(
-            jax.jit, compiler_options=parallel.compiler_options(jax.default_backend(), config.data)
+            jax.jit,
+            compiler_options=parallel.compiler_options(
+                jax.default_backend(), config.data, self._model.layout.form
+            ),
         )
         self._features = jit(self._call("slice_features"))
         self._segment = jit(self._call("segment"))

@@ -70,7 +70,27 @@ def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) ->
 LARGE_TILE = 2**18  # voxels
 
 
-def compiler_options(platform: str, data: DataConfig) -> dict[str, bool | str]:
+ONEDNN = {
+    "xla_cpu_experimental_onednn_custom_call": True,
+    "xla_cpu_experimental_ynn_fusion_type": "",  # YNNPACK would take its convolutions
+}
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether XLA's CPU backend has oneDNN's convolutions, as JAX 0.11's on x86-64 Linux has."""
+    shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((1, 4, 4, 4, 8), (3, 3, 3, 8, 8))]
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1, 1),
+        padding="SAME",
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+    program = jax.jit(convolve, compiler_options=ONEDNN).lower(*shapes).compile()
+    return "__onednn$convolution" in (program.as_text() or "")
+
+
+def compiler_options(platform: str, data: DataConfig, form: str) -> dict[str, bool | str]:
     """XLA's options for the network's programs on `platform` (a device's), run or only planned.
 
     On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
@@ -80,13 +100,15 @@ def compiler_options(platform: str, data: DataConfig) -> dict[str, bool | str]:
     XLA merges both again. For large tiles, Eigen's convolutions, a train step with YNNPACK's took
     half as long again (64x96x96; at 48x40x56 a fifth less), and the order of steps that needs the
     least memory, a third less. YNNPACK for products alone gave wrong sums (JAX 0.10.2; tests of
-    meshes saw it).
+    meshes saw it). With the form `direct`, oneDNN has the convolutions instead of both.
     """
     if platform == "gpu":
         return {"xla_gpu_force_conv_nhwc": True}
     if platform != "cpu":
         return {}
     options: dict[str, bool | str] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    if form == "direct":
+        options |= ONEDNN
     if math.prod(data.tile) >= LARGE_TILE:
         options["xla_cpu_experimental_ynn_fusion_type"] = ""
         options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"

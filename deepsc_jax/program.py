@@ -12,6 +12,7 @@ import pathlib
 import platform
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -53,6 +54,9 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", compilation_cache())
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # What holds oneDNN's convolutions (`--conv_form=direct`) XLA cannot write.
+    unwritten = "Error writing persistent compilation cache entry .*: MemoryError"
+    warnings.filterwarnings("ignore", unwritten)
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 

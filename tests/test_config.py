@@ -220,6 +220,7 @@ IMPOSSIBLE = [
     (["--space=8", "--slices=8", "--inception_branches=1/5"], "kernels reach 2.*at least 16"),
     (["--space=2", "--conv_form=folded"], "conv_form is folded and space is 2"),
     (["--space=2", "--conv_form=sliced"], "conv_form is sliced and space is 2"),
+    (["--space=2", "--conv_form=direct"], "conv_form is direct and space is 2"),
     (["--accumulation=0"], "accumulation is 0"),
 ]
 MALFORMED = [

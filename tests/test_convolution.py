@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepsc_jax import parallel
+from deepsc_jax.config import DataConfig
+from deepsc_jax.errors import InputError
 from deepsc_jax.models import convolution
 from deepsc_jax.models.convolution import STACKED_CHANNELS, conv3d
+from deepsc_jax.models.layers import resolve_form
 
 
 def draw(*shape, seed=0):
@@ -34,7 +38,7 @@ def sums_and_gradients(x, kernel, probe, stride, form):
     return jax.value_and_grad(probed, argnums=(0, 1), has_aux=True)(x, kernel)
 
 
-FORMS = ("native", "banded", "sliced", "folded")
+FORMS = ("native", "banded", "sliced", "folded", "direct")
 any_form = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
 
 
@@ -151,16 +155,17 @@ def test_slices_of_half_precision_are_summed_in_single():
     np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["folded", "direct"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [3, 4, STACKED_CHANNELS])
-def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channels):
+def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channels, form):
     x, weights = draw(2, 7, 6, 4, channels), draw(3, 3, 3, channels, 3, seed=1)
     probe = draw(2, 7, 6 // stride, 4 // stride, 3, seed=2)
-    whole = sums_and_gradients(x, weights, probe, stride, "folded")
+    whole = sums_and_gradients(x, weights, probe, stride, form)
     monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
     monkeypatch.setattr(convolution, "SLAB_SLICES", 2)
     assert (x.shape[1], convolution._slab_slices(jnp.asarray(x), 3)) == (7, 2)  # the last has one
-    slabs = sums_and_gradients(x, weights, probe, stride, "folded")
+    slabs = sums_and_gradients(x, weights, probe, stride, form)
     for one, other in zip(jax.tree.leaves(slabs), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
@@ -171,3 +176,17 @@ def test_a_kernel_need_not_be_a_cube():
     for form in FORMS:
         found = jax.jit(conv3d, static_argnums=(2, 3))(x, weights, 1, form)
         np.testing.assert_allclose(found, convolve(x, weights, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_onednn_takes_direct_convolutions_but_not_their_kernels_gradient():
+    if not parallel.has_onednn():
+        with pytest.raises(InputError, match=r"JAX \d.* has no oneDNN here"):
+            resolve_form("direct", "cpu")
+        return
+    assert resolve_form("direct", "cpu") == "direct"
+    x, weights, probe = draw(1, 8, 16, 16, 8), draw(3, 3, 3, 8, 8), draw(1, 8, 16, 16, 8)
+    options = parallel.compiler_options("cpu", DataConfig(), "direct")
+    gradients = jax.jit(sums_and_gradients, static_argnums=(3, 4), compiler_options=options)
+    program = gradients.lower(x, weights, probe, 1, "direct").compile().as_text() or ""
+    found = [program.count(f" {kind}(") for kind in ("custom-call", "convolution")]
+    assert (found, program.count('"__onednn$convolution"')) == ([2, 1], 2)

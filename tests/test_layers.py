@@ -10,6 +10,7 @@ import pytest
 
 from deepsc_jax import parallel
 from deepsc_jax.config import DataConfig
+from deepsc_jax.errors import InputError
 from deepsc_jax.models import convolution, layers
 from deepsc_jax.models.lesion import DoubleConv
 
@@ -195,6 +196,8 @@ def test_auto_is_resolved_by_platform():
     assert layers.resolve_form("auto", "metal") == "native"
     asked = ["native", "banded", "sliced", "folded"]
     assert [layers.resolve_form(form, "cpu") for form in asked] == asked
+    with pytest.raises(InputError, match="--conv_form=direct: it is for CPUs, and this is a tpu"):
+        layers.resolve_form("direct", "tpu")
     assert layers.resolve_dtype("auto", "cpu") == jnp.float32
     assert layers.resolve_dtype("auto", "tpu") == jnp.bfloat16
     assert layers.resolve_dtype("float32", "gpu") == jnp.float32
@@ -241,7 +244,7 @@ def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, tile, drawn, mo
     def loss(params, x):
         return (block.apply(params, 2 * x, None) ** 2).sum()
 
-    options = parallel.compiler_options("cpu", DataConfig(tile=tile, slices=tile[0]))
+    options = parallel.compiler_options("cpu", DataConfig(tile=tile, slices=tile[0]), "folded")
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
     program = gradient.lower(params, x).compile().as_text() or ""
     # Of both convolutions, slab by slab: forward, the kernel's gradient, the input's gradient; and

@@ -148,9 +148,9 @@ def test_the_compilers_options_for_large_tiles_change_no_number(
     dtype: str, one_device: Any, monkeypatch: Any
 ):
     expected = one_device("joint", dtype)  # before they are changed
-    few = parallel.compiler_options("cpu", CONFIG.data)
+    few = parallel.compiler_options("cpu", CONFIG.data, "folded")
     monkeypatch.setattr(parallel, "LARGE_TILE", 1)
-    assert parallel.compiler_options("cpu", CONFIG.data).keys() > few.keys()
+    assert parallel.compiler_options("cpu", CONFIG.data, "folded").keys() > few.keys()
     found = run("joint", dtype, data=1)
     (assert_same if dtype == "float64" else assert_near)(found, expected)
 

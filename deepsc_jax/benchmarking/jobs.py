@@ -41,7 +41,7 @@ VARIANTS = {
     "torch": ("eager", "channels_last", "compiled"),
     "monai": ("eager", "channels_last", "compiled"),
     # Ours again, with each form of `models.convolution`.
-    "forms": ("native", "banded", "sliced", "folded"),
+    "forms": ("native", "banded", "sliced", "folded", "direct"),
 }
 
 

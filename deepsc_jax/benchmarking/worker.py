@@ -47,8 +47,8 @@ def main() -> None:
         module.import_late(job)
         before = _held("VmRSS")
         timed = Timed(module, job)
-    except InputError as error:
-        return reply(error=str(error))
+    except InputError as error:  # a form may be another device's
+        return reply(left_out=str(error)) if job.side == "forms" else reply(error=str(error))
     except Exception as error:
         if job.variant != "compiled":
             raise

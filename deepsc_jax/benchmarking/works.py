@@ -202,7 +202,9 @@ def _forward(job: Job, stage: Stage) -> Built:
 
     forward = jax.jit(
         parallel.over_data(program, mesh, gathered=True),
-        compiler_options=parallel.compiler_options(mesh.devices.flat[0].platform, config.data),
+        compiler_options=parallel.compiler_options(
+            mesh.devices.flat[0].platform, config.data, model.layout.form
+        ),
     )
     params = jax.device_put(_weights(job, model), parallel.replicated(mesh))
     batch = parallel.put_batch(jobs.batch(config, stage, job.scan_size), mesh)

@@ -9,10 +9,13 @@ the unpadded volume would have seen.
 from typing import Any, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
+from deepsc_jax import parallel
+from deepsc_jax.errors import InputError
 from deepsc_jax.models.convolution import ConvForm, Volume, conv3d, row_voxels, with_summed_gradient
 
 Valid = Int[Array, "batch"] | None
@@ -205,7 +208,17 @@ def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
     """The convolution form that `auto` stands for on `platform` (`jax.default_backend()`).
 
     Depth that is split over `space` devices does not become a batch: that would gather it.
+
+    Raises:
+      InputError: `direct` without oneDNN.
     """
+    if form == "direct" and platform != "cpu":
+        raise InputError(f"--conv_form=direct: it is for CPUs, and this is a {platform}: use auto")
+    if form == "direct" and not parallel.has_onednn():
+        raise InputError(
+            f"--conv_form=direct: JAX {jax.__version__} has no oneDNN here: use JAX 0.11 (Python "
+            "3.12 or newer, x86-64 Linux), or auto"
+        )
     if form != "auto":
         return cast(ConvForm, form)
     if platform == "gpu":

@@ -139,7 +139,9 @@ def make_train_step(
         in_shardings=(state_sharding, None),  # a batch keeps that of `put_batch`
         out_shardings=(state_sharding, whole),
         donate_argnums=0,
-        compiler_options=parallel.compiler_options(mesh.devices.flat[0].platform, model.data),
+        compiler_options=parallel.compiler_options(
+            mesh.devices.flat[0].platform, model.data, model.layout.form
+        ),
     )
 
 
@@ -177,5 +179,7 @@ def make_eval_step(
         parallel.over_data(program, mesh, gathered=True),
         in_shardings=(whole, None),
         out_shardings=whole,
-        compiler_options=parallel.compiler_options(mesh.devices.flat[0].platform, model.data),
+        compiler_options=parallel.compiler_options(
+            mesh.devices.flat[0].platform, model.data, model.layout.form
+        ),
     )
