@@ -228,7 +228,9 @@ def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
       InputError: no run or no checkpoint there.
     """
     record = workdirs.read(workdir)
-    config = record.config
+    # The weights are the same in every form: this device has its own.
+    platform = dataclasses.replace(record.config.platform, conv_form="auto")
+    config = dataclasses.replace(record.config, platform=platform)
     trained: list[Stage] = [s for s in STAGES if has_checkpoint(workdir / s)]
     chosen: Stage = stage or (trained[-1] if trained else "joint")
     model = deepsc.build(config, jax.default_backend())

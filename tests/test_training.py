@@ -1,5 +1,6 @@
 """Training, evaluation and prediction, end to end on a handful of phantoms."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -140,6 +141,15 @@ def test_the_joint_stage_wants_both_pretrainings_complete(
         loop.train(CONFIG, store, tmp_path, ("joint",))
     workdirs.begin(tmp_path, CONFIG, store)
     assert inference.load(tmp_path).stage == "segmentation"  # an empty joint/ is no checkpoint
+
+
+def test_a_trained_network_is_written_as_this_device_likes_it(
+    trained: pathlib.Path, store: Store, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
+    elsewhere = dataclasses.replace(CONFIG.platform, conv_form="sliced")
+    workdirs.begin(tmp_path, dataclasses.replace(CONFIG, platform=elsewhere), store)
+    assert inference.load(tmp_path)._model.layout.form == "folded"
 
 
 def test_without_a_validation_split_the_last_checkpoint_counts(
