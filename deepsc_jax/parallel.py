@@ -9,6 +9,7 @@ partitioner, which exchanges the borders that convolutions need. No other file n
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,6 +71,7 @@ def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) ->
 LARGE_TILE = 2**18  # voxels
 
 
+# Convolutions by oneDNN, and large products.
 ONEDNN = {
     "xla_cpu_experimental_onednn_custom_call": True,
     "xla_cpu_experimental_ynn_fusion_type": "",  # YNNPACK would take its convolutions
@@ -78,7 +80,12 @@ ONEDNN = {
 
 @functools.cache
 def has_onednn() -> bool:
-    """Whether XLA's CPU backend has oneDNN's convolutions, as JAX 0.11's on x86-64 Linux has."""
+    """Whether XLA's CPU backend has oneDNN's convolutions, as JAX 0.11's on x86-64 Linux has.
+
+    XLA cannot write a program with one, and JAX warns of each that it cannot keep: no more of that.
+    """
+    unwritten = "Error writing persistent compilation cache entry .*: MemoryError"
+    warnings.filterwarnings("ignore", unwritten)
     shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((1, 4, 4, 4, 8), (3, 3, 3, 8, 8))]
     convolve = functools.partial(
         jax.lax.conv_general_dilated,
@@ -86,7 +93,8 @@ def has_onednn() -> bool:
         padding="SAME",
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
-    program = jax.jit(convolve, compiler_options=ONEDNN).lower(*shapes).compile()
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        program = jax.jit(convolve, compiler_options=ONEDNN).lower(*shapes).compile()
     return "__onednn$convolution" in (program.as_text() or "")
 
 
@@ -100,7 +108,7 @@ def compiler_options(platform: str, data: DataConfig, form: str) -> dict[str, bo
     XLA merges both again. For large tiles, Eigen's convolutions, a train step with YNNPACK's took
     half as long again (64x96x96; at 48x40x56 a fifth less), and the order of steps that needs the
     least memory, a third less. YNNPACK for products alone gave wrong sums (JAX 0.10.2; tests of
-    meshes saw it). With the form `direct`, oneDNN has the convolutions instead of both.
+    meshes saw it). The form `direct` has oneDNN in place of YNNPACK.
     """
     if platform == "gpu":
         return {"xla_gpu_force_conv_nhwc": True}

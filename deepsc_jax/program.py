@@ -12,7 +12,6 @@ import pathlib
 import platform
 import sys
 import typing
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -44,7 +43,7 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     `INTERRUPTED` after Ctrl-C. A program that trains is started over with `ALLOCATOR` in its
     environment, which glibc reads at the start only, unless some of that is set already. Compiled
     programs are kept, however quickly they were compiled, in `compilation_cache()` unless
-    JAX_COMPILATION_CACHE_DIR names a folder.
+    JAX_COMPILATION_CACHE_DIR names a folder; not those of `--conv_form=direct`.
     """
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
@@ -54,9 +53,6 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", compilation_cache())
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # What holds oneDNN's convolutions (`--conv_form=direct`) XLA cannot write.
-    unwritten = "Error writing persistent compilation cache entry .*: MemoryError"
-    warnings.filterwarnings("ignore", unwritten)
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 

@@ -17,6 +17,7 @@ from measured import CONFIG, job, measured
 
 from deepsc_jax.benchmarking import bars, energy, jobs, measure, report, works
 from deepsc_jax.benchmarking.jobs import Job
+from deepsc_jax.config import PlatformConfig
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 TINY = [
@@ -122,6 +123,14 @@ def test_ours_reads_what_a_process_before_it_compiled(tmp_path: pathlib.Path):
 
 def placed(folder: pathlib.Path) -> Job:
     return dataclasses.replace(job(), folder=folder)
+
+
+def test_a_form_that_is_not_this_devices_is_left_out(tmp_path: pathlib.Path):
+    deep = dataclasses.replace(CONFIG.data, tile=(16, 16, 16), slices=16, depth_bucket=16)
+    wide = dataclasses.replace(CONFIG, data=deep, platform=PlatformConfig(space=2))
+    started = measure.Worker(job(config=wide, folder=tmp_path, side="forms", variant="sliced"))
+    started.close()
+    assert started.ready["left_out"].startswith("conv_form is sliced and space is 2")
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def _warm_worker(job: Job) -> Worker:
     """A worker for `job`; of a compiled one, one that finds its programs on disk.
 
     As every start of a program but the first: what compiling leaves in a process's memory is not
-    counted, ours or `torch.compile`'s.
+    counted, ours or `torch.compile`'s; that of the form `direct` is, which cannot be kept on disk.
     """
     worker = Worker(job)
     if "left_out" in worker.ready or (job.side not in OURS and job.variant != "compiled"):

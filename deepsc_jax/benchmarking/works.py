@@ -19,6 +19,7 @@ from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.config import CLASSES, STAGES, Config, PlatformConfig, Stage
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
+from deepsc_jax.errors import InputError
 from deepsc_jax.inference import Predictor
 from deepsc_jax.models import deepsc
 from deepsc_jax.models.layers import resolve_dtype
@@ -58,7 +59,11 @@ def build(job: Job) -> Built:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # as programs do
     if job.side == "forms":
         platform = dataclasses.replace(job.config.platform, conv_form=job.variant)
-        job = dataclasses.replace(job, config=dataclasses.replace(job.config, platform=platform))
+        try:
+            config = dataclasses.replace(job.config, platform=platform)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        job = dataclasses.replace(job, config=config)
     stage = jobs.stage_of(job)
     if job.work not in ("inference", "loading"):  # as `predict` and `train` do
         parallel.use_cpu_cores(job.config, [stage])

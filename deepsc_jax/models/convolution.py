@@ -19,8 +19,9 @@ into the batch. Shifted slices are stacked along channels; with very few channel
 fit the cache goes slab by slab along depth.
 
 `direct` is for CPUs as well, where XLA has oneDNN (`parallel.has_onednn`): one 3D convolution, also
-for the gradient of its input, by oneDNN; the gradient of its kernel by Eigen. A train step took
-0.66 of the time of `folded` (64x96x96 voxels, 16 channels). XLA cannot keep such a program on disk.
+for the gradient of its input, by oneDNN; the gradient of its kernel by Eigen; what is strided, as
+`folded`. A segmentation step took 0.7 of the time of `folded` (64x96x96 voxels, 16 channels, two
+cores of a Xeon, JAX 0.11.2). XLA cannot keep such a program on disk.
 
 The backward pass of bands, slices and slabs stacks again what the forward pass stacked: the
 network's memory would be mostly stacks.
@@ -39,6 +40,7 @@ from deepsc_jax import parallel
 
 Volume = Float[Array, "batch depth height width channel"]
 ConvForm = Literal["native", "banded", "sliced", "folded", "direct"]
+CPU_FORMS: tuple[ConvForm, ...] = ("folded", "direct")
 # Of a band: its voxels, and the channels that they may fill on its narrower and its wider side. By
 # timings of 1 to 64 channels on an H100: at 64 a band is slower.
 BAND_VOXELS, BAND_NARROW, BAND_WIDE = (16, 8, 4, 2), 64, 128
@@ -51,6 +53,7 @@ GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, 
 # Of a slab: what stays in a CPU's last cache, stacked, in multiples of so many slices, over which a
 # kernel's gradient is summed (with 4 it took twice as long).
 SLAB_BYTES, SLAB_SLICES = 2**24, 8
+MOST_SLABS = 16  # of many scans: each is a convolution to compile
 
 
 def with_summed_gradient(
@@ -102,7 +105,7 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
     reach = kernel.shape[0] // 2
     if form == "direct" and stride == 1 and kernel.shape[:3] != (1, 1, 1):
         return _stacking(x, kernel, _direct, stride, reach)
-    if form not in ("folded", "direct"):  # what is strided is folded in both
+    if form not in CPU_FORMS:  # what is strided is folded in both
 
         def convolve(x: Volume, kernel: Array, reach: int) -> Volume:
             if kernel.shape[:4] == (1, 1, 1, 1) and stride == 1:
@@ -111,8 +114,7 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
                 return _stacking(x, kernel, _sliced, stride, reach)
             if form == "banded" and _band_voxels(x.shape[3], kernel.shape, stride) > 1:
                 return _stacking(x, kernel, _banded, stride, reach)
-            in_plane = (kernel.shape[1] // 2, kernel.shape[2] // 2)
-            return _native(x, kernel, (stride, stride), (reach, *in_plane))
+            return _direct(x, kernel, stride, reach)
 
         return with_summed_gradient(convolve, reach, x, kernel)
     kernel = kernel.astype(x.dtype)
@@ -159,13 +161,14 @@ def _backward(
     linear = functools.partial(_sliced, single=False) if form is _sliced else form
     if stride == 1:
         turned = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
-        # Fused with a band's padding it crashes libtpu 0.0.42's compiler; XLA keeps it from oneDNN.
+        # Fused with a band's padding, a turned kernel crashes libtpu 0.0.42's compiler; and XLA
+        # gives oneDNN no convolution whose kernel it reverses.
         if form in (_sliced, _direct):
             turned = lax.optimization_barrier(turned)
         of_x = form(cotangent, turned, 1, kernel.shape[0] - 1 - reach)
     else:
         of_x = jax.linear_transpose(lambda x: linear(x, kernel, stride, reach), x)(cotangent)[0]
-    if form is _direct:
+    if stride == 1 and form in (_direct, _in_slabs):
         return of_x, _kernel_gradient(x, cotangent, kernel, reach)
     return of_x, jax.linear_transpose(lambda k: linear(x, k, stride, reach), kernel)(cotangent)[0]
 
@@ -199,40 +202,46 @@ def row_voxels(width: int, channels: int) -> int:
 
 
 def _direct(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
-    """`conv3d` as one convolution, by oneDNN."""
+    """`conv3d` as one convolution."""
     in_plane = (kernel.shape[1] // 2, kernel.shape[2] // 2)
     return _native(x, kernel, (stride, stride), (reach, *in_plane))
 
 
 def _kernel_gradient(x: Volume, cotangent: Volume, kernel: Array, reach: int) -> Array:
-    """The gradient of `_direct`'s kernel: the cotangent is the image, `x` the kernel.
+    """The gradient of a kernel, on CPU: the cotangent is the image, `x` the kernel.
 
     The slices of all scans are one image of depth and height, whose channels are the voxels of a
-    row; slab by slab, what the kernel's width shifts is stacked. With a window as large as the
-    image oneDNN takes up to three times as long as Eigen, to whom XLA leaves a reversed kernel.
+    row; slab by slab, what the kernel's width shifts is stacked, and so copied once: the image
+    Eigen copies for each place of the kernel (the other way round it took 1.4 to 2 times as long).
+    oneDNN, with a window as large as the image, takes up to three times as long as Eigen: XLA gives
+    it no reversed kernel.
     """
+    taps = kernel.shape[2]
     margin, tall, wide = (k // 2 for k in kernel.shape[:3])
+    assert reach == margin
     *_, height, width, channels = x.shape
+    apart = (0, margin if len(x) > 1 else 0)  # zero slices between scans
     none = (0, 0)
-    rows = jnp.pad(x, (none, (reach, reach), none, (wide, wide), none))
+    rows = jnp.pad(x, (none, apart, none, (wide, wide), none))
     rows = rows.reshape(-1, height, width + 2 * wide, channels)
-    image = jnp.pad(cotangent, (none, (margin, margin), none, none, none))  # keeps scans apart
-    image = image.reshape(-1, height, width, image.shape[-1]).transpose(3, 0, 1, 2)
-    taps, total = kernel.shape[2], jnp.zeros((), kernel.dtype)
-    size = _slab_slices(rows[None], taps)
+    image = jnp.pad(cotangent, (none, apart, none, none, none))
+    image = image.reshape(-1, height, width, image.shape[-1])
+    size = max(_slab_slices(rows[None], taps), -(-len(rows) // MOST_SLABS))
+    total = jnp.zeros((), kernel.dtype)
     for first in range(0, len(rows), size):
         last = min(first + size, len(rows))
         start, stop = max(first - margin, 0), min(last + margin, len(rows))
         slab = rows[first:last]
         stacked = jnp.concatenate([slab[:, :, i : i + width] for i in range(taps)], axis=-1)
         part = lax.conv_general_dilated(
-            image[:, start:stop],
+            image[start:stop].transpose(3, 0, 1, 2),
             lax.rev(stacked, (3,)),
             (1, 1),
             [(start - first + margin, last + margin - stop), (tall, tall)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         total += part.astype(kernel.dtype)
+    # Both roles exchanged, the kernel comes out turned in depth and height; and stacked, reversed.
     total = total[:, ::-1, ::-1, ::-1].reshape(*total.shape[:3], taps, channels)
     return total.transpose(1, 2, 3, 4, 0)
 

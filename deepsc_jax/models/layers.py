@@ -12,13 +12,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from deepsc_jax import parallel
 from deepsc_jax.errors import InputError
-from deepsc_jax.models.convolution import ConvForm, Volume, conv3d, row_voxels, with_summed_gradient
+from deepsc_jax.models.convolution import (
+    CPU_FORMS,
+    ConvForm,
+    Volume,
+    conv3d,
+    row_voxels,
+    with_summed_gradient,
+)
 
 Valid = Int[Array, "batch"] | None
+PerChannel = Float[Array, "batch channel"]
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 # Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
 EXACT = lax.Precision.HIGHEST
@@ -62,11 +70,41 @@ class Conv(nn.Module):
         return conv3d(x.astype(self.dtype), kernel, self.stride, self.form)
 
 
+def column_sums(x: Volume) -> Float[Array, "batch columns"]:
+    """Sums over depth and height as dot products, of all voxels and channels of a row."""
+    rows = x.reshape(len(x), x.shape[1] * x.shape[2], -1)
+    ones = jnp.ones(rows.shape[:2], rows.dtype)
+    return jnp.einsum("br,brc->bc", ones, rows, precision=EXACT)
+
+
+def _affine(x: Volume, slope: PerChannel, offset: PerChannel) -> Volume:
+    return x * slope[:, None, None, None] + offset[:, None, None, None]
+
+
+def _affine_forward(x: Volume, slope: PerChannel, offset: PerChannel) -> tuple[Volume, Any]:
+    return _affine(x, slope, offset), (x, slope)
+
+
+def _affine_backward(saved: Any, cotangent: Volume) -> tuple[Volume, PerChannel, PerChannel]:
+    x, slope = saved
+
+    def per_channel(columns: Array) -> PerChannel:
+        return columns.reshape(len(x), -1, x.shape[-1]).sum(axis=1)
+
+    of_slope, of_offset = (per_channel(column_sums(y)) for y in (cotangent * x, cotangent))
+    return cotangent * slope[:, None, None, None], of_slope, of_offset
+
+
+_affine_of_products = jax.custom_vjp(_affine)  # the sums of its gradients are dot products
+_affine_of_products.defvjp(_affine_forward, _affine_backward)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation over a volume's real slices (Wu and He 2018), padded slices set to zero.
 
     Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
-    products, which XLA's CPU backend runs on all cores, unlike its reductions. With `sliced`
+    products, which XLA's CPU backend runs on all cores, unlike its reductions; in the backward pass
+    on CPUs alone. With `sliced`
     convolutions they are plain sums, since for the dot products a TPU would lay every volume anew;
     and all, up to the ReLU where one follows, happens on rows of lanes, as convolutions of as many
     channels read and write them.
@@ -98,15 +136,10 @@ class GroupNorm(nn.Module):
         shift = per_channel(lax.stop_gradient(shift))
         wide = mask_depth(wide - shift[:, None, None, None], valid)
 
-        def column_sums(values: Array) -> Array:
-            if self.form == "sliced":
-                return values.sum(axis=(1, 2))
-            rows = values.reshape(batch, depth * height, -1)
-            ones = jnp.ones(rows.shape[:2], rows.dtype)
-            return jnp.einsum("br,brc->bc", ones, rows, precision=EXACT)
-
         def group_sums(values: Array) -> Array:
-            sums = column_sums(values).reshape(batch, shape[3], self.groups, -1)
+            plain = self.form == "sliced"
+            columns = values.sum(axis=(1, 2)) if plain else column_sums(values)
+            sums = columns.reshape(batch, shape[3], self.groups, -1)
             return sums.sum(axis=(1, 3))
 
         count = real * (height * shape[3] * channels // self.groups)
@@ -115,7 +148,8 @@ class GroupNorm(nn.Module):
         inverse = lax.rsqrt(variance + NORM_EPSILON)
         slope = per_channel(inverse) * jnp.tile(scale, voxels)
         offset = jnp.tile(bias, voxels) - per_channel(mean) * slope
-        y = wide * slope[:, None, None, None] + offset[:, None, None, None]
+        affine = _affine_of_products if self.form in CPU_FORMS else _affine
+        y = affine(wide, slope, offset)
         y = mask_depth(y.astype(x.dtype), valid)
         return (nn.relu(y) if self.relu else y).reshape(shape)
 
@@ -140,6 +174,7 @@ class Deconv(nn.Module):
     """Transposed convolution with kernel 2 and stride 2: a matrix product and a depth-to-space."""
 
     features: int
+    form: ConvForm = "native"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -153,6 +188,8 @@ class Deconv(nn.Module):
             return x @ flat.astype(x.dtype)
 
         y = with_summed_gradient(product, 0, x.astype(self.dtype), flat)
+        if self.form in CPU_FORMS:  # XLA would lay the gradient anew for each of two products
+            y = lax.optimization_barrier(y)
         # Pairs of a row's voxels are moved whole: a TPU pads the last axis to its 128 lanes.
         y = y.reshape(batch, depth, height, width, 2, 2, -1).transpose(0, 1, 4, 2, 5, 3, 6)
         return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)

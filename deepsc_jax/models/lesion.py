@@ -65,7 +65,8 @@ class LesionSubnet(nn.Module):
         scales = [self._segmentation(x, halve(valid, 3), 1)]
         for level in (2, 1, 0):
             features, reached = self.channels[level], halve(valid, level)
-            x = mask_depth(Deconv(features, self.dtype, name=f"deconv{3 - level}")(x), reached)
+            deconv = Deconv(features, self.form, self.dtype, name=f"deconv{3 - level}")
+            x = mask_depth(deconv(x), reached)
             x = jnp.concatenate([skips[level], x], axis=-1)
             unit = transition(features, self.groups, self.form, self.dtype, name=f"up{3 - level}")
             x = unit(x, reached)
