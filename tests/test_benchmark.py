@@ -128,7 +128,8 @@ def placed(folder: pathlib.Path) -> Job:
 def test_a_form_that_is_not_this_devices_is_left_out(tmp_path: pathlib.Path):
     deep = dataclasses.replace(CONFIG.data, tile=(16, 16, 16), slices=16, depth_bucket=16)
     wide = dataclasses.replace(CONFIG, data=deep, platform=PlatformConfig(space=2))
-    started = measure.Worker(job(config=wide, folder=tmp_path, side="forms", variant="sliced"))
+    asked = job(config=wide, side="forms", variant="sliced")
+    started = measure.Worker(dataclasses.replace(asked, folder=tmp_path))
     started.close()
     assert started.ready["left_out"].startswith("conv_form is sliced and space is 2")
 

@@ -163,7 +163,7 @@ def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channe
     whole = sums_and_gradients(x, weights, probe, stride, form)
     monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
     monkeypatch.setattr(convolution, "SLAB_SLICES", 2)
-    # The last has one slice: of 7, or in `direct` of 7 + 1 + 7, one between scans.
+    # The last has one slice: of 7, and for a kernel's gradient of 7 + 1 + 7, one between scans.
     assert (x.shape[1], convolution._slab_slices(jnp.asarray(x), 3)) == (7, 2)
     slabs = sums_and_gradients(x, weights, probe, stride, form)
     for one, other in zip(jax.tree.leaves(slabs), jax.tree.leaves(whole), strict=True):

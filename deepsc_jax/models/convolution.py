@@ -51,7 +51,7 @@ TENSOR_CHANNELS = 8  # a multiple of it is what tensor cores take of 16-bit valu
 STACKED_CHANNELS = 32
 GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
 # Of a slab: what stays in a CPU's last cache, stacked, in multiples of so many slices, over which a
-# kernel's gradient is summed (with 4 it took twice as long).
+# strided kernel's gradient is summed (with 4 it took twice as long, when all were summed so).
 SLAB_BYTES, SLAB_SLICES = 2**24, 8
 MOST_SLABS = 16  # of many scans: each is a convolution to compile
 
