@@ -20,8 +20,8 @@ fit the cache goes slab by slab along depth.
 
 `direct` is for CPUs as well, where XLA has oneDNN (`parallel.has_onednn`): one 3D convolution, also
 for the gradient of its input, by oneDNN; the gradient of its kernel by Eigen; what is strided, as
-`folded`. A segmentation step took 0.7 of the time of `folded` (64x96x96 voxels, 16 channels, two
-cores of a Xeon, JAX 0.11.2). XLA cannot keep such a program on disk.
+`folded`. A joint step of phantoms took 0.73 of the time of `folded` (two cores of a Xeon, JAX
+0.11.2). XLA cannot keep such a program on disk.
 
 The backward pass of bands, slices and slabs stacks again what the forward pass stacked: the
 network's memory would be mostly stacks.
