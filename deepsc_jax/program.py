@@ -12,6 +12,7 @@ import pathlib
 import platform
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -42,18 +43,27 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
     what `main` returns: `PREEMPTED` where it has saved its work on SIGTERM and wants to go on;
     `INTERRUPTED` after Ctrl-C. A program that trains is started over with `ALLOCATOR` in its
     environment, which glibc reads at the start only, unless some of that is set already. Compiled
-    programs are kept, however quickly they were compiled, in `compilation_cache()` unless
-    JAX_COMPILATION_CACHE_DIR names a folder; not those of `--conv_form=direct`.
+    programs are kept in `compilation_cache()` unless JAX_COMPILATION_CACHE_DIR names a folder.
     """
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     if _compiles_for_gpus_it_lacks():
         jax.config.update("jax_platforms", "cpu")
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", compilation_cache())
+    keep_compiled(jax.config.values["jax_compilation_cache_dir"] or compilation_cache())
+    app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def keep_compiled(folder: str | None) -> None:
+    """Keep what XLA compiles in `folder`, however quickly it was compiled.
+
+    Not what `--conv_form=direct` compiles: XLA cannot write a program with oneDNN, of which JAX
+    would warn each time.
+    """
+    jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    unwritten = "Error writing persistent compilation cache entry .*: MemoryError"
+    warnings.filterwarnings("ignore", unwritten)
 
 
 def compilation_cache() -> str | None:

@@ -134,8 +134,10 @@ def test_a_band_reads_multiples_of_eight_channels(monkeypatch, channels, feature
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("form", ["banded", "sliced", "direct"])
-def test_a_convolution_of_half_precision_has_a_gradient_in_single(form, stride):
+@pytest.mark.parametrize("form", ["banded", "sliced", "folded", "direct"])
+def test_a_convolution_of_half_precision_has_a_gradient_in_single(form, stride, monkeypatch):
+    monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
+    monkeypatch.setattr(convolution, "SLAB_SLICES", 1)
     x, weights = jnp.asarray(draw(1, 3, 4, 32, 4), jnp.bfloat16), draw(3, 3, 3, 4, 4, seed=1)
     probe = draw(1, 3, 4 // stride, 32 // stride, 4, seed=2)
     (_, native), (_, found) = (
@@ -163,11 +165,26 @@ def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channe
     whole = sums_and_gradients(x, weights, probe, stride, form)
     monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
     monkeypatch.setattr(convolution, "SLAB_SLICES", 2)
-    # The last has one slice: of 7, and for a kernel's gradient of 7 + 1 + 7, one between scans.
+    # The last has one slice of the 7.
     assert (x.shape[1], convolution._slab_slices(jnp.asarray(x), 3)) == (7, 2)
     slabs = sums_and_gradients(x, weights, probe, stride, form)
     for one, other in zip(jax.tree.leaves(slabs), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+def test_a_kernels_gradient_has_no_more_slabs_than_are_worth_compiling(monkeypatch):
+    x, cotangent, kernel = draw(2, 7, 6, 4, 3), draw(2, 7, 6, 4, 2), draw(3, 3, 3, 3, 2)
+    monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
+    monkeypatch.setattr(convolution, "SLAB_SLICES", 1)
+    found = {}
+    for most in (1, 3, 16):  # of 7 slices and one beyond them, twice: of the three the last has 4
+        monkeypatch.setattr(convolution, "MOST_SLABS", most)
+        gradient = jax.jit(lambda *given: convolution._kernel_gradient(*given))
+        program = gradient.lower(x, cotangent, kernel)
+        assert program.as_text().count("stablehlo.convolution") == most
+        found[most] = program.compile()(x, cotangent, kernel)
+    for other in (found[3], found[16]):
+        np.testing.assert_allclose(other, found[1], rtol=1e-5, atol=1e-5)
 
 
 def test_a_kernel_need_not_be_a_cube():
@@ -183,11 +200,15 @@ def test_a_kernel_need_not_be_a_cube():
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
 
 
+def test_direct_without_onednn_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(parallel, "has_onednn", lambda: False)
+    with pytest.raises(InputError, match=r"JAX \d.* has no oneDNN here"):
+        resolve_form("direct", "cpu")
+
+
 def test_onednn_takes_direct_convolutions_but_not_their_kernels_gradient():
     if not parallel.has_onednn():
-        with pytest.raises(InputError, match=r"JAX \d.* has no oneDNN here"):
-            resolve_form("direct", "cpu")
-        return
+        pytest.skip("this JAX has no oneDNN; JAX 0.11 has")
     assert resolve_form("direct", "cpu") == "direct"
     x, weights, probe = draw(1, 8, 16, 16, 8), draw(3, 3, 3, 8, 8), draw(1, 8, 16, 16, 8)
     options = parallel.compiler_options("cpu", DataConfig(), "direct")

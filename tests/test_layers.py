@@ -32,7 +32,7 @@ def group_norm(x, groups, scale, bias, valid=None):
     return y
 
 
-@pytest.fixture(scope="module", params=["native", "sliced"])
+@pytest.fixture(scope="module", params=["native", "sliced", "folded"])
 def normalise(request):
     """GroupNorm of 2 groups over 6 channels, with values and gradients of a weighted sum."""
 
@@ -140,23 +140,33 @@ def test_padded_slices_never_change_real_ones(normalise):
     np.testing.assert_allclose(apply(params, x, valid)[0, :3], long, rtol=1e-5, atol=1e-5)
 
 
-def test_deconvolution_writes_one_block_per_voxel():
+@pytest.mark.parametrize("form", ["native", "folded"])
+def test_deconvolution_writes_one_block_per_voxel(form):
     x = draw(2, 2, 3, 4, 5)
-    module = layers.Deconv(3)
+    module = layers.Deconv(3, form)
     params = module.init(jax.random.key(0), x)
     kernel = np.asarray(params["params"]["kernel"], np.float64)
     expected = np.zeros((2, 4, 6, 8, 3))
     for d, h, w in np.ndindex(2, 2, 2):
         expected[:, d::2, h::2, w::2] = x.astype(np.float64) @ kernel[d, h, w]
-    found = jax.jit(module.apply)(params, x)
+    probe = draw(*expected.shape, seed=1)
+
+    def ours(params, x):
+        y = jnp.asarray(module.apply(params, x))
+        return (y * probe).sum(), y
+
+    def laxs(params, x):  # which reads the kernel backwards
+        kernel = params["params"]["kernel"][::-1, ::-1, ::-1]
+        dims = ("NDHWC", "DHWIO", "NDHWC")
+        y = jax.lax.conv_transpose(x, kernel, (2, 2, 2), "VALID", dimension_numbers=dims)
+        return (y * probe).sum(), y
+
+    gradients, found = jax.jit(jax.grad(ours, argnums=(0, 1), has_aux=True))(params, x)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    # lax's transposed convolution reads the kernel backwards.
-    dims = ("NDHWC", "DHWIO", "NDHWC")
-    backwards = kernel[::-1, ::-1, ::-1].astype(np.float32)
-    general = jax.lax.conv_transpose(
-        jnp.asarray(x), jnp.asarray(backwards), (2, 2, 2), "VALID", dimension_numbers=dims
-    )
-    np.testing.assert_allclose(found, general, rtol=1e-5, atol=1e-5)
+    general = jax.jit(jax.grad(laxs, argnums=(0, 1), has_aux=True))(params, x)
+    pairs = zip(*map(jax.tree.leaves, ((gradients, found), general)), strict=True)
+    for one, other in pairs:
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
 
 
 def test_max_pool_takes_each_block_and_shares_ties():

@@ -1,6 +1,7 @@
 """The comparisons that this project sets itself, one after another: `make benchmark`.
 
-    python -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json [--only=NAME,NAME]
+    python -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json [--only=NAME,NAME] \
+        [--conv_form=direct]
 
 Each is one command of `python -m deepsc_jax.benchmark`, printed before it runs.
 """
@@ -122,6 +123,7 @@ def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "rows.json"
         given = [*bar.flags, f"--repeats={flags.FLAGS.repeats}"]
+        given += [f"--conv_form={flags.FLAGS.conv_form}"] if flags.FLAGS.conv_form else []
         print(f"\npython -m deepsc_jax.benchmark {shlex.join(given)}", flush=True)
         command = [sys.executable, "-m", "deepsc_jax.benchmark", *given, f"--json={file}"]
         if subprocess.run(command, check=False).returncode:
@@ -135,5 +137,6 @@ def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
 if __name__ == "__main__":
     flags.DEFINE_string("json", "runs/benchmark.json", "File for all rows.")
     flags.DEFINE_list("only", [], f"Some of {', '.join(BARS)}; by default all.")
+    flags.DEFINE_string("conv_form", None, "Form of our convolutions; by default the device's own.")
     flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
     program.run(main)

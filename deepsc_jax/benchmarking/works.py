@@ -1,4 +1,7 @@
-"""Our side of every work: what a user of `train` and `predict` gets, built and ready to run."""
+"""Our side of every work, built and ready to run: what a user of `train` and `predict` gets.
+
+But for `--conv_form`, which inference takes as it is given; `predict` always has auto.
+"""
 
 import collections
 import dataclasses
@@ -24,6 +27,7 @@ from deepsc_jax.inference import Predictor
 from deepsc_jax.models import deepsc
 from deepsc_jax.models.layers import resolve_dtype
 from deepsc_jax.planning import compiled, flops, targets
+from deepsc_jax.program import keep_compiled
 from deepsc_jax.training import state as states
 from deepsc_jax.training.loop import STAGE_SEEDS
 from deepsc_jax.training.step import make_train_step
@@ -55,8 +59,7 @@ def import_late(job: Job) -> None:
 
 def build(job: Job) -> Built:
     """Build our side of `job`, and leave its weights for the peers and its compiled programs."""
-    jax.config.update("jax_compilation_cache_dir", str(job.programs))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # as programs do
+    keep_compiled(str(job.programs))
     if job.side == "forms":
         platform = dataclasses.replace(job.config.platform, conv_form=job.variant)
         try:

@@ -51,9 +51,9 @@ TENSOR_CHANNELS = 8  # a multiple of it is what tensor cores take of 16-bit valu
 STACKED_CHANNELS = 32
 GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
 # Of a slab: what stays in a CPU's last cache, stacked, in multiples of so many slices, over which a
-# strided kernel's gradient is summed (with 4 it took twice as long, when all were summed so).
+# strided kernel's gradient is summed.
 SLAB_BYTES, SLAB_SLICES = 2**24, 8
-MOST_SLABS = 16  # of many scans: each is a convolution to compile
+MOST_SLABS = 16  # of a kernel's gradient: each is compiled. With many scans they leave the cache.
 
 
 def with_summed_gradient(
@@ -104,7 +104,7 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
     """
     reach = kernel.shape[0] // 2
     if form == "direct" and stride == 1 and kernel.shape[:3] != (1, 1, 1):
-        return _stacking(x, kernel, _direct, stride, reach)
+        return _stacking(x, kernel, _whole, stride, reach)
     if form not in CPU_FORMS:  # what is strided is folded in both
 
         def convolve(x: Volume, kernel: Array, reach: int) -> Volume:
@@ -114,12 +114,12 @@ def conv3d(x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, fo
                 return _stacking(x, kernel, _sliced, stride, reach)
             if form == "banded" and _band_voxels(x.shape[3], kernel.shape, stride) > 1:
                 return _stacking(x, kernel, _banded, stride, reach)
-            return _direct(x, kernel, stride, reach)
+            return _whole(x, kernel, stride, reach)
 
         return with_summed_gradient(convolve, reach, x, kernel)
-    kernel = kernel.astype(x.dtype)
     if kernel.shape[:3] == (1, 1, 1) and stride == 1:
-        return x @ kernel[0, 0, 0]
+        return x @ kernel[0, 0, 0].astype(x.dtype)
+    # One slab keeps what it stacked: nothing was gained by `_kernel_gradient` on phantoms.
     if _slab_slices(x, kernel.shape[0]) >= x.shape[1]:
         return _in_slabs(x, kernel, stride, reach)
     return _stacking(x, kernel, _in_slabs, stride, reach)
@@ -163,13 +163,13 @@ def _backward(
         turned = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
         # Fused with a band's padding, a turned kernel crashes libtpu 0.0.42's compiler; and XLA
         # gives oneDNN no convolution whose kernel it reverses.
-        if form in (_sliced, _direct):
+        if form in (_sliced, _whole):
             turned = lax.optimization_barrier(turned)
         of_x = form(cotangent, turned, 1, kernel.shape[0] - 1 - reach)
     else:
         of_x = jax.linear_transpose(lambda x: linear(x, kernel, stride, reach), x)(cotangent)[0]
-    if stride == 1 and form in (_direct, _in_slabs):
-        return of_x, _kernel_gradient(x, cotangent, kernel, reach)
+    if stride == 1 and form in (_whole, _in_slabs):
+        return of_x, _kernel_gradient(x, cotangent, kernel)
     return of_x, jax.linear_transpose(lambda k: linear(x, k, stride, reach), kernel)(cotangent)[0]
 
 
@@ -201,13 +201,13 @@ def row_voxels(width: int, channels: int) -> int:
     return next(fitting, 1)
 
 
-def _direct(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
+def _whole(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
     """`conv3d` as one convolution."""
     in_plane = (kernel.shape[1] // 2, kernel.shape[2] // 2)
     return _native(x, kernel, (stride, stride), (reach, *in_plane))
 
 
-def _kernel_gradient(x: Volume, cotangent: Volume, kernel: Array, reach: int) -> Array:
+def _kernel_gradient(x: Volume, cotangent: Volume, kernel: Array) -> Array:
     """The gradient of a kernel, on CPU: the cotangent is the image, `x` the kernel.
 
     The slices of all scans are one image of depth and height, whose channels are the voxels of a
@@ -216,9 +216,8 @@ def _kernel_gradient(x: Volume, cotangent: Volume, kernel: Array, reach: int) ->
     oneDNN, with a window as large as the image, takes up to three times as long as Eigen: XLA gives
     it no reversed kernel.
     """
-    taps = kernel.shape[2]
+    shifts = kernel.shape[2]
     margin, tall, wide = (k // 2 for k in kernel.shape[:3])
-    assert reach == margin
     *_, height, width, channels = x.shape
     apart = (0, margin if len(x) > 1 else 0)  # zero slices between scans
     none = (0, 0)
@@ -226,13 +225,13 @@ def _kernel_gradient(x: Volume, cotangent: Volume, kernel: Array, reach: int) ->
     rows = rows.reshape(-1, height, width + 2 * wide, channels)
     image = jnp.pad(cotangent, (none, apart, none, none, none))
     image = image.reshape(-1, height, width, image.shape[-1])
-    size = max(_slab_slices(rows[None], taps), -(-len(rows) // MOST_SLABS))
+    size = max(_slab_slices(rows[None], shifts), -(-len(rows) // MOST_SLABS))
     total = jnp.zeros((), kernel.dtype)
     for first in range(0, len(rows), size):
         last = min(first + size, len(rows))
         start, stop = max(first - margin, 0), min(last + margin, len(rows))
         slab = rows[first:last]
-        stacked = jnp.concatenate([slab[:, :, i : i + width] for i in range(taps)], axis=-1)
+        stacked = jnp.concatenate([slab[:, :, i : i + width] for i in range(shifts)], axis=-1)
         part = lax.conv_general_dilated(
             image[start:stop].transpose(3, 0, 1, 2),
             lax.rev(stacked, (3,)),
@@ -242,7 +241,7 @@ def _kernel_gradient(x: Volume, cotangent: Volume, kernel: Array, reach: int) ->
         )
         total += part.astype(kernel.dtype)
     # Both roles exchanged, the kernel comes out turned in depth and height; and stacked, reversed.
-    total = total[:, ::-1, ::-1, ::-1].reshape(*total.shape[:3], taps, channels)
+    total = total[:, ::-1, ::-1, ::-1].reshape(*total.shape[:3], shifts, channels)
     return total.transpose(1, 2, 3, 4, 0)
 
 
@@ -344,6 +343,7 @@ def _slab_slices(x: Volume, taps: int) -> int:
 
 def _slab(padded: Volume, kernel: Array, stride: int) -> Volume:
     """`conv3d` of slices that come with their neighbours along depth."""
+    kernel = kernel.astype(padded.dtype)
     taps, *window, channels, features = kernel.shape
     batch, slices, height, width, _ = padded.shape
     depth = slices - taps + 1

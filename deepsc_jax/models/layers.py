@@ -70,7 +70,7 @@ class Conv(nn.Module):
         return conv3d(x.astype(self.dtype), kernel, self.stride, self.form)
 
 
-def column_sums(x: Volume) -> Float[Array, "batch columns"]:
+def _column_sums(x: Volume) -> Float[Array, "batch columns"]:
     """Sums over depth and height as dot products, of all voxels and channels of a row."""
     rows = x.reshape(len(x), x.shape[1] * x.shape[2], -1)
     ones = jnp.ones(rows.shape[:2], rows.dtype)
@@ -91,23 +91,22 @@ def _affine_backward(saved: Any, cotangent: Volume) -> tuple[Volume, PerChannel,
     def per_channel(columns: Array) -> PerChannel:
         return columns.reshape(len(x), -1, x.shape[-1]).sum(axis=1)
 
-    of_slope, of_offset = (per_channel(column_sums(y)) for y in (cotangent * x, cotangent))
+    of_slope, of_offset = (per_channel(_column_sums(y)) for y in (cotangent * x, cotangent))
     return cotangent * slope[:, None, None, None], of_slope, of_offset
 
 
-_affine_of_products = jax.custom_vjp(_affine)  # the sums of its gradients are dot products
-_affine_of_products.defvjp(_affine_forward, _affine_backward)
+_affine_on_cpu = jax.custom_vjp(_affine)  # the sums of its gradients are dot products
+_affine_on_cpu.defvjp(_affine_forward, _affine_backward)
 
 
 class GroupNorm(nn.Module):
     """Group normalisation over a volume's real slices (Wu and He 2018), padded slices set to zero.
 
     Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
-    products, which XLA's CPU backend runs on all cores, unlike its reductions; in the backward pass
-    on CPUs alone. With `sliced`
-    convolutions they are plain sums, since for the dot products a TPU would lay every volume anew;
-    and all, up to the ReLU where one follows, happens on rows of lanes, as convolutions of as many
-    channels read and write them.
+    products, which XLA's CPU backend runs on all cores, unlike its reductions; so are, with a CPU's
+    forms of convolutions, the sums of the gradient. With `sliced` ones they are plain sums, since
+    for the dot products a TPU would lay every volume anew; and all, up to the ReLU where one
+    follows, happens on rows of lanes, as convolutions of as many channels read and write them.
     """
 
     groups: int
@@ -138,7 +137,7 @@ class GroupNorm(nn.Module):
 
         def group_sums(values: Array) -> Array:
             plain = self.form == "sliced"
-            columns = values.sum(axis=(1, 2)) if plain else column_sums(values)
+            columns = values.sum(axis=(1, 2)) if plain else _column_sums(values)
             sums = columns.reshape(batch, shape[3], self.groups, -1)
             return sums.sum(axis=(1, 3))
 
@@ -148,7 +147,7 @@ class GroupNorm(nn.Module):
         inverse = lax.rsqrt(variance + NORM_EPSILON)
         slope = per_channel(inverse) * jnp.tile(scale, voxels)
         offset = jnp.tile(bias, voxels) - per_channel(mean) * slope
-        affine = _affine_of_products if self.form in CPU_FORMS else _affine
+        affine = _affine_on_cpu if self.form in CPU_FORMS else _affine
         y = affine(wide, slope, offset)
         y = mask_depth(y.astype(x.dtype), valid)
         return (nn.relu(y) if self.relu else y).reshape(shape)
