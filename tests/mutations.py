@@ -1,4 +1,4 @@
-"""Ten small errors, put into the network one at a time: a parity test must catch each.
+"""Twelve small errors, put into the network one at a time: a parity test must catch each.
 
     python tests/mutations.py        # or `make mutations`: some minutes
 
@@ -36,6 +36,18 @@ MUTATIONS = (
         "models/layers.py",
         "NORM_EPSILON = 1e-5",
         "NORM_EPSILON = 1e-6",
+    ),
+    Mutation(
+        "a kernel's gradient in which scans run together",
+        "models/convolution.py",
+        "apart = (0, margin if len(x) > 1 else 0)",
+        "apart = (0, 0)",
+    ),
+    Mutation(
+        "a norm's scale with its bias's gradient",
+        "models/layers.py",
+        "for y in (cotangent * x, cotangent))",
+        "for y in (cotangent, cotangent))",
     ),
     Mutation(
         "S_4 weighted as S_1",
