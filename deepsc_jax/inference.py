@@ -217,19 +217,19 @@ def _paste(volume: np.ndarray, tile: np.ndarray, origin: np.ndarray) -> None:
     room[:, : tile.shape[1], : tile.shape[2]] = tile[: len(room)]
 
 
-def load(workdir: pathlib.Path, stage: Stage | None = None) -> Predictor:
+def load(workdir: pathlib.Path, stage: Stage | None = None, form: str = "auto") -> Predictor:
     """The best checkpoint of a training run.
 
     Args:
       workdir: the run's `--workdir`.
       stage: whose checkpoint; by default the last stage that has one.
+      form: of its convolutions (`PlatformConfig.conv_form`), in whichever it was trained.
 
     Raises:
-      InputError: no run or no checkpoint there.
+      InputError: no run or no checkpoint there, or this device has not that form.
     """
     record = workdirs.read(workdir)
-    # The weights are the same in every form: this device has its own.
-    platform = dataclasses.replace(record.config.platform, conv_form="auto")
+    platform: Any = dataclasses.replace(record.config.platform, conv_form=form, space=1)
     config = dataclasses.replace(record.config, platform=platform)
     trained: list[Stage] = [s for s in STAGES if has_checkpoint(workdir / s)]
     chosen: Stage = stage or (trained[-1] if trained else "joint")

@@ -89,7 +89,7 @@ def main() -> int:
     options = flags.FLAGS
     out = pathlib.Path(options.out)
     wanted, table = _requests(out)
-    predictor = inference.load(pathlib.Path(options.checkpoint), options.stage)
+    predictor = inference.load(pathlib.Path(options.checkpoint), options.stage, options.conv_form)
     workers = _workers(options.workers, len(wanted))
     batch = BatchInference(predictor, out, workers=workers, overwrite=options.overwrite)
     signal.signal(signal.SIGTERM, lambda *_: batch.stop())
@@ -179,6 +179,13 @@ if __name__ == "__main__":
         None,
         f"Processes that read and write; default: one a core, at most {MOST_WORKERS}; 0 for none.",
         lower_bound=0,
+    )
+    flags.DEFINE_enum(
+        "conv_form",
+        "auto",
+        ["auto", "direct"],
+        "direct, on a CPU for many scans: by oneDNN, faster, but compiled anew at each start. It "
+        "needs JAX 0.11.",
     )
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
 

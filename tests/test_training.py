@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from handful import CONFIG
 
-from deepsc_jax import inference, prepare
+from deepsc_jax import inference, parallel, prepare
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import CLASSES, STAGES, Config, Stage
 from deepsc_jax.data import pipeline
@@ -144,12 +144,17 @@ def test_the_joint_stage_wants_both_pretrainings_complete(
 
 
 def test_a_trained_network_is_written_as_this_device_likes_it(
-    trained: pathlib.Path, store: Store, tmp_path: pathlib.Path
+    trained: pathlib.Path, store: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
     elsewhere = dataclasses.replace(CONFIG.platform, conv_form="sliced")
     workdirs.begin(tmp_path, dataclasses.replace(CONFIG, platform=elsewhere), store)
     assert inference.load(tmp_path)._model.layout.form == "folded"
+    monkeypatch.setattr(parallel, "has_onednn", lambda: False)
+    with pytest.raises(InputError, match="--conv_form=direct: JAX .* has no oneDNN here"):
+        inference.load(tmp_path, form="direct")
+    monkeypatch.setattr(parallel, "has_onednn", lambda: True)
+    assert inference.load(tmp_path, form="direct")._model.layout.form == "direct"
 
 
 def test_without_a_validation_split_the_last_checkpoint_counts(

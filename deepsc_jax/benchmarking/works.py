@@ -1,7 +1,4 @@
-"""Our side of every work, built and ready to run: what a user of `train` and `predict` gets.
-
-But for `--conv_form`, which inference takes as it is given; `predict` always has auto.
-"""
+"""Our side of every work: what a user of `train` and `predict` gets, built and ready to run."""
 
 import collections
 import dataclasses
