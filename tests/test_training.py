@@ -151,7 +151,7 @@ def test_a_trained_network_is_written_as_this_device_likes_it(
     workdirs.begin(tmp_path, dataclasses.replace(CONFIG, platform=elsewhere), store)
     assert inference.load(tmp_path)._model.layout.form == "folded"
     monkeypatch.setattr(parallel, "has_onednn", lambda: False)
-    with pytest.raises(InputError, match="--conv_form=direct: JAX .* has no oneDNN here"):
+    with pytest.raises(InputError, match=r"--conv_form=direct: JAX .* has no oneDNN here"):
         inference.load(tmp_path, form="direct")
     monkeypatch.setattr(parallel, "has_onednn", lambda: True)
     assert inference.load(tmp_path, form="direct")._model.layout.form == "direct"
