@@ -12,7 +12,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Predictor:
     """A trained network, ready for any number of scans.
 
     Attributes:
-      config: the configuration it was trained with.
+      config: the configuration it was trained with, but for its devices.
       stage: the stage whose best checkpoint it is.
       threshold: lesion probability from which a voxel is lesion, chosen on validation; 0.5 without.
       trained_on: `phantoms`, `scans`, or `unknown data`.
@@ -217,19 +217,22 @@ def _paste(volume: np.ndarray, tile: np.ndarray, origin: np.ndarray) -> None:
     room[:, : tile.shape[1], : tile.shape[2]] = tile[: len(room)]
 
 
-def load(workdir: pathlib.Path, stage: Stage | None = None, form: str = "auto") -> Predictor:
+def load(
+    workdir: pathlib.Path, stage: Stage | None = None, form: Literal["auto", "direct"] = "auto"
+) -> Predictor:
     """The best checkpoint of a training run.
 
     Args:
       workdir: the run's `--workdir`.
       stage: whose checkpoint; by default the last stage that has one.
-      form: of its convolutions (`PlatformConfig.conv_form`), in whichever it was trained.
+      form: of its convolutions (`PlatformConfig.conv_form`).
 
     Raises:
       InputError: no run or no checkpoint there, or this device has not that form.
     """
     record = workdirs.read(workdir)
-    platform: Any = dataclasses.replace(record.config.platform, conv_form=form, space=1)
+    # In whichever form and on however many devices it was trained, the weights are the same.
+    platform = dataclasses.replace(record.config.platform, conv_form=form, space=1)
     config = dataclasses.replace(record.config, platform=platform)
     trained: list[Stage] = [s for s in STAGES if has_checkpoint(workdir / s)]
     chosen: Stage = stage or (trained[-1] if trained else "joint")

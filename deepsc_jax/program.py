@@ -49,19 +49,21 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     if _compiles_for_gpus_it_lacks():
         jax.config.update("jax_platforms", "cpu")
-    keep_compiled(jax.config.values["jax_compilation_cache_dir"] or compilation_cache())
+    keep_compiled(
+        jax.config.values["jax_compilation_cache_dir"] or compilation_cache(),
+        float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0)),
+    )
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
-def keep_compiled(folder: str | None) -> None:
-    """Keep what XLA compiles in `folder`, however quickly it was compiled.
+def keep_compiled(folder: str | None, least_seconds: float = 0.0) -> None:
+    """Keep in `folder` what XLA compiles, where it took so long; by default all.
 
     Not what `--conv_form=direct` compiles: XLA cannot write a program with oneDNN, of which JAX
     would warn each time.
     """
     jax.config.update("jax_compilation_cache_dir", folder)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     unwritten = "Error writing persistent compilation cache entry .*: MemoryError"
     warnings.filterwarnings("ignore", unwritten)
 

@@ -144,6 +144,8 @@ def test_a_convolution_of_half_precision_has_a_gradient_in_single(form, stride, 
         any_form(x, weights, probe, stride, form) for form in ("native", form)
     )
     assert [leaf.dtype for leaf in found] == [jnp.bfloat16, jnp.float32]
+    if form in convolution.CPU_FORMS:  # several slabs, whose sum in half precision is its rounding
+        assert np.any(found[1] != found[1].astype(jnp.bfloat16).astype(jnp.float32))
     for one, other in zip(native, found, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=0.01 * np.abs(one).max())
 
@@ -177,7 +179,7 @@ def test_a_kernels_gradient_has_no_more_slabs_than_are_worth_compiling(monkeypat
     monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
     monkeypatch.setattr(convolution, "SLAB_SLICES", 1)
     found = {}
-    for most in (1, 3, 16):  # of 7 slices and one beyond them, twice: of the three the last has 4
+    for most in (1, 3, 16):  # each scan's 7 slices and a margin of 1: in slabs of 16, 6 and 1
         monkeypatch.setattr(convolution, "MOST_SLABS", most)
         gradient = jax.jit(lambda *given: convolution._kernel_gradient(*given))
         program = gradient.lower(x, cotangent, kernel)
@@ -204,6 +206,11 @@ def test_direct_without_onednn_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(parallel, "has_onednn", lambda: False)
     with pytest.raises(InputError, match=r"JAX \d.* has no oneDNN here"):
         resolve_form("direct", "cpu")
+
+
+def test_a_jax_without_the_options_has_no_onednn(monkeypatch):
+    monkeypatch.setattr(parallel, "ONEDNN", {"xla_no_such_option": True})
+    assert not parallel.has_onednn.__wrapped__()
 
 
 def test_onednn_takes_direct_convolutions_but_not_their_kernels_gradient():

@@ -32,7 +32,7 @@ from deepsc_jax.models.lesion import LesionSubnet
 
 BRANCHES = ((1,), (1, 3), (1, 3, 3), (3, 5))
 FORMS = ("native", "sliced", "folded", "direct")
-# Every form and every type once; the other two pairs are slow tests.
+# Two forms and every type once; the other two pairs are slow tests.
 PAIRS = [
     ("native", "float64"),
     ("folded", "float32"),

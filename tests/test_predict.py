@@ -14,7 +14,7 @@ import pytest
 import smallest
 from drawn import draw_params
 
-from deepsc_jax import prepare
+from deepsc_jax import parallel, prepare
 from deepsc_jax import workdir as workdirs
 from deepsc_jax.benchmarking import cold_start
 from deepsc_jax.config import Config, DataConfig
@@ -156,3 +156,21 @@ def test_flags_that_do_not_go_together_are_told_in_a_line(
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_convolutions_by_onednn_are_to_be_asked_for(folder: pathlib.Path) -> None:
+    asked = [*options(folder), f"--out={folder / 'by_onednn'}", "--conv_form=direct"]
+    done = subprocess.run(
+        [sys.executable, "-m", "deepsc_jax.predict", *asked],
+        cwd=ROOT,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if parallel.has_onednn():
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: --conv_form=direct: JAX")
+        assert len(done.stderr.splitlines()) == 1

@@ -5,7 +5,9 @@ import pathlib
 import re
 import subprocess
 import sys
+import warnings
 
+import jax
 import pytest
 
 from deepsc_jax import program
@@ -96,3 +98,15 @@ def test_ctrl_c_is_one_line_and_its_own_code():
     code = "from deepsc_jax import program\ndef main(): raise KeyboardInterrupt\nprogram.run(main)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_of_a_program_that_cannot_be_kept_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        program.keep_compiled(None)
+        for reason in ("MemoryError", "OSError: no space left"):
+            warnings.warn(
+                f"Error writing persistent compilation cache entry for 'f': {reason}", stacklevel=1
+            )
+    assert [str(one.message).rpartition(" ")[2] for one in said] == ["left"]

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import handful
 import jax
@@ -143,11 +144,16 @@ def test_the_joint_stage_wants_both_pretrainings_complete(
     assert inference.load(tmp_path).stage == "segmentation"  # an empty joint/ is no checkpoint
 
 
+@pytest.mark.parametrize("trained_with", [{"conv_form": "sliced"}, {"space": 2}])
 def test_a_trained_network_is_written_as_this_device_likes_it(
-    trained: pathlib.Path, store: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    trained_with: dict[str, Any],
+    trained: pathlib.Path,
+    store: Store,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
-    elsewhere = dataclasses.replace(CONFIG.platform, conv_form="sliced")
+    elsewhere = dataclasses.replace(CONFIG.platform, **trained_with)
     workdirs.begin(tmp_path, dataclasses.replace(CONFIG, platform=elsewhere), store)
     assert inference.load(tmp_path)._model.layout.form == "folded"
     monkeypatch.setattr(parallel, "has_onednn", lambda: False)

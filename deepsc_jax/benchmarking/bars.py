@@ -1,7 +1,6 @@
 """The comparisons that this project sets itself, one after another: `make benchmark`.
 
-    python -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json [--only=NAME,NAME] \
-        [--conv_form=direct]
+    python -m deepsc_jax.benchmarking.bars --json=FILE [--only=NAME,NAME] [--conv_form=direct]
 
 Each is one command of `python -m deepsc_jax.benchmark`, printed before it runs.
 """
@@ -18,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from deepsc_jax import program
+from deepsc_jax.benchmarking.jobs import VARIANTS
 from deepsc_jax.errors import InputError
 from deepsc_jax.files import require_writable, write_json
 
@@ -111,7 +111,7 @@ def main() -> int:
     for name, row in document["bars"].items():
         missed = "" if row["reached"] else "  not reached"
         print(
-            f"{name:26}{row['quantity']:14}{row['against']:22}{row['found']:7.2f}{row['bar']:6.2f}"
+            f"{name:26}{row['quantity']:14}{row['against']:22}{row['found']:7.3f}{row['bar']:6.2f}"
             f"{row['aim']:6.2f}{missed}"
         )
     print(f"wrote {path}")
@@ -122,8 +122,8 @@ def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The rows of one comparison, its environment added to the document; None if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "rows.json"
-        given = [*bar.flags, f"--repeats={flags.FLAGS.repeats}"]
-        given += [f"--conv_form={flags.FLAGS.conv_form}"] if flags.FLAGS.conv_form else []
+        options = flags.FLAGS
+        given = [*bar.flags, f"--repeats={options.repeats}", f"--conv_form={options.conv_form}"]
         print(f"\npython -m deepsc_jax.benchmark {shlex.join(given)}", flush=True)
         command = [sys.executable, "-m", "deepsc_jax.benchmark", *given, f"--json={file}"]
         if subprocess.run(command, check=False).returncode:
@@ -137,6 +137,6 @@ def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
 if __name__ == "__main__":
     flags.DEFINE_string("json", "runs/benchmark.json", "File for all rows.")
     flags.DEFINE_list("only", [], f"Some of {', '.join(BARS)}; by default all.")
-    flags.DEFINE_string("conv_form", None, "Form of our convolutions; by default the device's own.")
+    flags.DEFINE_enum("conv_form", "auto", ["auto", *VARIANTS["forms"]], "Of our convolutions.")
     flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
     program.run(main)

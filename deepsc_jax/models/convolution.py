@@ -50,10 +50,10 @@ LANE_VOXELS, LANES = (32, 16, 8, 4, 2), 128  # of a TPU's vectors
 TENSOR_CHANNELS = 8  # a multiple of it is what tensor cores take of 16-bit values
 STACKED_CHANNELS = 32
 GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
-# Of a slab: what stays in a CPU's last cache, stacked, in multiples of so many slices, over which a
-# strided kernel's gradient is summed.
+# Of a slab, stacked: what stays in a CPU's last cache, and the slices of which it has a multiple.
 SLAB_BYTES, SLAB_SLICES = 2**24, 8
-MOST_SLABS = 16  # of a kernel's gradient: each is compiled. With many scans they leave the cache.
+# Of a kernel's gradient, since each is a convolution to compile; of many scans, slabs are larger.
+MOST_SLABS = 16
 
 
 def with_summed_gradient(
