@@ -148,13 +148,16 @@ def test_the_joint_stage_wants_both_pretrainings_complete(
 def test_a_trained_network_is_written_as_this_device_likes_it(
     trained_with: dict[str, Any],
     trained: pathlib.Path,
-    store: Store,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
-    elsewhere = dataclasses.replace(CONFIG.platform, **trained_with)
-    workdirs.begin(tmp_path, dataclasses.replace(CONFIG, platform=elsewhere), store)
+    elsewhere = dataclasses.replace(
+        CONFIG,
+        data=dataclasses.replace(CONFIG.data, tile=(16, 24, 32), depth_bucket=16, slices=16),
+        platform=dataclasses.replace(CONFIG.platform, **trained_with),
+    )
+    workdirs.write(tmp_path, workdirs.Record(elsewhere, "phantoms", "", {}))
     assert inference.load(tmp_path)._model.layout.form == "folded"
     monkeypatch.setattr(parallel, "has_onednn", lambda: False)
     with pytest.raises(InputError, match=r"--conv_form=direct: JAX .* has no oneDNN here"):
