@@ -288,9 +288,8 @@ class PlatformConfig:
         "auto",
         "assumed: how a 3D convolution is written; auto is banded (neighbouring voxels as "
         "channels) on GPU; where depth is not split, sliced (a sum of 2D ones, of bands) on TPU "
-        "and folded (2D over stacked slices) on CPU; else native. direct (by oneDNN, on CPU) is to "
-        "be asked for: it needs JAX 0.11, and what is compiled is not kept. evaluate has auto, "
-        "and predict its own flag",
+        "and folded (2D over stacked slices) on CPU; else native. direct (CPU, JAX 0.11: oneDNN) "
+        "is to be asked for: what is compiled is not kept. predict has a flag of its own",
     )
     tile_loop: Literal["auto", "fold", "scan"] = option(
         "auto", "assumed: tiles of a scan folded into the batch (CPU) or scanned (GPU, TPU)"

@@ -57,7 +57,7 @@ def run(main: Callable[[], int | None], *, trains: bool = False) -> None:
 
 
 def keep_compiled(folder: str | None, least_seconds: float = 0.0) -> None:
-    """Keep in `folder` what XLA compiles, where it took so long; by default all.
+    """Keep in `folder` what XLA compiled, if that took so many seconds; by default all.
 
     Not what `--conv_form=direct` compiles: XLA cannot write a program with oneDNN, of which JAX
     would warn each time.

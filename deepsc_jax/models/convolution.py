@@ -169,6 +169,7 @@ def _backward(
     else:
         of_x = jax.linear_transpose(lambda x: linear(x, kernel, stride, reach), x)(cotangent)[0]
     if stride == 1 and form in (_whole, _in_slabs):
+        assert reach == kernel.shape[0] // 2
         return of_x, _kernel_gradient(x, cotangent, kernel)
     return of_x, jax.linear_transpose(lambda k: linear(x, k, stride, reach), kernel)(cotangent)[0]
 
