@@ -46,7 +46,7 @@ gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after mak
 
 parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a table and runs/parity.json
 	@mkdir -p runs
-	$(PY) -m deepsc_jax.interop.parity --json=runs/parity.json
+	$(PY) -m deepsc_jax.parity --json=runs/parity.json
 
 mutations: $(INSTALLED_TEST) ## twelve deliberate errors, each of which a parity test must catch
 	$(PY) tests/mutations.py

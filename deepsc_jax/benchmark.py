@@ -35,16 +35,16 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax import program
 from deepsc_jax.benchmarking import cold_start, growth, jobs, report, scaling
 from deepsc_jax.benchmarking.environment import environment
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
 from deepsc_jax.config import STAGES, Config
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import require_writable, write_json
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import require_writable, write_json
 
-program.define_config_flags()
+entry.define_config_flags()
 WORK = flags.DEFINE_list("work", ["train_joint"], f"What to time: of {', '.join(jobs.WORKS)}.")
 PEER = flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
 VARIANTS = flags.DEFINE_list(
@@ -212,7 +212,7 @@ def _measure_beside(job: Job, sides: list[str], document: dict[str, Any]) -> lis
 
 
 def _config_and_size() -> tuple[Config, jobs.Ints3]:
-    config = program.config_from_flags()
+    config = entry.config_from_flags()
     if SCAN_SIZE.value is None:
         return config, (config.data.depth_bucket, *config.data.working_size)
     text = ",".join(SCAN_SIZE.value)
@@ -271,7 +271,7 @@ def _data_dir(made: list[Job]) -> pathlib.Path | None:
     _tell("making 9 phantoms ...")
     out = made[0].folder / "phantoms"
     grid = ",".join(map(str, made[0].config.data.working_size))
-    given = [flags.FLAGS[name].serialize() for name in program.flag_names()]
+    given = [flags.FLAGS[name].serialize() for name in entry.flag_names()]
     command = [sys.executable, "-m", "deepsc_jax.prepare", "--phantoms=9,0,0", f"--out={out}"]
     command += [text for text in given if text]
     command += [f"--working_size={grid}"]  # the last one counts: --scan_size may have changed it
@@ -286,4 +286,4 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, trains=True)
+    entry.run(main, trains=True)

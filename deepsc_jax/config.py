@@ -12,8 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import write_json
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import write_json
 
 CLASSES = ("covid-19", "cap", "non-pneumonia")
 NON_PNEUMONIA = CLASSES.index("non-pneumonia")

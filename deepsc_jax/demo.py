@@ -12,11 +12,11 @@ import time
 
 from absl import flags
 
-from deepsc_jax import program
 from deepsc_jax.config import CLASSES
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.scans import load_scan
 from deepsc_jax.report.curves import loss_curves
+from deepsc_jax.runtime import entry
 
 FLAGFILE = "configs/phantom.flags"
 
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/demo", "Folder for everything the demo writes.")
     flags.DEFINE_string("scan", None, "A scan of your own to predict too.")
     flags.DEFINE_string("phantoms", "150,45,60", "Phantoms for training, validation and test.")
-    program.run(main)
+    entry.run(main)

@@ -15,16 +15,18 @@ import jax
 import numpy as np
 from absl import flags
 
-from deepsc_jax import baselines, inference, processes, program
-from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import CLASSES, STAGES, Stage
 from deepsc_jax.data import preprocess, scans
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store, StoredCase
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import write_json
-from deepsc_jax.inference import SegmentsScans
+from deepsc_jax.evaluation import baselines
+from deepsc_jax.inference import predictor as inference
+from deepsc_jax.inference.predictor import SegmentsScans
 from deepsc_jax.metrics.summary import per_scan, summarise, table
+from deepsc_jax.runtime import cluster, entry
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import write_json
+from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.logs import Progress
 from deepsc_jax.training.step import THRESHOLDS
 
@@ -94,7 +96,7 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
             for voxels in (truth.lung, truth.lung & truth.lesion)
         )
         rows[i] = 2 * hits / (found + truth.lesion.sum())
-    rows = np.concatenate(processes.by_process(rows))
+    rows = np.concatenate(cluster.by_process(rows))
     rows = rows[~np.isnan(rows).any(axis=1)]
     return THRESHOLDS[int(rows.mean(axis=0).argmax())] if len(rows) else None
 
@@ -102,7 +104,7 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
 def settle_threshold(workdir: pathlib.Path, stage: Stage, store: Store) -> float | None:
     """Choose the threshold of a trained stage and note it in its run; None where nothing can."""
     threshold = choose_threshold(inference.load(workdir, stage), store)
-    if threshold is not None and processes.is_writer():
+    if threshold is not None and cluster.is_writer():
         workdirs.save_threshold(workdir, stage, threshold)
     return threshold
 
@@ -198,4 +200,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("split", "test", SPLITS, "Split to evaluate; test is to be read once.")
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
     flags.DEFINE_bool("baselines", False, "Also score what needs no network.")
-    program.run(main)
+    entry.run(main)

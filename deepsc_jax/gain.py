@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from deepsc_jax import inference, parallel, program
-from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import evaluate, settle_threshold
-from deepsc_jax.files import write_json
+from deepsc_jax.inference import predictor as inference
+from deepsc_jax.runtime import device_mesh, entry
+from deepsc_jax.runtime.files import write_json
 from deepsc_jax.training import loop
+from deepsc_jax.training import workdir as workdirs
 
 FIGURES = {
     "segmentation": ("dsc", "sensitivity", "nsd"),
@@ -60,7 +61,7 @@ def run(settings: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
     if done.exists():
         return json.loads(done.read_text())
     if not loop.train(settings, store, workdir, stages):
-        sys.exit(program.PREEMPTED)
+        sys.exit(entry.PREEMPTED)
     if stages[-1] != "classification":
         settle_threshold(workdir, stages[-1], store)
     metrics, _ = evaluate(inference.load(workdir, stages[-1]), store, "test")
@@ -89,9 +90,9 @@ def compare(joint: list[dict], single: dict[str, list[dict]]) -> dict[str, Any]:
 
 def main() -> None:
     """Train and compare for every seed."""
-    options, settings = flags.FLAGS, program.config_from_flags()
+    options, settings = flags.FLAGS, entry.config_from_flags()
     data_dir, out = pathlib.Path(options.data_dir), pathlib.Path(options.out)
-    parallel.use_cpu_cores(settings, STAGES)
+    device_mesh.use_cpu_cores(settings, STAGES)
     store = Store(data_dir / "store", settings.data, settings.train.cache_mib)
     deepest = max(case.depth for case in store.cases("train"))
     tiles = int(np.prod(settings.data.tile_counts(settings.data.bucket(deepest))))
@@ -112,8 +113,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.define_config_flags()
+    entry.define_config_flags()
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for runs and results.", required=True)
     flags.DEFINE_integer("seeds", 3, "Seeds to train with.", lower_bound=1)
-    program.run(main, trains=True)
+    entry.run(main, trains=True)

@@ -16,14 +16,14 @@ import time
 import jax
 from absl import flags
 
-from deepsc_jax import parallel, program
 from deepsc_jax.config import STAGES, Config, Stage
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import write_json
 from deepsc_jax.planning import report, search, targets
 from deepsc_jax.planning.compiled import compile_step
+from deepsc_jax.runtime import device_mesh, entry
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import write_json
 
-program.define_config_flags()
+entry.define_config_flags()
 PLATFORM = flags.DEFINE_enum("platform", "h100", list(targets.CHIPS), "Chip of the cluster.")
 DEVICES = flags.DEFINE_list("devices", ["1"], "Numbers of chips, one plan for each.")
 STAGE = flags.DEFINE_enum("stage", "joint", STAGES, "Stage to plan.")
@@ -53,7 +53,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # before its first device: none of ours is used
     # What is compiled for machines that are not here cannot be read back here.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = program.config_from_flags()
+    config = entry.config_from_flags()
     stage = STAGES[STAGES.index(STAGE.value)]
     sizes = _sizes(config)
     rows = [_plan(config, stage, size, SCANS.value) for size in sizes]
@@ -97,7 +97,7 @@ def _sizes(config: Config) -> list[int]:
 @functools.cache  # a search begins with batches of one scan, which may be planned already
 def _plan(config: Config, stage: Stage, size: int, scans: int) -> report.Row:
     space, remat = config.platform.space, config.platform.remat
-    mesh = parallel.make_mesh(config.platform, targets.devices(PLATFORM.value, size))
+    mesh = device_mesh.make_mesh(config.platform, targets.devices(PLATFORM.value, size))
     _tell(f"compiling for {size} {PLATFORM.value}, {scans} scans a device, remat={remat} ...")
     begun = time.monotonic()
     compiled = compile_step(config, stage, mesh, scans * size // space, DEPTH.value)
@@ -132,4 +132,4 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    entry.run(main)

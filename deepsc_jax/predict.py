@@ -26,13 +26,13 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax.batch_inference import BatchInference
 from deepsc_jax.config import CLASSES, STAGES
-from deepsc_jax.data import requests
-from deepsc_jax.data.requests import Request
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import aside
-from deepsc_jax.prediction import Outcome
+from deepsc_jax.inference import requests
+from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.results import Outcome
+from deepsc_jax.inference.workers import BatchInference
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import aside
 
 MOST_WORKERS = 8  # by default: a worker may take 2 GiB at 512x512x300
 
@@ -84,7 +84,8 @@ def summary(outcomes: Sequence[Outcome], total: int, seconds: float, busy: float
 
 def main() -> int:
     """Predict the scans; 1 if one of them could not be predicted."""
-    from deepsc_jax import inference, program
+    from deepsc_jax.inference import predictor as inference
+    from deepsc_jax.runtime import entry
 
     options = flags.FLAGS
     out = pathlib.Path(options.out)
@@ -102,7 +103,7 @@ def main() -> int:
                 _say(outcomes, len(wanted), begun)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        return program.INTERRUPTED
+        return entry.INTERRUPTED
     if table is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_table(outcomes, table)
@@ -110,7 +111,7 @@ def main() -> int:
     print(summary(outcomes, len(wanted), seconds, batch.busy_seconds), flush=True)
     if len(outcomes) < len(wanted):
         print(f"SIGTERM: {len(wanted) - len(outcomes)} scans are left; start it again to go on")
-        return program.PREEMPTED
+        return entry.PREEMPTED
     failed = sum(outcome.result is None for outcome in outcomes)
     if failed:
         print(f"{failed} of {len(wanted)} scans could not be predicted", file=sys.stderr)
@@ -189,6 +190,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
 
-    from deepsc_jax import program
+    from deepsc_jax.runtime import entry
 
-    program.run(main)
+    entry.run(main)

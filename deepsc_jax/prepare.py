@@ -29,12 +29,14 @@ import rich.console
 import rich.progress as bars
 from absl import flags
 
-from deepsc_jax import __version__, config, program
-from deepsc_jax.data import datasets, lungs, phantom, scans, store
+from deepsc_jax import __version__, config
+from deepsc_jax.data import datasets, lungs, scans, store
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.preprocess import Prepared, prepare_scan
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import aside, write_json
+from deepsc_jax.phantoms import lesions as phantom
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import aside, write_json
 
 # Of a case's lesion voxels, outside of its lung mask: more than this is worth a line.
 _LESION_OUTSIDE = 0.1
@@ -267,12 +269,12 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "folder of the result", required=True)
     flags.DEFINE_bool("overwrite", False, "replace a store that is there")
     flags.DEFINE_integer("workers", 2, "processes", lower_bound=1)
-    program.define_config_flags()
+    entry.define_config_flags()
 
 
 def main() -> int:
     """The program: see the module's docstring."""
-    values, run = flags.FLAGS, program.config_from_flags()
+    values, run = flags.FLAGS, entry.config_from_flags()
     out = pathlib.Path(values.out)
     if (values.phantoms is None) == (values.cases is None):
         raise InputError("--phantoms and --cases: give one of them")
@@ -344,4 +346,4 @@ def _report(
 
 if __name__ == "__main__":
     _define_flags()
-    program.run(main)
+    entry.run(main)

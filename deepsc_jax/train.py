@@ -11,15 +11,15 @@ import pathlib
 
 from absl import flags
 
-from deepsc_jax import parallel, processes, program
-from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import settle_threshold
+from deepsc_jax.runtime import cluster, device_mesh, entry
 from deepsc_jax.training import loop
+from deepsc_jax.training import workdir as workdirs
 
-program.define_config_flags()
-program.define_cluster_flags()
+entry.define_config_flags()
+entry.define_cluster_flags()
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and logs go; a stopped run resumes from it.", required=True
@@ -30,11 +30,11 @@ STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all r
 def main() -> int:
     """Run the stages that the flags name."""
     options = flags.FLAGS
-    settings = program.config_from_flags()
+    settings = entry.config_from_flags()
     stages: tuple[Stage, ...] = tuple(stage for stage in STAGES if STAGE.value in ("all", stage))
-    if options.coordinator is None and processes.launched() == 1:
-        parallel.use_cpu_cores(settings, stages)
-    with processes.job(options.coordinator, options.num_processes, options.process_id):
+    if options.coordinator is None and cluster.launched() == 1:
+        device_mesh.use_cpu_cores(settings, stages)
+    with cluster.job(options.coordinator, options.num_processes, options.process_id):
         return train(settings, stages)
 
 
@@ -42,10 +42,10 @@ def train(settings: Config, stages: tuple[Stage, ...]) -> int:
     """Run `stages`, as one of the processes of the job."""
     workdir = pathlib.Path(WORKDIR.value)
     store = Store(pathlib.Path(DATA_DIR.value) / "store", settings.data, settings.train.cache_mib)
-    writer = processes.is_writer()
+    writer = cluster.is_writer()
     workdirs.begin(workdir, settings, store, writer=writer)
     if not loop.train(settings, store, workdir, stages):
-        return program.PREEMPTED
+        return entry.PREEMPTED
     for stage in stages:
         threshold = settle_threshold(workdir, stage, store) if stage != "classification" else None
         if threshold is not None and writer:
@@ -59,4 +59,4 @@ def train(settings: Config, stages: tuple[Stage, ...]) -> int:
 
 
 if __name__ == "__main__":
-    program.run(main, trains=True)
+    entry.run(main, trains=True)

@@ -24,7 +24,7 @@ flags.FLAGS.mark_as_parsed()
 
 TORCH = importlib.util.find_spec("torch") is not None
 # Without PyTorch, test_golden.py still compares the network with the reference's outputs.
-collect_ignore_glob = [] if TORCH else ["test_parity_*.py", "test_interop_*.py"]
+collect_ignore_glob = [] if TORCH else ["*test_parity_*.py", "*test_interop_*.py"]
 
 
 def pytest_report_header() -> str:
@@ -53,7 +53,7 @@ def drawn() -> Callable[..., Any]:
 
 
 # The files that take longest, which begin first: no process is left with one of them at the end.
-LONGEST = ("training_steps", "training", "benchmark", "scale", "train", "deepsc", "plan")
+LONGEST = ("step", "loop", "benchmark", "scale", "train", "network", "plan")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,73 +27,73 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     Mutation(
         "height and width of convolution kernels exchanged",
-        "models/convolution.py",
+        "models/layers/convolution.py",
         "    reach = kernel.shape[0] // 2\n",
         "    kernel = kernel.swapaxes(1, 2)\n    reach = kernel.shape[0] // 2\n",
     ),
     Mutation(
         "group norm with Flax's epsilon",
-        "models/layers.py",
+        "models/layers/blocks.py",
         "NORM_EPSILON = 1e-5",
         "NORM_EPSILON = 1e-6",
     ),
     Mutation(
         "a kernel's gradient in which scans run together",
-        "models/convolution.py",
+        "models/layers/convolution.py",
         "apart = (0, margin if len(x) > 1 else 0)",
         "apart = (0, 0)",
     ),
     Mutation(
         "a norm's scale with its bias's gradient",
-        "models/layers.py",
+        "models/layers/blocks.py",
         "for y in (cotangent * x, cotangent))",
         "for y in (cotangent, cotangent))",
     ),
     Mutation(
         "S_4 weighted as S_1",
-        "models/lesion.py",
+        "models/deepsc/lesion.py",
         "total = weights[-1] * scales[-1]",
         "total = weights[0] * scales[-1]",
     ),
     Mutation(
         "to_tile one slice off",
-        "models/geometry.py",
+        "geometry/grids.py",
         "(centres <= at[:, None]).sum(axis=1) - 1, 0, last)",
         "(centres <= at[:, None]).sum(axis=1), 0, last)",
     ),
     Mutation(
         "slices sampled as if the scan had one less",
-        "models/geometry.py",
+        "geometry/grids.py",
         "jnp.arange(slices) * depth // slices",
         "jnp.arange(slices) * (depth - 1) // slices",
     ),
     Mutation(
         "cross-stitch weights transposed",
-        "models/deepsc.py",
+        "models/deepsc/network.py",
         "stitch[0, 1] * shared",
         "stitch[1, 0] * shared",
     ),
     Mutation(
         "a class activation map not about its mean",
-        "models/classifier.py",
+        "models/deepsc/classifier.py",
         "raw = raw - raw.mean((1, 2, 3), keepdims=True)",
         "raw = raw + 0",
     ),
     Mutation(
         "no smoothing above the fraction of Dice",
-        "losses.py",
+        "models/deepsc/losses.py",
         "(2 * overlap + epsilon) /",
         "(2 * overlap) /",
     ),
     Mutation(
         "cross-entropy without class weights",
-        "losses.py",
+        "models/deepsc/losses.py",
         "return class_weights[label] * optax",
         "return optax",
     ),
     Mutation(
         "class weights not normalised",
-        "losses.py",
+        "models/deepsc/losses.py",
         "return counts.sum() / (counts.shape[0] * counts)",
         "return 1 / counts",
     ),
@@ -113,7 +113,7 @@ def caught_by(mutation: Mutation | None) -> list[str]:
             if text.count(mutation.right) != 1:
                 sys.exit(f"{mutation.file}: {mutation.right!r} is not there once: mend MUTATIONS")
             path.write_text(text.replace(mutation.right, mutation.wrong))
-        tests = sorted(str(path) for path in (copy / "tests").glob("test_parity_*.py"))
+        tests = sorted(str(path) for path in (copy / "tests").rglob("test_parity_*.py"))
         # `python -m` puts the copy before what is installed.
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)

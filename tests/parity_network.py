@@ -10,7 +10,7 @@ import numpy as np
 from drawn import draw_params, masked_volume
 
 from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from deepsc_jax.models import deepsc
+from deepsc_jax.models.deepsc import network as deepsc
 from deepsc_jax.training import state
 
 TILE, SIZE, SLICES = (8, 16, 8), (16, 16), 5

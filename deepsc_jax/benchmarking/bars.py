@@ -16,10 +16,10 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax import program
 from deepsc_jax.benchmarking.jobs import VARIANTS
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import require_writable, write_json
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import require_writable, write_json
 
 TILE = ("--tile=64,96,96", "--working_size=96,96", "--depth_bucket=64", "--tiles_per_scan=1")
 CHANNELS = {
@@ -139,4 +139,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("only", [], f"Some of {', '.join(BARS)}; by default all.")
     flags.DEFINE_enum("conv_form", "auto", ["auto", *VARIANTS["forms"]], "Of our convolutions.")
     flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
-    program.run(main)
+    entry.run(main)

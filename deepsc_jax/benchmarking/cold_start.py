@@ -14,8 +14,8 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax import program
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
 
 PHASES = {
     "imports": "Python's and JAX's start",
@@ -51,7 +51,7 @@ def _measure_once(scan: str, checkpoint: str, out: str, cache: dict[str, str]) -
         capture_output=True,
         text=True,
         check=False,
-        env={k: v for k, v in os.environ.items() if k not in program.ALLOCATOR} | cache,
+        env={k: v for k, v in os.environ.items() if k not in entry.ALLOCATOR} | cache,
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing on stderr"]
@@ -90,9 +90,11 @@ class Watched:
 
 def main() -> None:
     """Predict a scan, run the network on it once more, and print the seconds of the phases."""
-    from deepsc_jax import inference  # not above: whoever measures has no use for it
-    from deepsc_jax.data import requests
-    from deepsc_jax.prediction import predict_scan
+    from deepsc_jax.inference import (
+        predictor as inference,  # not above: whoever measures has no use for it
+    )
+    from deepsc_jax.inference import requests
+    from deepsc_jax.inference.results import predict_scan
 
     options, imported = flags.FLAGS, time.time()
     watched = Watched(inference.load(pathlib.Path(options.checkpoint)))
@@ -117,4 +119,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
     flags.DEFINE_string("out", None, "Folder for the result.", required=True)
     flags.DEFINE_float("begun", None, "time.time() at the start.", required=True)
-    program.run(main)
+    entry.run(main)

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax import parallel, program
+from deepsc_jax.runtime import device_mesh, entry
 
 # What else decides how fast something runs; the allocator's settings are among them.
 SETTINGS = ("XLA_", "JAX_", "OMP_", "MKL_", "TORCH", "CUDA_", "NVIDIA_TF32_OVERRIDE")
@@ -20,13 +20,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "monai")
 def environment() -> dict[str, Any]:
     """This machine, its libraries, the command and its flags, and the commit."""
     return {
-        "cores": parallel.usable_cores(),
+        "cores": device_mesh.usable_cores(),
         "cpu": _cpu_model(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "flags": {
             name: _plain(flags.FLAGS[name].value)
-            for name in program.flag_names()
+            for name in entry.flag_names()
             if flags.FLAGS[name].value != flags.FLAGS[name].default
         },
         "command": sys.argv[1:],
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 def settings() -> dict[str, str]:
     """The variables of this process's environment that decide how fast it is."""
-    names = (*SETTINGS, *program.ALLOCATOR)
+    names = (*SETTINGS, *entry.ALLOCATOR)
     return {k: v for k, v in sorted(os.environ.items()) if k.startswith(names)}
 
 

@@ -12,8 +12,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from deepsc_jax.benchmarking import jobs, scaling
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
-from deepsc_jax.errors import InputError
 from deepsc_jax.report.figures import save_png
+from deepsc_jax.runtime.errors import InputError
 
 AXES = {
     "voxels": "voxels of a tile",

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import jax
 
-from deepsc_jax import program
 from deepsc_jax.benchmarking.jobs import OURS, Job
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
 
 PAUSE_SECONDS = 0.3  # OpenMP's and Eigen's threads spin for some while after their work
 
@@ -103,7 +103,7 @@ def _environment(job: Job) -> dict[str, str]:
     Our inference lacks the allocator's settings that this program, but not `predict`, has.
     """
     predicts = job.work == "inference" and job.side in OURS
-    lacks = program.ALLOCATOR if predicts else {}
+    lacks = entry.ALLOCATOR if predicts else {}
     kept = {name: value for name, value in os.environ.items() if lacks.get(name) != value}
     chosen = jax.config.values["jax_platforms"]  # by `program.run`, where there is no GPU
     platforms = {"JAX_PLATFORMS": chosen} if chosen else {}

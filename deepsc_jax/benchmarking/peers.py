@@ -25,9 +25,9 @@ from deepsc_jax.benchmarking import jobs, works
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.config import CLASSES, Config
-from deepsc_jax.errors import InputError
-from deepsc_jax.inference import CHUNK_VOXELS
+from deepsc_jax.inference.predictor import CHUNK_VOXELS
 from deepsc_jax.interop.torch import to_torch
+from deepsc_jax.runtime.errors import InputError
 
 TESTS = pathlib.Path(__file__).parents[2] / "tests"
 CUDA = torch.cuda.is_available()

@@ -22,10 +22,10 @@ import time
 import traceback
 from typing import Any
 
-from deepsc_jax import memory
 from deepsc_jax.benchmarking import energy, environment
 from deepsc_jax.benchmarking.jobs import OURS, Job
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime import compiler
+from deepsc_jax.runtime.errors import InputError
 
 TURN_SECONDS = 0.2  # a turn repeats a shorter work, so that no clock is too coarse
 LONG_SECONDS = 10.0  # in a longer one the slow start after waiting is lost
@@ -80,7 +80,7 @@ class Timed:
         del out
         warm, _ = _seconds(self._run)
         self._calls = max(1, math.ceil(TURN_SECONDS / max(warm, 1e-6)))
-        memory.give_back()
+        compiler.give_back()
         _reset_peak()
         self._module.reset_peak_device_bytes()
         self._idle = _held("VmRSS")

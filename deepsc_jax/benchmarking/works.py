@@ -13,18 +13,18 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 
-from deepsc_jax import parallel
 from deepsc_jax.benchmarking import jobs
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.config import CLASSES, STAGES, Config, PlatformConfig, Stage
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
-from deepsc_jax.errors import InputError
-from deepsc_jax.inference import Predictor
-from deepsc_jax.models import deepsc
-from deepsc_jax.models.layers import resolve_dtype
+from deepsc_jax.inference.predictor import Predictor
+from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.layers.blocks import resolve_dtype
 from deepsc_jax.planning import compiled, flops, targets
-from deepsc_jax.program import keep_compiled
+from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime.entry import keep_compiled
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import state as states
 from deepsc_jax.training.loop import STAGE_SEEDS
 from deepsc_jax.training.step import make_train_step
@@ -66,7 +66,7 @@ def build(job: Job) -> Built:
         job = dataclasses.replace(job, config=config)
     stage = jobs.stage_of(job)
     if job.work not in ("inference", "loading"):  # as `predict` and `train` do
-        parallel.use_cpu_cores(job.config, [stage])
+        device_mesh.use_cpu_cores(job.config, [stage])
     if job.work == "loading":
         return _loading(job)
     if job.work in ("loop", "loop_without_loading"):
@@ -88,7 +88,7 @@ def count_flops(job: Job) -> dict[str, int]:
     )
     config, depth = dataclasses.replace(job.config, platform=plain), job.scan_size[0]
     if job.work not in ("forward", "inference"):
-        mesh = parallel.make_mesh(plain)
+        mesh = device_mesh.make_mesh(plain)
         traced = compiled.trace(config, stage, mesh, config.train.batch(stage), depth)
         return dict(flops.count(traced.jaxpr))
     model = deepsc.build(config, jax.default_backend())
@@ -166,7 +166,7 @@ def _weights(job: Job, model: deepsc.DeepSC) -> Any:
 def _step(job: Job, stage: Stage, mesh: Mesh) -> tuple[Callable[[Any], Any], deepsc.DeepSC]:
     """A function from a batch to the scalars, to come, of a step that trains on it."""
     config = job.config
-    parallel.check_batch(config, stage, mesh)
+    device_mesh.check_batch(config, stage, mesh)
     model = deepsc.build(config, jax.default_backend())
     state = states.create(config, stage, _weights(job, model))
     where = states.sharding(config, state, mesh)
@@ -182,9 +182,9 @@ def _step(job: Job, stage: Stage, mesh: Mesh) -> tuple[Callable[[Any], Any], dee
 
 
 def _train(job: Job, stage: Stage) -> Built:
-    mesh = parallel.make_mesh(job.config.platform)
+    mesh = device_mesh.make_mesh(job.config.platform)
     step, _ = _step(job, stage, mesh)
-    batch = parallel.put_batch(jobs.batch(job.config, stage, job.scan_size), mesh)
+    batch = device_mesh.put_batch(jobs.batch(job.config, stage, job.scan_size), mesh)
 
     def run() -> Any:
         return jax.block_until_ready(step(batch))
@@ -197,8 +197,8 @@ def _loss(scalars: Any) -> dict[str, float]:
 
 
 def _forward(job: Job, stage: Stage) -> Built:
-    config, mesh = job.config, parallel.make_mesh(job.config.platform)
-    parallel.check_batch(config, stage, mesh)
+    config, mesh = job.config, device_mesh.make_mesh(job.config.platform)
+    device_mesh.check_batch(config, stage, mesh)
     model = deepsc.build(config, jax.default_backend())
 
     def program(params: Any, batch: Any) -> Any:
@@ -206,13 +206,13 @@ def _forward(job: Job, stage: Stage) -> Built:
         return {"lesion": out["lesion"], "logits": out["logits"]}
 
     forward = jax.jit(
-        parallel.over_data(program, mesh, gathered=True),
-        compiler_options=parallel.compiler_options(
+        device_mesh.over_data(program, mesh, gathered=True),
+        compiler_options=device_mesh.compiler_options(
             mesh.devices.flat[0].platform, config.data, model.layout.form
         ),
     )
-    params = jax.device_put(_weights(job, model), parallel.replicated(mesh))
-    batch = parallel.put_batch(jobs.batch(config, stage, job.scan_size), mesh)
+    params = jax.device_put(_weights(job, model), device_mesh.replicated(mesh))
+    batch = device_mesh.put_batch(jobs.batch(config, stage, job.scan_size), mesh)
 
     def summary(out: Any) -> dict[str, float]:
         return {"lesion": float(out["lesion"].mean()), "logit": float(out["logits"][0, 0])}
@@ -249,7 +249,7 @@ def _loop(job: Job, *, loads: bool) -> Built:
 
     It begins to read with its first.
     """
-    mesh = parallel.make_mesh(job.config.platform)
+    mesh = device_mesh.make_mesh(job.config.platform)
     step, _ = _step(job, job.stage, mesh)
     read: Any = iter(_batches(job))
     first = next(read)
@@ -259,7 +259,7 @@ def _loop(job: Job, *, loads: bool) -> Built:
 
     def run() -> Any:
         batches: Any = iter(_batches(job)) if loads else itertools.repeat(first)
-        scalars = [step(parallel.put_batch(next(batches), mesh)) for _ in range(BATCHES)]
+        scalars = [step(device_mesh.put_batch(next(batches), mesh)) for _ in range(BATCHES)]
         if loads:
             batches.close()
         return jax.block_until_ready(scalars)[0]

@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 
 from deepsc_jax.config import CLASSES
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import aside
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import aside
 
 COLUMNS = ("case", "patient", "split", "label", "scan", "lesion_mask", "lung_mask")
 SPLITS = ("train", "validation", "test")

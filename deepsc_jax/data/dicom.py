@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Num
 
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime.errors import InputError
 
 POSITION_TOLERANCE = 0.1
 """Largest deviation of one slice gap from the median gap, as a share of it. Scanners round

@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 
 from deepsc_jax.data.scans import Scan
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime.errors import InputError
 
 AIR_HU = -320.0  # between aerated lung or ground glass and soft tissue
 PADDING_HU = -1100.0  # below: no measurement, filled by the scanner outside its circular field

@@ -23,7 +23,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError, ImageDataError
 from nibabel.wrapstruct import WrapStructError
 
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime.errors import InputError
 
 Affine = Float64[np.ndarray, "4 4"]
 

@@ -37,7 +37,7 @@ import numpy as np
 from deepsc_jax.config import Config, Stage
 from deepsc_jax.data import augment
 from deepsc_jax.data.store import Store, StoredCase
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime.errors import InputError
 
 ORIGIN_STEP = 8  # in-plane origins of random tiles: the pooled grids of tile and scan then align
 

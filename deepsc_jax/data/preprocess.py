@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Int64, Num
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.scans import Mask, Scan, Volume
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime.errors import InputError
 
 AnyVolume = Num[np.ndarray, "depth height width"] | Bool[np.ndarray, "depth height width"]
 Triple = tuple[float, float, float]

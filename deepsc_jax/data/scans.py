@@ -25,8 +25,8 @@ from nibabel.orientations import (
 
 from deepsc_jax.data.dicom import read_series
 from deepsc_jax.data.nifti import Affine, Source, read_nifti
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import aside
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import aside
 
 Intensity = Literal["hu", "unit"]
 Volume = Float32[np.ndarray, "depth height width"]

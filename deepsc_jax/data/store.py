@@ -30,7 +30,7 @@ import tensorstore as ts
 from deepsc_jax.config import CLASSES, DataConfig, from_document
 from deepsc_jax.data.datasets import SPLITS, Case, relative_path
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime.errors import InputError
 
 ArrayName = Literal["volume", "lesion", "lung"]
 Ints3 = tuple[int, int, int]

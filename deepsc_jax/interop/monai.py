@@ -20,14 +20,15 @@ from absl import flags
 from monai.losses.dice import DiceCELoss
 from monai.networks.nets.unet import UNet
 
-from deepsc_jax import config, program
+from deepsc_jax import config
 from deepsc_jax.config import Config
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import choose_threshold, evaluate
-from deepsc_jax.files import write_json
+from deepsc_jax.inference.results import Prediction
 from deepsc_jax.metrics.summary import table
-from deepsc_jax.prediction import Prediction
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.files import write_json
 from deepsc_jax.training.logs import Progress
 from deepsc_jax.training.loop import STAGE_SEEDS
 
@@ -104,7 +105,7 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
 
 def main() -> None:
     """Train the peer and evaluate it on the test split."""
-    options, settings = flags.FLAGS, program.config_from_flags()
+    options, settings = flags.FLAGS, entry.config_from_flags()
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     store = Store(pathlib.Path(options.data_dir) / "store", settings.data, settings.train.cache_mib)
@@ -120,9 +121,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.define_config_flags()
+    entry.define_config_flags()
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_list("channels", ["16", "32", "64", "128"], "Channels of the U-Net's levels.")
     flags.DEFINE_enum("stage", "segmentation", ["segmentation"], "For shared flag files.")
-    program.run(main)
+    entry.run(main)

@@ -27,13 +27,14 @@ import safetensors.torch
 import torch
 from absl import flags
 
-from deepsc_jax import inference, program
-from deepsc_jax import workdir as workdirs
 from deepsc_jax.config import STAGES, Config, Stage
-from deepsc_jax.errors import InputError
-from deepsc_jax.files import aside, folder_aside
-from deepsc_jax.models import deepsc
+from deepsc_jax.inference import predictor as inference
+from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import aside, folder_aside
 from deepsc_jax.training import state as states
+from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
 
 StateDict = dict[str, torch.Tensor]
@@ -295,7 +296,7 @@ def main() -> None:
             _rename(weights, "torch", "flax")  # refuses names of another network
         write(weights, target)
     else:
-        config, weights = program.config_from_flags(), read(source)
+        config, weights = entry.config_from_flags(), read(source)
         with _naming(source):
             params = from_torch(weights, expected(config))
         save_run(params, config, options.stage or "joint", options.threshold, target)
@@ -304,11 +305,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    program.define_config_flags()
+    entry.define_config_flags()
     flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
     flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
     flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last, or joint.")
     flags.DEFINE_float(
         "threshold", 0.5, "Of lesion probability, for a new run: run.json of the old one has it."
     )
-    program.run(main)
+    entry.run(main)

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from deepsc_jax import parallel
 from deepsc_jax.config import CLASSES, Config, Stage
-from deepsc_jax.errors import InputError
-from deepsc_jax.models import deepsc
+from deepsc_jax.models.deepsc import network as deepsc
 from deepsc_jax.planning import flops, hlo, kernels, targets
+from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
@@ -86,7 +86,7 @@ def trace(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> A
     """
     train = dataclasses.replace(config.train, **{f"{stage}_batch": scans})
     config = dataclasses.replace(config, train=train)
-    parallel.check_batch(config, stage, mesh)
+    device_mesh.check_batch(config, stage, mesh)
     model = deepsc.build(config, mesh.devices.flat[0].platform)
     example = states.example_batch(config)
     state = jax.eval_shape(
@@ -97,7 +97,9 @@ def trace(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> A
     where = states.sharding(config, state, mesh)
     step: Any = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)), where)
     batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh, name))
+        name: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=device_mesh.batch_sharding(mesh, name)
+        )
         for name, x in batch_shapes(config, stage, scans, depth).items()
     }
     return step.trace(state, batch)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime.errors import InputError
 
 GIB = 2**30
 # Kinds of products, by what limits their speed: operands of 16 bits; float32 at the default

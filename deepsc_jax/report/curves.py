@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from deepsc_jax.errors import InputError
 from deepsc_jax.report.figures import save_png
+from deepsc_jax.runtime.errors import InputError
 
 LOSS_TERMS = {  # key in metrics.jsonl: (name, colour)
     "loss": ("loss", "black"),

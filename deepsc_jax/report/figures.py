@@ -11,7 +11,7 @@ import pathlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deepsc_jax.files import aside
+from deepsc_jax.runtime.files import aside
 
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from deepsc_jax import processes
-from deepsc_jax.errors import InputError
+from deepsc_jax.runtime import cluster
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import checksums
 from deepsc_jax.training.state import State
 
@@ -35,9 +35,9 @@ class Checkpoints:
         self.directory = directory
         self._saving = 0
         if writer:
-            if processes.is_writer():
+            if cluster.is_writer():
                 _set_damaged_aside(directory)
-            processes.wait_for_all(f"checkpoints of {directory.name} verified")
+            cluster.wait_for_all(f"checkpoints of {directory.name} verified")
         best: Any = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,

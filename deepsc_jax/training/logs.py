@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from deepsc_jax.files import aside
+from deepsc_jax.runtime.files import aside
 
 # Generated modules, in which type checkers see no names.
 events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")

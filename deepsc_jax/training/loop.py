@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsc_jax import losses, memory, parallel, processes
 from deepsc_jax.config import CLASSES, STAGES, Config, Stage
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
-from deepsc_jax.errors import InputError
 from deepsc_jax.metrics.classification import macro_auc
-from deepsc_jax.models import deepsc
+from deepsc_jax.models.deepsc import losses
+from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.runtime import cluster, compiler, device_mesh
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_params
 from deepsc_jax.training.logs import MetricsLog, Progress
@@ -55,14 +56,14 @@ def train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Sta
       InputError: the joint stage lacks a pre-training, validation cannot choose checkpoints,
         devices and batches do not fit, or the loss or its gradient is not finite.
     """
-    mesh = parallel.make_mesh(config.platform)
-    parallel.check_processes(mesh)
-    parallel.connect(mesh)
+    mesh = device_mesh.make_mesh(config.platform)
+    device_mesh.check_processes(mesh)
+    device_mesh.connect(mesh)
     for stage in stages:
-        parallel.check_batch(config, stage, mesh)
+        device_mesh.check_batch(config, stage, mesh)
         _check_validation(store, stage)
     model = deepsc.build(config, jax.default_backend())
-    log = MetricsLog(workdir, writer=processes.is_writer())
+    log = MetricsLog(workdir, writer=cluster.is_writer())
     with Preemption(mesh) as preemption, contextlib.closing(log):
         run = Run(config, store, workdir, mesh, model, log, preemption)
         return all(run_stage(run, stage) for stage in stages)
@@ -113,10 +114,10 @@ def _run_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> bool:
     begun, logged, since = time.monotonic(), step, []
     preempted = False
     while step < total and not preempted:
-        batch = parallel.put_batch(next(batches), run.mesh)
+        batch = device_mesh.put_batch(next(batches), run.mesh)
         state, scalars = step_fn(state, batch)
         if step == first:  # it has just been compiled, which is no step's time
-            memory.give_back()
+            compiler.give_back()
             begun = time.monotonic()
         since.append(scalars)
         step += 1
@@ -169,7 +170,7 @@ def _first_state(run: Run, stage: Stage, reached: int | None) -> states.State:
         for part in STAGES[:2]:
             _require_trained(run, part)
             like = jax.device_put(
-                states.create(run.config, part, params), parallel.replicated(run.mesh)
+                states.create(run.config, part, params), device_mesh.replicated(run.mesh)
             )
             pretrained[part] = load_params(run.workdir / part, like)[0]
         params = states.join(pretrained["segmentation"], pretrained["classification"])
@@ -229,10 +230,10 @@ def validate(run: Run, stage: Stage, eval_fn: Any, params: Any) -> dict[str, flo
     rows: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for batch in _batches(run, "validation", stage, train=False):
         inputs = {k: v for k, v in batch.items() if k not in ("valid", "case")}
-        out = jax.device_get(eval_fn(params, parallel.put_batch(inputs, run.mesh)))
+        out = jax.device_get(eval_fn(params, device_mesh.put_batch(inputs, run.mesh)))
         # The results are those of all processes' scans, and this process has read its own only.
         facts = {name: batch[name] for name in ("valid", "case", "label")}
-        out |= parallel.whole_batch(facts, run.mesh)
+        out |= device_mesh.whole_batch(facts, run.mesh)
         for name, values in out.items():
             rows[name].append(values[out["valid"]])
     whole = {name: np.concatenate(values) for name, values in rows.items()}

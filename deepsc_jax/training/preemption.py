@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from deepsc_jax import parallel
+from deepsc_jax.runtime import device_mesh
 
 # Steps between the question whether some process got the signal and the look at the answer. The
 # answer is there by then, so that no step waits for it.
@@ -24,7 +24,7 @@ class Preemption:
 
     def __init__(self, mesh: Mesh):
         self._received = False
-        self._any_process = parallel.make_any_process(mesh)
+        self._any_process = device_mesh.make_any_process(mesh)
         self._asked: collections.deque[jax.Array] = collections.deque()
         self._before: Any = None
 

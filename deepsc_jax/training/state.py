@@ -8,9 +8,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from deepsc_jax import parallel
 from deepsc_jax.config import Config, Stage
-from deepsc_jax.models.deepsc import DeepSC
+from deepsc_jax.models.deepsc.network import DeepSC
+from deepsc_jax.runtime import device_mesh
 from deepsc_jax.training.optimizer import make_optimizer
 
 PARTS: dict[Stage, tuple[str, ...]] = {
@@ -57,11 +57,11 @@ def create(config: Config, stage: Stage, params: Any) -> State:
 
 def sharding(config: Config, state: State, mesh: Mesh) -> State:
     """Where a state's parts lie: copies on every device, or Adam's moments split over `data`."""
-    whole: Any = parallel.replicated(mesh)
+    whole: Any = device_mesh.replicated(mesh)
     if not config.platform.shard_optimizer:
         return jax.tree.map(lambda _: whole, state)
     copied = jax.tree.map(lambda _: whole, state.params)
-    return State(whole, copied, parallel.split_over_data(state.opt_state, mesh))
+    return State(whole, copied, device_mesh.split_over_data(state.opt_state, mesh))
 
 
 def join(segmentation: Any, classification: Any) -> Any:

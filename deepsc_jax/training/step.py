@@ -9,9 +9,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from deepsc_jax import losses, parallel
 from deepsc_jax.config import Config, Stage
-from deepsc_jax.models.deepsc import DeepSC, evidence
+from deepsc_jax.models.deepsc import losses
+from deepsc_jax.models.deepsc.network import DeepSC, evidence
+from deepsc_jax.runtime import device_mesh
 from deepsc_jax.training.optimizer import learning_rate, make_optimizer
 from deepsc_jax.training.state import State
 
@@ -105,7 +106,7 @@ def make_train_step(
     def per_device(params: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         parts = config.platform.accumulation
         if parts == 1:
-            return parallel.sum_over_data(gradient_of(params, batch))
+            return device_mesh.sum_over_data(gradient_of(params, batch))
         batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
         first = jax.tree.map(lambda x: x[0], batch)
         if not model.layout.scan_tiles:  # a CPU: a convolution inside a loop runs on one core
@@ -113,16 +114,16 @@ def make_train_step(
             for i in range(1, parts):
                 part = gradient_of(params, jax.tree.map(lambda x, i=i: x[i], batch))
                 total = jax.tree.map(jnp.add, total, part)
-            return parallel.sum_over_data(total)
+            return device_mesh.sum_over_data(total)
 
         def add(total: Any, part: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient_of(params, part)), None
 
         shapes = jax.eval_shape(gradient_of, params, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return parallel.sum_over_data(jax.lax.scan(add, parallel.varying(zeros), batch)[0])
+        return device_mesh.sum_over_data(jax.lax.scan(add, device_mesh.varying(zeros), batch)[0])
 
-    gradients = parallel.over_data(per_device, mesh)
+    gradients = device_mesh.over_data(per_device, mesh)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         gradient, means = gradients(state.params, batch)
@@ -132,14 +133,14 @@ def make_train_step(
         means["gradient_norm"] = optax.tree.norm(gradient)
         return State(state.step + 1, params, opt_state), means
 
-    whole = parallel.replicated(mesh)
+    whole = device_mesh.replicated(mesh)
     state_sharding = state_sharding or whole
     return jax.jit(
         step,
         in_shardings=(state_sharding, None),  # a batch keeps that of `put_batch`
         out_shardings=(state_sharding, whole),
         donate_argnums=0,
-        compiler_options=parallel.compiler_options(
+        compiler_options=device_mesh.compiler_options(
             mesh.devices.flat[0].platform, model.data, model.layout.form
         ),
     )
@@ -174,12 +175,12 @@ def make_eval_step(
             result["probabilities"] = jax.nn.softmax(out["logits"])
         return result
 
-    whole = parallel.replicated(mesh)
+    whole = device_mesh.replicated(mesh)
     return jax.jit(
-        parallel.over_data(program, mesh, gathered=True),
+        device_mesh.over_data(program, mesh, gathered=True),
         in_shardings=(whole, None),
         out_shardings=whole,
-        compiler_options=parallel.compiler_options(
+        compiler_options=device_mesh.compiler_options(
             mesh.devices.flat[0].platform, model.data, model.layout.form
         ),
     )

@@ -1,0 +1,1 @@
+"""A trained network's figures on a split of a store."""

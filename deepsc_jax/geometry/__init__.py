@@ -1,0 +1,1 @@
+"""The grids of a scan, and the one resampling between them."""

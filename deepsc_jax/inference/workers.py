@@ -1,0 +1,305 @@
+"""Many scans through one network: files are read and written beside it, so that it need not wait.
+
+Each worker process takes one scan at a time from its file to its result (`prediction.attempt`), and
+asks this process for the one thing it cannot do: to compute the network. What the network sees and
+says is in memory that both see; a scan at its full resolution never leaves its worker, and there
+are no more scans in memory than workers. Here a thread attends to each worker, and the device
+computes one scan at a time. Processes, since finding lungs and drawing pictures would keep other
+threads of a process from running for about half of the time.
+"""
+
+import contextlib
+import functools
+import mmap
+import os
+import pathlib
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Generator, Sequence
+from multiprocessing import get_context, reduction
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+
+from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.results import Compute, Network, Outcome, Prediction, attempt
+from deepsc_jax.runtime.errors import InputError
+
+
+class Predicts(Protocol):
+    """What is asked of a trained network here: see `inference.Predictor`."""
+
+    @property
+    def network(self) -> Network:
+        """What results say of it."""
+        ...
+
+    def __call__(self, volume: np.ndarray, /) -> Prediction:
+        """Predict one preprocessed scan."""
+        ...
+
+
+class BatchInference:
+    """Predicts scans into folders below `out`, several at a time.
+
+    Attributes:
+      busy_seconds: how long the network took, from volume to result, compiling included.
+
+    Args:
+      predictor: the network.
+      out: the folder of results.
+      workers: processes that read and write (Linux only); 0 for none, one scan after the other.
+      overwrite: whether to predict scans again whose result is there.
+    """
+
+    def __init__(self, predictor: Predicts, out: pathlib.Path, *, workers: int, overwrite: bool):
+        self.busy_seconds = 0.0
+        self._predictor, self._count = predictor, workers
+        self._options = {"out": out, "network": predictor.network, "overwrite": overwrite}
+        self._device = threading.Lock()
+        self._stopped = threading.Event()
+        self._news: queue.SimpleQueue[Outcome | BaseException | _End | _Stop] = queue.SimpleQueue()
+        self._workers: set[_Worker] = set()
+        self._changing = threading.Lock()  # the set of workers
+
+    def stop(self) -> None:
+        """Begin no other scan, and drop those that are still being read; for signal handlers too.
+
+        What the device has begun with is finished.
+        """
+        self._stopped.set()
+        self._news.put(_Stop())
+
+    def outcomes(self, requests: Sequence[Request]) -> Generator[Outcome]:
+        """What becomes of each request, as it is known; of those that `stop` leaves, nothing.
+
+        Raises:
+          InputError: a worker process cannot be started.
+        """
+        if self._count == 0:
+            for request in requests:
+                if self._stopped.is_set():
+                    return
+                yield attempt(request, compute=self._compute, **self._options)
+            return
+        todo: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        for request in requests:
+            todo.put(request)
+        threads = [
+            threading.Thread(target=self._attend, args=(todo,), daemon=True)
+            for _ in range(self._count)
+        ]
+        for thread in threads:
+            thread.start()
+        ended = 0
+        try:
+            while ended < len(threads):
+                news = self._news.get()
+                if isinstance(news, Outcome):
+                    yield news
+                elif isinstance(news, _End):
+                    ended += 1
+                elif isinstance(news, _Stop):
+                    self._kill(lambda worker: not worker.computed)
+                elif not self._stopped.is_set():
+                    raise news
+        finally:
+            self._stopped.set()
+            self._kill(lambda _: True)
+            for thread in threads:
+                thread.join()
+
+    def _compute(self, volume: np.ndarray, worker: "_Worker | None" = None) -> Prediction:
+        with self._device:
+            if worker is not None:
+                if self._stopped.is_set():
+                    raise _DroppedError
+                worker.computed = True
+            begun = time.monotonic()
+            try:
+                return self._predictor(volume)
+            finally:
+                self.busy_seconds += time.monotonic() - begun
+
+    def _attend(self, todo: "queue.SimpleQueue[Request]") -> None:
+        """What a thread does: start a worker, and see requests through it while there are any."""
+        worker = None
+        try:
+            while not self._stopped.is_set():
+                try:
+                    request = todo.get_nowait()
+                except queue.Empty:
+                    break
+                worker = worker or self._start()
+                if worker is None:
+                    break
+                try:
+                    outcome = worker.see_through(
+                        request, functools.partial(self._compute, worker=worker)
+                    )
+                except (EOFError, ConnectionError):
+                    self._forget(worker)
+                    worker = None
+                    if self._stopped.is_set():
+                        break
+                    outcome = Outcome(
+                        request,
+                        error=f"{request.path}: the process that worked on it was killed, probably "
+                        "for want of memory: try with fewer --workers",
+                    )
+                except _DroppedError:
+                    break
+                self._news.put(outcome)
+        except BaseException as error:  # for the main thread to raise
+            self._news.put(error)
+        finally:
+            if worker is not None:
+                self._forget(worker)
+            self._news.put(_End())
+
+    def _start(self) -> "_Worker | None":
+        """A new worker, unless no more are wanted."""
+        with self._changing:
+            if self._stopped.is_set():
+                return None
+            worker = _Worker(self._options)
+            self._workers.add(worker)
+        worker.wait_until_ready()
+        return worker
+
+    def _forget(self, worker: "_Worker") -> None:
+        with self._changing:
+            self._workers.discard(worker)
+        worker.close()
+
+    def _kill(self, which: Any) -> None:
+        with self._changing:
+            for worker in filter(which, self._workers):
+                worker.kill()
+
+
+class _End:
+    """A thread has ended."""
+
+
+class _Stop:
+    """Workers that the device has not computed for are to be ended."""
+
+
+class _DroppedError(Exception):
+    """A scan is given up, since the program is to stop."""
+
+
+class _Worker:
+    """A process that reads scans and writes results, as this process sees it.
+
+    Attributes:
+      computed: whether the device has begun with, or done, the scan it is at.
+    """
+
+    def __init__(self, options: dict[str, Any]):
+        # Spawned, not forked: XLA's threads do not survive a fork.
+        context = get_context("spawn")
+        self.computed = False
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, options))
+        self._process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Return when it has come up.
+
+        Raises:
+          InputError: it has not.
+        """
+        try:
+            self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join()
+            raise InputError(
+                f"--workers: a process ended with code {self._process.exitcode} before it began: "
+                "try with fewer, or --workers=0"
+            ) from error
+
+    def see_through(self, request: Request, compute: Compute) -> Outcome:
+        """Have it predict a scan, and compute the network for it.
+
+        Raises:
+          EOFError, ConnectionError: the process is gone.
+          _DroppedError: as `compute` does.
+        """
+        self.computed = False
+        self._connection.send(request)
+        message = self._connection.recv()
+        if isinstance(message, Outcome):
+            return message
+        memory = reduction.recv_handle(self._connection)
+        arrays = _mapped(memory, message)
+        os.close(memory)
+        try:
+            prediction = compute(arrays[0])
+        except _DroppedError:
+            raise
+        except Exception as error:
+            traceback.print_exception(error)
+            self._connection.send(f"{request.path}: {type(error).__name__}: {error}")
+            return self._connection.recv()
+        if prediction.lesion is not None:
+            arrays[0] = prediction.lesion
+        if prediction.evidence is not None:
+            arrays[1:] = prediction.evidence
+        self._connection.send((prediction.lesion is not None, prediction.probabilities))
+        return self._connection.recv()
+
+    def close(self) -> None:
+        """Let it end."""
+        self._connection.close()
+        self._process.join()
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+
+
+def _mapped(memory: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 array in a memory file; it stays there while the array does."""
+    return np.ndarray(shape, np.float32, mmap.mmap(memory, 0))
+
+
+def _work(connection: Connection, options: dict[str, Any]) -> None:
+    """What a worker process does."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # are for the process that started it
+        signal.signal(number, signal.SIG_IGN)
+
+    def compute(volume: np.ndarray) -> Prediction:
+        """Ask for it: the volume and room for lesion (in its place) and evidence."""
+        shape = (4 if options["network"].stage != "segmentation" else 1, *volume.shape)
+        memory = os.memfd_create("scan")
+        os.ftruncate(memory, int(np.prod(shape)) * 4)
+        arrays = _mapped(memory, shape)
+        arrays[0] = volume
+        try:
+            connection.send(shape)
+            reduction.send_handle(connection, memory, os.getppid())
+            os.close(memory)
+            answer = connection.recv()
+        except (EOFError, ConnectionError):
+            raise SystemExit from None
+        if isinstance(answer, str):
+            raise InputError(answer)
+        has_lesion, probabilities = answer
+        return Prediction(
+            arrays[0] if has_lesion else None,
+            probabilities,
+            None if probabilities is None else arrays[1:],
+        )
+
+    with contextlib.suppress(EOFError, ConnectionError):
+        connection.send("ready")
+        while True:
+            request = connection.recv()
+            connection.send(attempt(request, compute=compute, **options))

@@ -1,0 +1,1 @@
+"""DeepSC-COVID (Wang et al., IEEE TMI 2021)."""

@@ -1,0 +1,57 @@
+"""The 3D inception block (paper, IV-B.1) and its ablation (V-E.1)."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from deepsc_jax.models.layers.blocks import (
+    Conv,
+    ConvNormAct,
+    GroupNorm,
+    Valid,
+    average_in_plane,
+    mask_depth,
+)
+from deepsc_jax.models.layers.convolution import ConvForm, Volume
+
+
+class Inception(nn.Module):
+    """Branches of cascaded 3D convolutions, concatenated, then group norm and ReLU.
+
+    `kind='plain'` is the ablation: one convolution of the widest branch's kernel, with the same
+    stride and channels. Only a branch's last convolution has the stride; a branch that ends in a
+    1x1x1 convolution averages blocks first, since a strided one would ignore most pixels.
+
+    `(batch, depth, height, width, channel)` to the same depth, in-plane sizes over `stride`, and
+    `channels` channels.
+    """
+
+    kind: Literal["inception", "plain"]
+    branches: tuple[tuple[int, ...], ...]
+    channels: int
+    groups: int
+    stride: int = 1
+    form: ConvForm = "native"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Volume, valid: Valid) -> Volume:
+        if self.kind == "plain":
+            kernel = max(k for branch in self.branches for k in branch)
+            return ConvNormAct(
+                self.channels, self.groups, kernel, self.stride, self.form, self.dtype, name="plain"
+            )(x, valid)
+        outputs = []
+        for i, kernels in enumerate(self.branches):
+            y = x
+            for j, kernel in enumerate(kernels):
+                stride = self.stride if j == len(kernels) - 1 else 1
+                if kernel == 1 and stride > 1:
+                    y, stride = average_in_plane(y, stride), 1
+                features = self.channels // len(self.branches)
+                conv = Conv(features, kernel, stride, self.form, self.dtype, name=f"b{i}_{j}")
+                y = mask_depth(conv(y), valid)
+            outputs.append(y)
+        y = jnp.concatenate(outputs, axis=-1)
+        return GroupNorm(self.groups, self.form, relu=True, name="norm")(y, valid)

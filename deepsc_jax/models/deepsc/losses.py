@@ -1,0 +1,141 @@
+"""The losses of the paper (IV-E), per scan, in float32 or wider.
+
+Arrays of tiles are `(batch, tile, depth, height, width)`; `valid` of the same shape marks the
+voxels that are part of a scan, the others being padding.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from deepsc_jax.config import NON_PNEUMONIA, DataConfig, LossConfig, ModelConfig
+from deepsc_jax.geometry import grids
+
+TileMask = Float[Array, "batch tile d h w"]
+PER_SCAN = (1, 2, 3, 4)
+
+
+def valid_voxels(
+    origins: Int[Array, "batch tile 3"], depth: Int[Array, "batch"], tile: tuple[int, int, int]
+) -> Bool[Array, "batch tile d h w"]:
+    """True where a tile's voxel lies within its scan's true depth."""
+    slices = origins[..., 0, None] + jnp.arange(tile[0])
+    valid = slices < depth[:, None, None]
+    return jnp.broadcast_to(valid[..., None, None], (*origins.shape[:2], *tile))
+
+
+def tversky_loss(
+    probability: TileMask,
+    truth: TileMask,
+    valid: TileMask,
+    epsilon: float,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+) -> Float[Array, "batch"]:
+    """1 - Tversky index over all of a scan's tiles together (Salehi et al. 2017).
+
+    `alpha` weighs false positives and `beta` false negatives: 0.5 and 0.5 are the Dice loss (paper,
+    equation 5). 0 for a scan without a lesion voxel in them, which contributes the focal loss only;
+    MONAI's is then 1 - smooth / (alpha FP + smooth). MONAI smooths half of this fraction's
+    numerator and denominator, so its `smooth_nr` and `smooth_dr` are epsilon / 2.
+    """
+    probability = probability * valid
+    overlap = (probability * truth).sum(PER_SCAN)
+    spurious = probability.sum(PER_SCAN) - overlap
+    missed = truth.sum(PER_SCAN) - overlap
+    total = 2 * (overlap + alpha * spurious + beta * missed)
+    index = (2 * overlap + epsilon) / (total + epsilon)
+    return jnp.where(truth.sum(PER_SCAN) > 0, 1 - index, 0.0)
+
+
+def focal_loss(
+    probability: TileMask, truth: TileMask, valid: TileMask, alpha: float, gamma: float
+) -> Float[Array, "batch"]:
+    """Focal loss, mean over a scan's real voxels (paper, equation 6; Lin et al. 2017).
+
+    `alpha` weighs lesion voxels and 1 - alpha the others. Probabilities are kept 1e-7 away from 0
+    and 1, since S is a weighted sum of sigmoids and has no logit of its own.
+    """
+    p = lax.clamp(1e-7, probability, 1 - 1e-7)
+    lesion = -alpha * (1 - p) ** gamma * jnp.log(p)
+    other = -(1 - alpha) * p**gamma * jnp.log1p(-p)
+    loss = jnp.where(truth > 0, lesion, other) * valid
+    return loss.sum(PER_SCAN) / jnp.maximum(valid.sum(PER_SCAN), 1)
+
+
+def cross_entropy(
+    logits: Float[Array, "batch class"], label: Int[Array, "batch"], class_weights: Array
+) -> Float[Array, "batch"]:
+    """Cross-entropy times the weight of the true class (paper, equation 9).
+
+    The batch mean divides by the number of scans; torch's `weight=` divides by the weights' sum.
+    """
+    return class_weights[label] * optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def class_weights(counts: Int[Array, "class"]) -> Float[Array, "class"]:
+    """Inverse class frequency over the training split: N / (classes * n_c)."""
+    counts = jnp.maximum(jnp.asarray(counts, jnp.result_type(float)), 1)
+    return counts.sum() / (counts.shape[0] * counts)
+
+
+def task_aware_loss(
+    scales: tuple[Array, ...],
+    masks: tuple[Float[Array, "batch slices height width"], ...],
+    logits: Float[Array, "batch class"],
+    label: Int[Array, "batch"],
+    origins: Int[Array, "batch tile 3"],
+    depth: Int[Array, "batch"],
+    loss: LossConfig,
+    data: DataConfig,
+    model: ModelConfig,
+) -> Float[Array, "batch"]:
+    """Squared difference of S_1, S_2, S_3 and M_3, M_2, M_1 (paper, equation 10).
+
+    Each evidence mask is brought to the tiles' grid at the segmentation's scale; the mean is over
+    the voxels there whose centre lies in the scan, and the scales are summed. 0 for a scan whose
+    predicted class or label is non-pneumonia. The `single` setting keeps (S_3, M_1).
+
+    Args:
+      scales: S_1..S_4 of every tile, `(batch, tile, d, h, w, 1)`, coarsest first.
+      masks: M_1, M_2, M_3 on the slice grid at in-plane 1/2, 1/4, 1/8.
+      logits: of the classes.
+      label: true class ids.
+      origins: working-grid voxel of each tile's corner.
+      depth: the scan's true number of slices.
+      loss: which scales count, and how much.
+      data: the slice grid.
+      model: the weights of the scales.
+    """
+    weights = (1.0, 1.0, 1.0)
+    if loss.task_aware_scale_weights == "w":
+        weights = model.scale_weights[:3]
+    pairs = [(8, scales[0], masks[2]), (4, scales[1], masks[1]), (2, scales[2], masks[0])]
+    total = jnp.zeros(label.shape, scales[0].dtype)
+    for (scale, segmentation, mask), weight in zip(pairs, weights, strict=True):
+        if loss.task_aware_scales == "single" and scale != 2:
+            continue
+        total += weight * _mean_squared_difference(segmentation, mask, origins, depth, scale, data)
+    pneumonia = (label != NON_PNEUMONIA) & (jnp.argmax(logits, axis=-1) != NON_PNEUMONIA)
+    return jnp.where(pneumonia, total, 0.0)
+
+
+def _mean_squared_difference(
+    segmentation: Array, mask: Array, origins: Array, depth: Array, scale: int, data: DataConfig
+) -> Float[Array, "batch"]:
+    d, h, w = segmentation.shape[2:5]
+    tile = (d * scale, h * scale, w * scale)
+
+    def one(s: Array, m: Array, origin: Array, true_depth: Array) -> tuple[Array, Array]:
+        source = grids.slice_grid(true_depth, data.slices, data.working_size, scale)
+        target = grids.tile_grid(origin, tile, true_depth, scale)
+        crop = grids.to_tile(m[..., None], source, target)
+        real = (jnp.arange(s.shape[0]) < target.count) & (target.centres < true_depth)
+        squares = (s - crop) ** 2 * real[:, None, None, None]
+        return squares.sum(), real.sum() * s.shape[1] * s.shape[2]
+
+    per_tile = jax.vmap(one, in_axes=(0, None, 0, None))
+    squares, voxels = jax.vmap(per_tile)(segmentation, mask, origins, depth)
+    return squares.sum(axis=1) / jnp.maximum(voxels.sum(axis=1), 1)

@@ -1,0 +1,270 @@
+"""Blocks of channel-last volumes: convolution, normalisation, pooling and upsampling.
+
+Every function takes `(batch, depth, height, width, channel)`. Depth may be padded: `valid` gives,
+per batch element, how many slices are real, and what is computed for those never depends on how
+many padded slices follow. `mask_depth` restores zeros there, which a zero-padded convolution of
+the unpadded volume would have seen.
+"""
+
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from deepsc_jax.models.layers.convolution import (
+    CPU_FORMS,
+    ConvForm,
+    Volume,
+    conv3d,
+    row_voxels,
+    with_summed_gradient,
+)
+from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime.errors import InputError
+
+Valid = Int[Array, "batch"] | None
+PerChannel = Float[Array, "batch channel"]
+NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
+# Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
+EXACT = lax.Precision.HIGHEST
+
+kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")  # He et al. 2015
+
+
+def depth_mask(valid: Int[Array, "batch"], depth: int) -> Array:
+    """True for the real slices: `(batch, depth, 1, 1, 1)`."""
+    return (jnp.arange(depth) < valid[:, None])[:, :, None, None, None]
+
+
+def mask_depth(x: Volume, valid: Valid) -> Volume:
+    """`x` with its padded slices set to zero."""
+    if valid is None:
+        return x
+    # A product: JAX moves the zeros of a `where`, as large as x, out of the loop over tiles, and
+    # each use would read them from memory.
+    return x * depth_mask(valid, x.shape[1]).astype(x.dtype)
+
+
+def halve(valid: Valid, times: int = 1) -> Valid:
+    """Real slices after `times` poolings by 2: a half-filled last slice counts as real."""
+    return None if valid is None else -(-valid // 2**times)
+
+
+class Conv(nn.Module):
+    """3D convolution without bias, in `dtype`; parameter `kernel (kd, kh, kw, in, out)`."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    form: ConvForm = "native"
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = kernel_init
+
+    @nn.compact
+    def __call__(self, x: Volume) -> Volume:
+        shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return conv3d(x.astype(self.dtype), kernel, self.stride, self.form)
+
+
+def _column_sums(x: Volume) -> Float[Array, "batch columns"]:
+    """Sums over depth and height as dot products, of all voxels and channels of a row."""
+    rows = x.reshape(len(x), x.shape[1] * x.shape[2], -1)
+    ones = jnp.ones(rows.shape[:2], rows.dtype)
+    return jnp.einsum("br,brc->bc", ones, rows, precision=EXACT)
+
+
+def _affine(x: Volume, slope: PerChannel, offset: PerChannel) -> Volume:
+    return x * slope[:, None, None, None] + offset[:, None, None, None]
+
+
+def _affine_forward(x: Volume, slope: PerChannel, offset: PerChannel) -> tuple[Volume, Any]:
+    return _affine(x, slope, offset), (x, slope)
+
+
+def _affine_backward(saved: Any, cotangent: Volume) -> tuple[Volume, PerChannel, PerChannel]:
+    x, slope = saved
+
+    def per_channel(columns: Array) -> PerChannel:
+        return columns.reshape(len(x), -1, x.shape[-1]).sum(axis=1)
+
+    of_slope, of_offset = (per_channel(_column_sums(y)) for y in (cotangent * x, cotangent))
+    return cotangent * slope[:, None, None, None], of_slope, of_offset
+
+
+_affine_on_cpu = jax.custom_vjp(_affine)  # the sums of its gradients are dot products
+_affine_on_cpu.defvjp(_affine_forward, _affine_backward)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over a volume's real slices (Wu and He 2018), padded slices set to zero.
+
+    Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
+    products, which XLA's CPU backend runs on all cores, unlike its reductions; so are, with a CPU's
+    forms of convolutions, the sums of the gradient. With `sliced` ones they are plain sums, since
+    for the dot products a TPU would lay every volume anew; and all, up to the ReLU where one
+    follows, happens on rows of lanes, as convolutions of as many channels read and write them.
+    """
+
+    groups: int
+    form: ConvForm = "native"
+    relu: bool = False
+
+    @nn.compact
+    def __call__(self, x: Volume, valid: Valid) -> Volume:
+        shape, channels = x.shape, x.shape[-1]
+        voxels = row_voxels(x.shape[3], channels) if self.form == "sliced" else 1
+        x = x.reshape(*x.shape[:3], -1, voxels * channels)
+        batch, depth, height, width, _ = x.shape
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        slices = jnp.full((batch,), depth) if valid is None else valid
+        real = jnp.maximum(slices, 1).astype(wide.dtype)[:, None]
+
+        def per_channel(values: Array) -> Array:
+            return jnp.tile(jnp.repeat(values, channels // self.groups, axis=1), voxels)
+
+        # About the size of the mean, which would otherwise cancel in the variance: the mean of
+        # every slice's first row; of the first slice, one device would have to send all others.
+        first = mask_depth(wide[:, :, :1], valid).sum(axis=(1, 2, 3)) / (real * width)
+        shift = first.reshape(batch, voxels, self.groups, -1).mean(axis=(1, 3))
+        shift = per_channel(lax.stop_gradient(shift))
+        wide = mask_depth(wide - shift[:, None, None, None], valid)
+
+        def group_sums(values: Array) -> Array:
+            plain = self.form == "sliced"
+            columns = values.sum(axis=(1, 2)) if plain else _column_sums(values)
+            sums = columns.reshape(batch, shape[3], self.groups, -1)
+            return sums.sum(axis=(1, 3))
+
+        count = real * (height * shape[3] * channels // self.groups)
+        mean = group_sums(wide) / count
+        variance = nn.relu(group_sums(wide * wide) / count - mean * mean)
+        inverse = lax.rsqrt(variance + NORM_EPSILON)
+        slope = per_channel(inverse) * jnp.tile(scale, voxels)
+        offset = jnp.tile(bias, voxels) - per_channel(mean) * slope
+        affine = _affine_on_cpu if self.form in CPU_FORMS else _affine
+        y = affine(wide, slope, offset)
+        y = mask_depth(y.astype(x.dtype), valid)
+        return (nn.relu(y) if self.relu else y).reshape(shape)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, group norm, ReLU."""
+
+    features: int
+    groups: int
+    kernel: int = 3
+    stride: int = 1
+    form: ConvForm = "native"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Volume, valid: Valid) -> Volume:
+        x = Conv(self.features, self.kernel, self.stride, self.form, self.dtype, name="conv")(x)
+        return GroupNorm(self.groups, self.form, relu=True, name="norm")(x, valid)
+
+
+class Deconv(nn.Module):
+    """Transposed convolution with kernel 2 and stride 2: a matrix product and a depth-to-space."""
+
+    features: int
+    form: ConvForm = "native"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Volume) -> Volume:
+        batch, depth, height, width, channels = x.shape
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+        kernel = self.param("kernel", init, (2, 2, 2, channels, self.features))
+        flat = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, -1)
+
+        def product(x: Volume, flat: Array, _: int) -> Volume:
+            return x @ flat.astype(x.dtype)
+
+        y = with_summed_gradient(product, 0, x.astype(self.dtype), flat)
+        if self.form in CPU_FORMS:  # XLA would lay the gradient anew for each of two products
+            y = lax.optimization_barrier(y)
+        # Pairs of a row's voxels are moved whole: a TPU pads the last axis to its 128 lanes.
+        y = y.reshape(batch, depth, height, width, 2, 2, -1).transpose(0, 1, 4, 2, 5, 3, 6)
+        return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
+
+
+def max_pool(x: Volume) -> Volume:
+    """2x2x2 maximum with stride 2; sides must be even.
+
+    Tied values share the gradient equally (torch's `amax`; `max_pool3d` picks one), and it is
+    deterministic on GPU. Inputs are activations >= 0 with zeros in padded slices, so a half-filled
+    last slice pools to its real half.
+
+    The values are compared with one another, never with their maximum: XLA may compute an
+    activation twice, in two fusions that round differently, and then `jnp.max`, whose gradient goes
+    to the values that equal the maximum, drops it without a word (seen on CPU).
+    """
+    x, ties = _larger(*_even_and_odd(x, 3), 1.0, 1.0)
+    for axis in (2, 1):
+        x, ties = _larger(*_even_and_odd(x, axis), *_even_and_odd(ties, axis))
+    return x
+
+
+def _even_and_odd(x: Array, axis: int) -> tuple[Array, Array]:
+    pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+    return lax.index_in_dim(pairs, 0, axis + 1, False), lax.index_in_dim(pairs, 1, axis + 1, False)
+
+
+def _larger(
+    a: Array, b: Array, ties_a: Array | float, ties_b: Array | float
+) -> tuple[Array, Array]:
+    """The larger of `a` and `b`, and how many values it stands for, given theirs.
+
+    In products, not `where`, as `mask_depth` is.
+    """
+    share = (a == b).astype(a.dtype) * (ties_b / (ties_a + ties_b))  # of the gradient, for b
+    ties = (a >= b).astype(a.dtype) * ties_a + (a <= b).astype(a.dtype) * ties_b
+    return jnp.where(a < b, b, a + share * (b - a)), ties
+
+
+def average_in_plane(x: Volume, factor: int) -> Volume:
+    """Mean over `factor` x `factor` in-plane blocks; sides must be multiples of `factor`."""
+    batch, depth, height, width, channels = x.shape
+    blocks = x.reshape(batch, depth, height // factor, factor, width // factor, factor, channels)
+    return blocks.mean(axis=(3, 5))
+
+
+def recomputed(block: type[nn.Module], wanted: bool) -> Any:
+    """`block`, or, where `wanted`, `block` whose insides the backward pass computes again."""
+    return nn.remat(block) if wanted else block
+
+
+def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
+    """The convolution form that `auto` stands for on `platform` (`jax.default_backend()`).
+
+    Depth that is split over `space` devices does not become a batch: that would gather it.
+
+    Raises:
+      InputError: `direct` without oneDNN.
+    """
+    if form == "direct" and platform != "cpu":
+        raise InputError(f"--conv_form=direct: it is for CPUs, and this is a {platform}: use auto")
+    if form == "direct" and not device_mesh.has_onednn():
+        raise InputError(
+            f"--conv_form=direct: JAX {jax.__version__} has no oneDNN here: use JAX 0.11 (Python "
+            "3.12 or newer, x86-64 Linux), or auto"
+        )
+    if form != "auto":
+        return cast(ConvForm, form)
+    if platform == "gpu":
+        return "banded"
+    whole: dict[str, ConvForm] = {"cpu": "folded", "tpu": "sliced"}
+    return whole.get(platform, "native") if space == 1 else "native"
+
+
+def resolve_dtype(name: str, platform: str) -> jnp.dtype:
+    """The compute dtype that `auto` stands for on `platform`."""
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)

@@ -1,0 +1,1 @@
+"""Phantom chest CT, made on demand."""

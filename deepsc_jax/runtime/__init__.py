@@ -1,0 +1,1 @@
+"""What every part rests on: commands, devices, the processes of a job, XLA, files, errors."""

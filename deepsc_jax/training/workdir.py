@@ -1,0 +1,111 @@
+"""What a training run's folder says of itself.
+
+WORKDIR/config.json     the configuration
+WORKDIR/run.json        what it is trained on, and the lesion thresholds chosen for its stages
+WORKDIR/<stage>         the stage's checkpoints
+WORKDIR/metrics.jsonl   what was logged; tensorboard/ holds the same
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from deepsc_jax import config as configs
+from deepsc_jax.config import Config, Stage
+from deepsc_jax.data.store import Store
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A run's folder, read.
+
+    Attributes:
+      config: of the run.
+      trained_on: `phantoms`, `scans`, or `unknown data` where the weights came from elsewhere;
+        whatever it says of a scan, says so too.
+      store: digest of the store it is trained on; empty where the weights came from elsewhere.
+      thresholds: by stage, the lesion probability from which a voxel is lesion.
+    """
+
+    config: Config
+    trained_on: str
+    store: str
+    thresholds: dict[Stage, float]
+
+
+def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
+    """Note what a run computes, and on what; a run that was begun goes on if both are the same.
+
+    Of the processes of a job one is the writer; the others only look whether they may go on.
+
+    Raises:
+      InputError: the folder holds a run of other settings, or on another store.
+    """
+    if (workdir / "config.json").exists():
+        found = read(workdir)
+        # On whatever devices, it computes the same thing.
+        if dataclasses.replace(found.config, platform=config.platform) != config:
+            raise InputError(
+                f"{workdir / 'config.json'}: the run was begun with other settings "
+                f"({_differences(found.config, config)}): give another folder, or the same flags "
+                "to go on"
+            )
+        if found.store != store.digest:
+            raise InputError(
+                f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
+                "give another folder, or the same --data_dir to go on"
+            )
+        record = dataclasses.replace(found, config=config)
+    else:
+        record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
+    if writer:
+        write(workdir, record)
+
+
+def _differences(begun: Config, asked: Config) -> str:
+    """What is another in `asked`, by flag, the platform apart."""
+    rows = []
+    for name in configs.SECTIONS.keys() - {"platform"}:
+        one, other = (dataclasses.asdict(getattr(c, name)) for c in (begun, asked))
+        rows += [f"--{k}: {v} then, {other[k]} now" for k, v in one.items() if other[k] != v]
+    return "; ".join(sorted(rows))
+
+
+def write(workdir: pathlib.Path, record: Record) -> None:
+    """Write a run's record into its folder."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    facts = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    del facts["config"]
+    write_json(facts, workdir / "run.json")
+    configs.save(record.config, workdir / "config.json")
+
+
+def read(workdir: pathlib.Path) -> Record:
+    """The record of a run.
+
+    Raises:
+      InputError: there is none, or it cannot be read.
+    """
+    if not (workdir / "config.json").is_file():
+        raise InputError(
+            f"{workdir}: no config.json found: give --checkpoint the --workdir of a training run"
+        )
+    config, path = configs.load(workdir / "config.json"), workdir / "run.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
+        return Record(config, str(facts["trained_on"]), str(facts["store"]), thresholds)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not the record of a run ({error!r}): copy the whole folder of the run"
+        ) from error
+
+
+def save_threshold(workdir: pathlib.Path, stage: Stage, threshold: float) -> None:
+    """Note the lesion threshold of a stage."""
+    record = read(workdir)
+    thresholds = record.thresholds | {stage: threshold}
+    write(workdir, dataclasses.replace(record, thresholds=thresholds))

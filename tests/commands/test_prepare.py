@@ -1,0 +1,238 @@
+"""The program that makes a store: from phantoms, from a case list, and from bad cases."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from deepsc_jax import prepare
+from deepsc_jax.config import DataConfig
+from deepsc_jax.data import datasets, lungs, scans, store
+from deepsc_jax.phantoms.lesions import make_phantom
+
+SIZE = 48
+# The store keeps the phantoms as they come, so that files and store can be compared.
+DATA = DataConfig(working_size=(SIZE, SIZE), tile=(8, 24, 24), depth_bucket=8)
+FLAGS = ("--working_size=48,48", "--tile=8,24,24", "--depth_bucket=8", "--workers=1")
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> pathlib.Path:
+    """A folder with phantoms, their case list and their store."""
+    out = tmp_path_factory.mktemp("phantoms")
+    cases = prepare.write_phantoms([3, 0, 1], out, seed=5, size=SIZE, workers=1)
+    assert prepare.prepare(cases, out, DATA, workers=1) == []
+    return out
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "deepsc_jax.prepare", *FLAGS, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_phantoms_survive_the_way_through_files(phantoms):
+    cases = datasets.read_cases(phantoms / "cases.csv")
+    assert [(case.split, case.label) for case in cases] == [
+        ("train", 0),
+        ("train", 1),
+        ("train", 2),
+        ("test", 0),
+    ]
+    for case, (seed, index) in zip(cases, [(15, 0), (15, 1), (15, 2), (17, 0)], strict=True):
+        made = make_phantom(seed, index, SIZE)
+        scan = scans.load_scan(case.scan)
+        np.testing.assert_array_equal(scan.values, made.hu)
+        np.testing.assert_allclose(scan.spacing_mm, made.spacing_mm, rtol=1e-6)
+        assert case.lesion_mask is not None
+        assert case.lung_mask is not None
+        np.testing.assert_array_equal(scans.load_mask(case.lesion_mask, scan), made.lesion_mask)
+        np.testing.assert_array_equal(
+            scans.load_mask(case.lung_mask, scan, "lung mask"), made.lung_mask
+        )
+
+
+def test_the_store_holds_the_masked_and_normalised_phantom(phantoms):
+    opened = store.Store(phantoms / "store", DATA)
+    made = make_phantom(15, 0, SIZE)
+    expected = np.clip((made.hu + 1400.0) / 1600, 0, 1) * made.lung_mask
+    volume = opened.read("phantom-train-0000", "volume")
+    np.testing.assert_allclose(volume, expected, rtol=0, atol=1e-5)  # a level is 1.5e-5 wide
+    assert not volume[~made.lung_mask].any()
+    np.testing.assert_array_equal(opened.read("phantom-train-0000", "lesion"), made.lesion_mask)
+    assert not (phantoms / "store.partial").exists()
+
+
+def test_the_program_makes_the_same_store_with_two_processes(phantoms, tmp_path):
+    done = run(
+        "--phantoms=3,0,1", "--phantom_size=48", "--seed=5", "--workers=2", f"--out={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 cases" in done.stdout
+    ours, theirs = store.Store(tmp_path / "store"), store.Store(phantoms / "store")
+    for left, right in zip(ours.cases(), theirs.cases(), strict=True):
+        assert left.name == right.name
+        assert left.scan == tmp_path / "scans" / right.scan.name
+        np.testing.assert_array_equal(
+            ours.read(left.name, "volume"), theirs.read(right.name, "volume")
+        )
+
+
+@pytest.fixture
+def case_list(phantoms, tmp_path):
+    """A case list of one good case, and what is wrong with the others."""
+    good, other, *_ = datasets.read_cases(phantoms / "cases.csv")
+    image = scans.load_scan(other.scan)
+    four = image.values.T[..., None].repeat(2, axis=-1)
+    nib.Nifti1Image(four, image.affine).to_filename(tmp_path / "four.nii.gz")
+    short = np.zeros(image.values[:-1].T.shape, np.uint8)
+    nib.Nifti1Image(short, image.affine).to_filename(tmp_path / "short.nii.gz")
+    (tmp_path / "cut.nii.gz").write_bytes(other.scan.read_bytes()[:2000])
+    lines = [
+        f"good,p0,train,covid-19,{good.scan},{good.lesion_mask},{good.lung_mask}",
+        f"gone,p1,train,cap,{tmp_path}/gone.nii.gz,,",
+        f"four,p2,train,cap,four.nii.gz,,{other.lung_mask}",
+        f"cut,p3,train,cap,cut.nii.gz,,{other.lung_mask}",
+        f"mask,p4,train,cap,{other.scan},short.nii.gz,{other.lung_mask}",
+        f"label,p5,train,influenza,{other.scan},,{other.lung_mask}",
+    ]
+    path = tmp_path / "cases.csv"
+    path.write_text("\n".join((",".join(datasets.COLUMNS), *lines)) + "\n")
+    return path
+
+
+def test_bad_cases_are_named_and_left_out_and_the_others_written(case_list, tmp_path):
+    out = tmp_path / "out"
+    done = run(f"--cases={case_list}", f"--out={out}")
+    assert done.returncode == 1
+    assert "1 of 6 cases" in done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "line 7: label: label 'influenza' is unknown" in errors[0]
+    assert [line.split(":")[1].strip() for line in errors[1:]] == ["gone", "four", "cut", "mask"]
+    assert "Traceback" not in done.stderr
+    opened = store.Store(out / "store")
+    assert [case.name for case in opened.cases()] == ["good"]
+    assert [folder.name for folder in (out / "store/cases").iterdir()] == ["good"]
+    # The copied list has absolute paths, so it reads from where it is.
+    assert datasets.read_cases(out / "cases.csv", check_files=False)[0].scan.exists()
+
+    again = run(f"--cases={case_list}", f"--out={out}", "--exclude=gone,four,cut,mask,label")
+    assert again.returncode == 1
+    assert "--overwrite" in again.stderr
+    again = run(
+        f"--cases={case_list}", f"--out={out}", "--exclude=gone,four,cut,mask,label", "--overwrite"
+    )
+    assert again.returncode == 0, again.stderr
+
+
+def test_no_store_is_left_where_no_case_could_be_prepared(case_list, tmp_path):
+    _, *bad = datasets.read_cases(case_list, ["label"], check_files=False)
+    assert len(prepare.prepare(bad, tmp_path / "out", DATA, workers=1)) == 4
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_stopped_run_goes_on_where_it_was(phantoms, tmp_path, monkeypatch):
+    cases = datasets.read_cases(phantoms / "cases.csv")[:3]
+    loaded, sound = [], scans.load_scan
+
+    def stop_at_the_second(path, intensity):
+        loaded.append(path)
+        if len(loaded) == 2:
+            raise KeyboardInterrupt
+        return sound(path, intensity)
+
+    monkeypatch.setattr(scans, "load_scan", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(cases, tmp_path, DATA, workers=1)
+    assert not (tmp_path / "store").exists()
+    assert prepare.prepare(cases[:2], tmp_path, DATA, workers=1) == []
+    assert loaded == [cases[0].scan, cases[1].scan, cases[1].scan]
+    fresh = tmp_path / "fresh"
+    prepare.prepare(cases[:2], fresh, DATA, workers=1)
+    here, there = store.Store(tmp_path / "store"), store.Store(fresh / "store")
+    assert here.cases() == there.cases()
+    for case in cases[:2]:
+        np.testing.assert_array_equal(
+            here.read(case.name, "volume"), there.read(case.name, "volume")
+        )
+
+
+def test_what_was_done_is_done_again_if_it_was_made_from_something_else(phantoms, tmp_path):
+    case, other = datasets.read_cases(phantoms / "cases.csv")[:2]
+    narrow = dataclasses.replace(DATA, hu_window=(-1000.0, 200.0))
+    partial = tmp_path / "store.partial"
+    partial.mkdir()
+    prepare.prepare_case(case, partial, narrow)
+    prepare.prepare_case(other, partial, DATA)
+    prepare.prepare([case], tmp_path, DATA, workers=1)
+    volume = store.Store(tmp_path / "store").read(case.name, "volume")
+    np.testing.assert_array_equal(volume, store.Store(phantoms / "store").read(case.name, "volume"))
+    assert [folder.name for folder in (tmp_path / "store/cases").iterdir()] == [case.name]
+
+
+def test_a_defect_in_one_case_spares_the_others(phantoms, tmp_path, monkeypatch):
+    sound = scans.load_mask
+
+    def defect(path, scan, kind):
+        if "train-0001" in str(path):
+            raise ZeroDivisionError("of ours")
+        return sound(path, scan, kind)
+
+    monkeypatch.setattr(scans, "load_mask", defect)
+    cases = datasets.read_cases(phantoms / "cases.csv")[:2]
+    (failure,) = prepare.prepare(cases, tmp_path, DATA, workers=1)
+    assert failure.startswith("phantom-train-0001: ZeroDivisionError")
+
+
+def test_lungs_are_found_where_no_mask_is_given(phantoms, tmp_path, monkeypatch):
+    found = []
+
+    def find(scan, intensity):
+        found.append((scan.name, intensity))
+        return scan.values < -300
+
+    monkeypatch.setattr(lungs, "find_lungs", find)
+    case = datasets.read_cases(phantoms / "cases.csv")[2]
+    bare = datasets.Case("bare", "p", "test", 1, case.scan)
+    assert prepare.prepare([bare], tmp_path, DATA, workers=1) == []
+    (record,) = store.Store(tmp_path / "store").cases()
+    assert found
+    assert (record.lung_mask, record.lesions_known) == (None, False)
+
+
+def test_lesions_outside_of_the_lungs_are_mentioned(phantoms, tmp_path, capsys):
+    case = datasets.read_cases(phantoms / "cases.csv")[0]
+    scan = scans.load_scan(case.scan)
+    corner = np.zeros(scan.values.shape, np.uint8)
+    corner[:4, :4, :4] = 1
+    scans.save_like(corner, scan, tmp_path / "lung.nii.gz", np.uint8)
+    odd = datasets.Case(
+        "odd", "p", "test", 0, case.scan, case.lesion_mask, tmp_path / "lung.nii.gz"
+    )
+    prepare.prepare([odd], tmp_path / "out", DATA, workers=1)
+    assert "odd: 100% of its lesion voxels lie outside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 1, "--phantoms and --cases: give one of them"),
+        (("--phantoms=3,1",), 1, "TRAIN,VALIDATION,TEST"),
+        (("--cases=absent.csv",), 1, "absent.csv: no such case list"),
+        (("--phantoms=3,1,1", "--working_size=0,5"), 2, "working_size"),
+    ],
+)
+def test_bad_flags_end_in_one_line(tmp_path, arguments, code, words):
+    done = run(*arguments, f"--out={tmp_path / 'out'}")
+    assert done.returncode == code
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert not (tmp_path / "out").exists()

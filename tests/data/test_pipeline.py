@@ -1,0 +1,338 @@
+"""Batches: what they hold, that they repeat bit for bit, and how processes share them."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from deepsc_jax.config import STAGES, Config, DataConfig, TrainConfig
+from deepsc_jax.data import augment, pipeline, store
+from deepsc_jax.data.datasets import Case
+from deepsc_jax.data.preprocess import Prepared, WorkingGrid
+from deepsc_jax.runtime.errors import InputError
+
+HEIGHT, WIDTH = 32, 48
+TILE = (8, 16, 24)
+PLAIN = TrainConfig(tiles_per_scan=5, flip_probability=0, intensity_shift=0, intensity_scale=0)
+CONFIG = Config(
+    data=DataConfig(working_size=(HEIGHT, WIDTH), tile=TILE, slices=12, depth_bucket=16),
+    train=PLAIN,
+)
+FLIPPED = dataclasses.replace(CONFIG, train=dataclasses.replace(PLAIN, flip_probability=1.0))
+AUGMENTED = dataclasses.replace(CONFIG, train=TrainConfig(tiles_per_scan=5, intensity_scale=0.2))
+# Name, split, label, depth, whether a lesion mask is given.
+CASES = [
+    ("a", "train", 0, 21, True),
+    ("b", "train", 1, 5, True),
+    ("c", "train", 2, 16, False),
+    ("d", "train", 0, 17, True),
+    ("e", "train", 1, 30, False),
+    *((f"t{i}", "test", i % 3, 6 + i, True) for i in range(5)),
+]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> store.Store:
+    out = tmp_path_factory.mktemp("out")
+    records = []
+    for seed, (name, split, label, depth, drawn) in enumerate(CASES):
+        rng = np.random.default_rng(seed)
+        shape = (depth, HEIGHT, WIDTH)
+        lung = rng.random(shape) < 0.7
+        lesion = np.zeros(shape, bool)
+        if drawn and label < 2:
+            lesion[depth // 2, 3:5, 40:42] = True
+        volume = rng.uniform(0.1, 0.9, shape).astype(np.float32) * lung
+        grid = WorkingGrid(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
+        mask = out / "m.nii.gz" if drawn else None
+        case = Case(name, f"p{name}", split, label, out / f"{name}.nii.gz", mask)
+        records.append(store.write_case(out, case, Prepared(volume, lung, lesion, grid)))
+    store.write_index(out, CONFIG.data, records, out)
+    return store.Store(out, cache_mib=64)
+
+
+def take(opened, count, stage, config=CONFIG, *, seed=7, batch_size=2, **keywords):
+    batches = pipeline.batches(
+        opened, "train", stage, config, seed=seed, batch_size=batch_size, **keywords
+    )
+    return list(itertools.islice(batches, count))
+
+
+def scan_of(opened, batch, row):
+    """Name and padded arrays of the training case in a batch's row, known by its depth."""
+    (case,) = [c for c in opened.cases("train") if c.depth == batch["depth"][row]]
+    assert batch["label"][row] == case.label
+    box = ((0, 0, 0), (64, HEIGHT, WIDTH))
+    return (
+        case.name,
+        opened.read(case.name, "volume", *box),
+        opened.read(case.name, "lesion", *box),
+    )
+
+
+def crop(array, origin):
+    z, y, x = origin
+    return array[z : z + TILE[0], y : y + TILE[1], x : x + TILE[2]]
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_every_stage_has_the_agreed_arrays(opened):
+    names = {"depth", "label"}
+    tiles = {"tiles", "lesions", "origins"}
+    expected = {
+        "segmentation": (names | tiles, (2, 5)),
+        "classification": (names | {"slices"}, None),
+        "joint": (names | tiles | {"slices"}, (2, 4 * 2 * 2)),  # bucket 32: 4 x 2 x 2 tiles
+    }
+    for stage in STAGES:
+        (batch,) = take(opened, 1, stage)
+        wanted, leading = expected[stage]
+        assert batch.keys() == wanted
+        assert (batch["depth"].shape, batch["depth"].dtype) == ((2,), np.int32)
+        assert (batch["label"].shape, batch["label"].dtype) == ((2,), np.int32)
+        if leading:
+            assert (batch["tiles"].shape, batch["tiles"].dtype) == ((*leading, *TILE), np.float32)
+            assert (batch["lesions"].shape, batch["lesions"].dtype) == (
+                (*leading, *TILE),
+                np.float32,
+            )
+            assert (batch["origins"].shape, batch["origins"].dtype) == ((*leading, 3), np.int32)
+        if "slices" in wanted:
+            assert batch["slices"].shape == (2, 12, HEIGHT, WIDTH)
+            assert batch["slices"].dtype == np.float32
+
+
+@pytest.mark.parametrize("stage", ["segmentation", "joint"])
+@pytest.mark.parametrize("config", [CONFIG, FLIPPED], ids=["as it is", "flipped"])
+def test_tiles_and_slices_are_crops_at_their_origins(opened, stage, config):
+    for batch in take(opened, 6, stage, config):
+        for row in range(2):
+            _, volume, lesion = scan_of(opened, batch, row)
+            if config is FLIPPED:
+                volume, lesion = volume[..., ::-1], lesion[..., ::-1]
+            for k, origin in enumerate(batch["origins"][row]):
+                np.testing.assert_array_equal(batch["tiles"][row, k], crop(volume, origin))
+                np.testing.assert_array_equal(batch["lesions"][row, k], crop(lesion, origin))
+            if stage == "joint":
+                chosen = [i * batch["depth"][row] // 12 for i in range(12)]
+                np.testing.assert_array_equal(batch["slices"][row], volume[chosen])
+
+
+def test_random_tiles_keep_to_the_scan_and_to_the_grid_of_8(opened):
+    origins, depths = [], []
+    for batch in take(opened, 40, "segmentation"):
+        origins.append(batch["origins"])
+        depths.append(batch["depth"])
+    origins, depths = np.concatenate(origins), np.concatenate(depths)
+    assert (origins[..., 0] <= np.maximum(depths - TILE[0], 0)[:, None]).all()
+    # Both ends are reached: 21 - 8 = 13 slices, 32 - 16 and 48 - 24 voxels.
+    assert set(origins[depths == 21][..., 0].ravel()) >= {0, 1, 7, 13}
+    assert set(origins[..., 1].ravel()) == {0, 8, 16}
+    assert set(origins[..., 2].ravel()) == {0, 8, 16, 24}
+
+
+@pytest.mark.parametrize("config", [CONFIG, FLIPPED], ids=["as it is", "flipped"])
+def test_the_asked_share_of_tiles_holds_lesion_where_there_is_any(opened, config):
+    for share in (1.0, 0.5, 0.0):
+        train = dataclasses.replace(config.train, foreground=share)
+        batches = take(opened, 20, "segmentation", dataclasses.replace(config, train=train))
+        has_lesion = np.concatenate([b["label"] != 2 for b in batches])
+        holds = np.concatenate([b["lesions"].any(axis=(2, 3, 4)) for b in batches])[has_lesion]
+        assert (holds.sum(1) >= int(share * 5)).all()
+        if share == 0.0:  # 2 x 2 voxels near a corner: few random tiles see them
+            assert holds.mean() < 0.5
+
+
+def test_centred_tiles_have_their_voxel_in_the_middle(opened):
+    # The lesion of case a is at slice 10, rows 3-4, columns 40-41; tiles are 8 x 16 x 24.
+    train = dataclasses.replace(PLAIN, foreground=1.0)
+    for batch in take(opened, 10, "segmentation", dataclasses.replace(CONFIG, train=train)):
+        for origins in batch["origins"][batch["depth"] == 21]:
+            # 10 - 4; 3 - 8 clipped to 0; 40 - 12 and 41 - 12 to the nearest multiple of 8, at most
+            # 48 - 24.
+            np.testing.assert_array_equal(origins, [[6, 0, 24]] * 5)
+
+
+def test_all_tiles_of_a_scan_reassemble_to_it_in_an_order_drawn_anew(opened):
+    orders = set()
+    for batch in take(opened, 4, "joint"):
+        for row in range(2):
+            _, volume, _ = scan_of(opened, batch, row)
+            rebuilt = np.full((32, HEIGHT, WIDTH), np.nan, np.float32)
+            for tile, origin in zip(batch["tiles"][row], batch["origins"][row], strict=True):
+                assert (origin % TILE == 0).all()
+                crop(rebuilt, origin)[...] = tile
+            np.testing.assert_array_equal(rebuilt, volume[:32])
+            assert not rebuilt[batch["depth"][row] :].any()
+            orders.add(batch["origins"][row].tobytes())
+    assert len(orders) == 8
+
+
+def test_the_order_of_tiles_ignores_truth_and_label(opened):
+    order = [batch["origins"] for batch in take(opened, 3, "joint")]
+    renamed = [dataclasses.replace(c, label=2, lesion_voxels=0) for c in opened.cases()]
+    other = store.Store(opened.path)
+    other._cases = renamed
+    np.testing.assert_array_equal(order, [b["origins"] for b in take(other, 3, "joint")])
+
+
+def test_slices_repeat_where_the_scan_has_fewer(opened):
+    np.testing.assert_array_equal(
+        pipeline.slice_indices(5, 12), [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4]
+    )
+    np.testing.assert_array_equal(pipeline.slice_indices(7, 3), [0, 2, 4])
+    for batch in take(opened, 4, "classification"):
+        for row in range(2):
+            _, volume, _ = scan_of(opened, batch, row)
+            chosen = pipeline.slice_indices(int(batch["depth"][row]), 12)
+            np.testing.assert_array_equal(batch["slices"][row], volume[chosen])
+
+
+def test_intensities_change_alike_in_tiles_and_slices_and_zero_stays_zero(opened):
+    changed = 0
+    for batch in take(opened, 6, "joint", AUGMENTED):
+        for row in range(2):
+            _, volume, _ = scan_of(opened, batch, row)
+            rebuilt = np.zeros((32, HEIGHT, WIDTH), np.float32)
+            for tile, origin in zip(batch["tiles"][row], batch["origins"][row], strict=True):
+                crop(rebuilt, origin)[...] = tile
+            chosen = pipeline.slice_indices(int(batch["depth"][row]), 12)
+            np.testing.assert_array_equal(batch["slices"][row], rebuilt[chosen])
+            candidates = [
+                v for v in (volume[:32], volume[:32, :, ::-1]) if ((v == 0) == (rebuilt == 0)).all()
+            ]
+            (source,) = candidates
+            inside = (source > 0) & (rebuilt < 1)
+            slope, offset = np.polyfit(source[inside], rebuilt[inside], 1)
+            assert abs(slope - 1) <= 0.2 + 1e-4
+            assert abs(offset) <= 0.02 + 1e-4
+            changed += abs(slope - 1) > 1e-3
+    assert changed > 6
+
+
+def test_change_intensity_by_hand():
+    values = np.array([0.0, 0.25, 0.5, 0.95], np.float32)
+    augment.change_intensity(values, augment.Augmentation(scale=1.5, shift=-0.5))
+    np.testing.assert_allclose(values, [0, 0, 0.25, 0.925], atol=1e-7)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(opened, stage):
+    once, again = take(opened, 4, stage, AUGMENTED), take(opened, 4, stage, AUGMENTED)
+    for left, right in zip(once, again, strict=True):
+        assert_same(left, right)
+    other = take(opened, 4, stage, AUGMENTED, seed=8)
+    main = "slices" if stage == "classification" else "tiles"
+    assert not np.array_equal(once[0][main], other[0][main])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumes_bit_for_bit_from_a_saved_state(opened, stage):
+    batches = pipeline.batches(opened, "train", stage, AUGMENTED, seed=7, batch_size=2)
+    iterator = iter(batches)
+    for _ in range(3):
+        next(iterator)
+    state = json.dumps(iterator.get_state())
+    expected = [next(iterator) for _ in range(4)]
+    fresh = iter(pipeline.batches(opened, "train", stage, AUGMENTED, seed=7, batch_size=2))
+    fresh.set_state(json.loads(state))
+    for batch in expected:
+        assert_same(next(fresh), batch)
+
+
+def test_threads_do_not_change_the_batches(opened):
+    none = take(opened, 4, "joint", AUGMENTED, read_threads=0)
+    for threads in (1, 4):
+        many = take(opened, 4, "joint", AUGMENTED, read_threads=threads)
+        for left, right in zip(none, many, strict=True):
+            assert_same(left, right)
+
+
+def test_processes_share_the_global_batch_of_one(opened):
+    whole = take(opened, 3, "joint", AUGMENTED, batch_size=4)
+    shares = [
+        take(opened, 3, "joint", AUGMENTED, batch_size=2, process_index=p, process_count=2)
+        for p in range(2)
+    ]
+    for step in range(3):
+        for p in range(2):
+            part = {name: array[p::2] for name, array in whole[step].items()}
+            assert_same(shares[p][step], part)
+
+
+def test_an_epoch_of_all_processes_has_every_case_once(opened):
+    # 4 cases learn lesions: case e has a class with lesions but no mask.
+    epoch = [
+        depth
+        for p in range(2)
+        for batch in take(opened, 2, "joint", batch_size=1, process_index=p, process_count=2)
+        for depth in batch["depth"]
+    ]
+    assert sorted(epoch) == [5, 16, 17, 21]
+    with_all = np.concatenate([b["depth"] for b in take(opened, 5, "classification", batch_size=1)])
+    assert sorted(with_all) == [5, 16, 17, 21, 30]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_evaluation_has_each_case_once_in_order_and_fills_up(opened, stage, processes):
+    parts = [
+        list(
+            pipeline.batches(
+                opened,
+                "test",
+                stage,
+                AUGMENTED,
+                seed=0,
+                batch_size=2,
+                train=False,
+                process_index=p,
+                process_count=processes,
+            )
+        )
+        for p in range(processes)
+    ]
+    assert {len(batches) for batches in parts} == {3 if processes == 1 else 2}
+    cases = opened.cases("test")
+    seen = []
+    for batch in itertools.chain(*parts):
+        assert batch["tiles"].shape == (2, 2 * 2 * 2, *TILE)
+        for row in range(2):
+            case = cases[batch["case"][row]]
+            assert (batch["depth"][row], batch["label"][row]) == (case.depth, case.label)
+            padded = opened.read(case.name, "volume", (0, 0, 0), (16, HEIGHT, WIDTH))
+            np.testing.assert_array_equal(batch["tiles"][row], pipeline.cut_tiles(padded, TILE))
+            np.testing.assert_array_equal(
+                batch["slices"][row], padded[pipeline.slice_indices(case.depth, 12)]
+            )
+            if batch["valid"][row]:
+                seen.append(int(batch["case"][row]))
+            else:
+                assert batch["case"][row] == 4
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert processes > 1 or seen == [0, 1, 2, 3, 4]
+
+
+def test_the_segmentation_stage_never_reads_whole_scans_nor_slices(opened, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a whole scan was read")
+
+    monkeypatch.setattr(store.Store, "read", refuse)
+    monkeypatch.setattr(store.Store, "read_slices", refuse)
+    take(opened, 2, "segmentation")
+
+
+def test_refuses_a_store_of_other_preprocessing_and_an_empty_split(opened):
+    other = DataConfig(working_size=(HEIGHT, WIDTH), tile=TILE, depth_bucket=16, intensity="unit")
+    with pytest.raises(InputError, match="--intensity=unit"):
+        take(opened, 1, "joint", Config(data=other))
+    with pytest.raises(InputError, match="split validation has no case, at least 1 expected"):
+        pipeline.batches(opened, "validation", "joint", CONFIG, seed=0, batch_size=1)

@@ -1,0 +1,81 @@
+"""The network over whole scans: what its programs may depend on, and what its digest does."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import smallest
+from drawn import draw_params, masked_volume
+
+from deepsc_jax.config import Config, DataConfig
+from deepsc_jax.inference import predictor as inference
+from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.training import state as states
+
+CONFIG = Config(
+    data=DataConfig(working_size=(8, 16), tile=(8, 8, 8), slices=8, depth_bucket=8),
+    model=smallest.MODEL,
+)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    model = deepsc.build(CONFIG, "cpu")
+    return draw_params(model, states.example_batch(CONFIG), "joint")["params"]
+
+
+def volume(depth: int) -> np.ndarray:
+    return masked_volume((1, depth, 8, 16), seed=depth)[0].astype(np.float32)
+
+
+def test_a_second_scan_of_whatever_depth_compiles_nothing(params: Any) -> None:
+    predictor = inference.Predictor(CONFIG, "joint", params, 0.5, "phantoms")
+    predictor(volume(20))  # three tiles deep: more than one chunk
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+        if "compile" in event or "trace" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for depth in (3, 8, 47):
+            found = predictor(volume(depth))
+            assert found.lesion is not None
+            assert found.lesion.shape == (depth, 8, 16)
+        assert compiled == []
+        jax.jit(lambda x: x + 1)(1.0)
+        assert compiled  # it would have been heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_another_network_is_known_by_its_digest(params: Any) -> None:
+    def network(params: Any = params, config: Config = CONFIG) -> Any:
+        return inference.Predictor(config, "joint", params, 0.5, "phantoms").network
+
+    copy = jax.tree.map(lambda x: np.array(x), params)
+    assert network(copy) == network()
+    leaves, tree = jax.tree.flatten(copy)
+    leaves[-1].flat[-1] += 1e-6
+    assert network(jax.tree.unflatten(tree, leaves)).digest != network().digest
+    other = dataclasses.replace(CONFIG.model, cross_stitch=False)
+    assert network(config=dataclasses.replace(CONFIG, model=other)).digest != network().digest
+
+
+def test_a_chunk_is_read_while_the_next_is_computed(params: Any, monkeypatch: Any) -> None:
+    predictor = inference.Predictor(CONFIG, "segmentation", params, 0.5, "phantoms")
+    segment, paste, events = predictor._segment, inference._paste, []
+
+    def logged(name: str, function: Any) -> Any:
+        return lambda *arguments: (events.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(predictor, "_segment", logged("dispatch", segment))
+    monkeypatch.setattr(inference, "_paste", logged("paste", paste))
+    found = predictor(volume(40)).lesion  # ten tiles, in chunks of four
+    pastes = ["paste"] * 4
+    assert events == ["dispatch", "dispatch", *pastes, "dispatch", *pastes, *pastes[:2]]
+    assert found is not None
+    assert (found[-8:] > 0).all()

@@ -1,0 +1,126 @@
+"""The classification subnet, its class activation maps and its evidence masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepsc_jax.config import CLASSES
+from deepsc_jax.models.deepsc.classifier import (
+    Classifier,
+    ResidualUnit,
+    class_activation_maps,
+    evidence_masks,
+)
+
+CLASSIFIER = Classifier(len(CLASSES), 4, (4, 6, 8), 2, form="folded")
+RNG = np.random.default_rng(0)
+FEATURES = jnp.asarray(RNG.normal(size=(2, 3, 16, 8, 4)), jnp.float32)
+LESIONS = jnp.asarray(RNG.uniform(size=(2, 3, 16, 8, 1)), jnp.float32)
+NOTHING = jnp.zeros_like(LESIONS)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(CLASSIFIER.init)(jax.random.key(0, impl="rbg"), FEATURES, LESIONS)
+
+
+@pytest.fixture(scope="module")
+def apply():
+    return jax.jit(CLASSIFIER.apply)
+
+
+def test_units_have_in_plane_strides_1_2_2(variables, apply):
+    out = apply(variables, FEATURES, LESIONS)
+    assert [m.shape for m in out["maps"]] == [(2, 3, 16, 8, 4), (2, 3, 8, 4, 6), (2, 3, 4, 2, 8)]
+    assert [w.shape for w in out["weights"]] == [(4, 3), (6, 3), (8, 3)]
+    assert out["logits"].shape == (2, 3)
+
+
+def test_the_mean_class_activation_map_is_the_logit(variables, apply):
+    out = apply(variables, FEATURES, LESIONS)
+    for c in range(len(CLASSES)):
+        raw = class_activation_maps(out["maps"], out["weights"], jnp.array([c, c]))
+        logit = sum(np.asarray(m, np.float64).mean(axis=(1, 2, 3)) for m in raw)
+        # The same sums in another order, in float32.
+        np.testing.assert_allclose(logit, out["logits"][:, c], rtol=1e-5, atol=1e-6)
+
+
+def test_activation_map_of_two_by_two_by_hand():
+    # Two channels on a 2x2 map: 1 2 / 3 4 and 0 1 / 0 1; class 1 weighs them 0.5 and -2.
+    maps = (jnp.array([[[1.0, 0], [2, 1]], [[3, 0], [4, 1]]])[None, None],)
+    weights = (jnp.array([[9.0, 0.5, 9], [9, -2, 9]]),)
+    (raw,) = class_activation_maps(maps, weights, jnp.array([1]))
+    assert raw[0, 0].tolist() == [[0.5, -1.0], [1.5, 0.0]]
+    assert raw.mean() == (0.5 * 2.5) + (-2 * 0.5)
+    (mask,) = evidence_masks(maps, weights, jnp.array([1]))
+    np.testing.assert_allclose(mask[0, 0], [[0.6, 0], [1, 0.4]], rtol=1e-6)
+
+
+def test_each_scan_gets_the_map_of_its_own_class(variables, apply):
+    out = apply(variables, FEATURES, LESIONS)
+    both = class_activation_maps(out["maps"], out["weights"], jnp.array([2, 0]))
+    for scan, c in enumerate((2, 0)):
+        alone = class_activation_maps(out["maps"], out["weights"], jnp.array([c, c]))
+        for one, other in zip(both, alone, strict=True):
+            np.testing.assert_array_equal(one[scan], other[scan])
+
+
+def test_evidence_lies_in_0_to_1_and_peaks_at_1(variables, apply):
+    out = apply(variables, FEATURES, LESIONS)
+    for mask in evidence_masks(out["maps"], out["weights"], jnp.argmax(out["logits"], -1)):
+        np.testing.assert_array_equal(mask.min(axis=(1, 2, 3)), 0)
+        np.testing.assert_allclose(mask.max(axis=(1, 2, 3)), 1, rtol=1e-6)
+
+
+def test_a_constant_map_is_no_evidence_and_not_nan():
+    maps = (jnp.ones((1, 1, 2, 2, 1)),)
+    for weight in (-1.0, 0.0, 2.0):
+        assert not np.any(evidence_masks(maps, (jnp.array([[weight, 0, 0]]),), jnp.array([0]))[0])
+
+
+def test_a_map_below_zero_everywhere_has_evidence_and_a_gradient():
+    weights, classes = (jnp.array([[-1.0, 0, 0]]),), jnp.array([0])
+    maps = jnp.array([1.0, 2, 4, 3]).reshape(1, 1, 2, 2, 1)
+    (mask,) = evidence_masks((maps,), weights, classes)
+    np.testing.assert_allclose(mask.ravel(), [1, 2 / 3, 0, 1 / 3], rtol=1e-6)
+    pull = jnp.array([1.0, 0, 0, 0]).reshape(1, 1, 2, 2)
+    gradient = jax.grad(lambda m: (pull * evidence_masks((m,), weights, classes)[0]).sum())(maps)
+    # Over the range of 3, about the mean: nothing through the extremes, nothing for the logit.
+    np.testing.assert_allclose(gradient.ravel(), [-1 / 4, 1 / 12, 1 / 12, 1 / 12], rtol=1e-6)
+    assert gradient.sum() == pytest.approx(0, abs=1e-7)
+
+
+def test_the_lesion_branch_starts_silent_and_can_learn(variables, apply):
+    with_lesions = apply(variables, FEATURES, LESIONS)["logits"]
+    np.testing.assert_array_equal(with_lesions, apply(variables, FEATURES, NOTHING)["logits"])
+
+    @jax.jit
+    @jax.grad
+    def gradient(v):
+        return (apply(v, FEATURES, LESIONS)["logits"] * jnp.arange(3.0)).sum()
+
+    assert np.any(gradient(variables)["params"]["lesion_stem"]["kernel"])
+    taught = jax.tree.map(lambda x: x, variables)
+    kernel = taught["params"]["lesion_stem"]["kernel"]
+    taught["params"]["lesion_stem"]["kernel"] = jnp.ones_like(kernel)
+    moved = apply(taught, FEATURES, LESIONS)["logits"] - apply(taught, FEATURES, NOTHING)["logits"]
+    assert np.abs(moved).max() > 1e-4
+
+
+def test_the_last_layer_has_no_bias(variables):
+    assert variables["params"]["kernel"].shape == (4 + 6 + 8, len(CLASSES))
+    top = {name for name, leaf in variables["params"].items() if not isinstance(leaf, dict)}
+    assert top == {"kernel"}
+
+
+def test_a_residual_unit_passes_its_input_by():
+    # Kernels of zero leave norms of zero: same width and stride 1 give ReLU of the input alone.
+    unit = ResidualUnit(4, 2, 1, "folded", jnp.dtype("float32"))
+    x = FEATURES
+    shapes = jax.eval_shape(unit.init, jax.random.key(0), x)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
+    np.testing.assert_array_equal(jax.jit(unit.apply)(zeros, x), np.maximum(x, 0))
+    assert "shortcut" not in shapes["params"]
+    strided = ResidualUnit(4, 2, 2, "folded", jnp.dtype("float32"))
+    assert "shortcut" in jax.eval_shape(strided.init, jax.random.key(0), x)["params"]

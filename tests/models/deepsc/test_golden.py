@@ -1,0 +1,35 @@
+"""The joint network against the reference's outputs as they were written: needs no PyTorch."""
+
+from typing import Any
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+from parity_network import CLASS_WEIGHTS, CONFIG, batch, draw, to_jax
+
+from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.deepsc.network import Layout
+from deepsc_jax.training.step import scan_losses
+
+
+def test_the_joint_network_has_the_golden_losses_logits_and_gradients():
+    expected = np.load(golden.PATH)
+    network = deepsc.DeepSC(CONFIG.model, CONFIG.data, Layout("folded", jnp.dtype("float64")))
+
+    def objective(params: Any, inputs: Any) -> Any:
+        out: Any = network.apply({"params": params}, inputs, "joint")
+        weights = jnp.asarray(CLASS_WEIGHTS)
+        terms = scan_losses(CONFIG, "joint", out, inputs, weights)
+        return terms["loss"].mean(), {name: terms[name] for name in golden.TERMS} | {
+            "logits": out["logits"]
+        }
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(x, "float64"), draw(CONFIG))
+        inputs = to_jax(batch(), "float64")
+        gradient, found = jax.jit(jax.grad(objective, has_aux=True))(params, inputs)
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-9, err_msg=name)
+    wanted = expected["gradient_norms"]
+    np.testing.assert_allclose(golden.norms(gradient), wanted, rtol=0, atol=1e-8 * wanted.max())

@@ -1,0 +1,112 @@
+"""What programs do around their main."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import warnings
+
+import jax
+import pytest
+
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.entry import ALLOCATOR
+
+PROGRAM = """
+import os
+from absl import flags
+from deepsc_jax.runtime import entry
+flags.DEFINE_string("word", None, "")
+names = list(entry.ALLOCATOR)
+entry.run(lambda: print(flags.FLAGS.word, [os.environ.get(n) for n in names]), trains=True)
+"""
+
+
+def run(**environment: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k not in ALLOCATOR}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "--word=kept"],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_program_that_trains_has_the_allocator_settings_and_its_flags():
+    assert run() == f"kept {list(ALLOCATOR.values())}"
+
+
+def test_settings_of_the_users_own_are_left_alone():
+    assert run(MALLOC_TOP_PAD_="1") == "kept [None, None, '1', None]"
+
+
+CACHING = """
+import jax
+from deepsc_jax.runtime import entry
+entry.run(lambda: jax.jit(lambda x: x + 1)(1).block_until_ready() and None)
+"""
+
+
+def compiled_into(folder: pathlib.Path, **environment: str) -> list[pathlib.Path]:
+    """The folders below `folder` in which a program left what it compiled."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    command = [sys.executable, "-c", CACHING]
+    subprocess.run(command, env=clean | environment, check=True)
+    return [path.parent for path in folder.rglob("jit__lambda*-cache")]
+
+
+def test_what_is_compiled_is_kept_for_the_next_run(tmp_path: pathlib.Path):
+    (kept,) = compiled_into(tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert re.fullmatch(r"deepsc_jax/xla-\w+-[0-9a-f]{8}", str(kept.relative_to(tmp_path)))
+
+
+def test_the_users_own_folder_of_compiled_programs_is_taken(tmp_path: pathlib.Path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    named = {"JAX_COMPILATION_CACHE_DIR": str(own), "XDG_CACHE_HOME": str(other)}
+    assert compiled_into(tmp_path, **named) == [own]
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert entry.compilation_cache() is None
+
+
+@pytest.mark.parametrize(
+    ("found", "driver", "platforms", "left_out"),
+    [
+        (["jax_cuda13_plugin"], False, "", True),
+        (["jax_cuda13_plugin"], True, "", False),
+        (["jax_cuda13_plugin"], False, "cuda", False),
+        (["jax_cuda13_plugin", "libtpu"], False, "", False),
+        ([], False, "", False),
+    ],
+)
+def test_gpus_are_left_out_where_only_their_compiler_is_installed(
+    monkeypatch: pytest.MonkeyPatch, found: list[str], driver: bool, platforms: str, left_out: bool
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in found else None)
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: driver)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert entry._compiles_for_gpus_it_lacks() == left_out
+
+
+def test_ctrl_c_is_one_line_and_its_own_code():
+    code = "from deepsc_jax import program\ndef main(): raise KeyboardInterrupt\nprogram.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_of_a_program_that_cannot_be_kept_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        entry.keep_compiled(None)
+        for reason in ("MemoryError", "OSError: no space left"):
+            warnings.warn(
+                f"Error writing persistent compilation cache entry for 'f': {reason}", stacklevel=1
+            )
+    assert [str(one.message).rpartition(" ")[2] for one in said] == ["left"]

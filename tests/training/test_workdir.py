@@ -1,0 +1,67 @@
+"""What a run's folder says of itself."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, cast
+
+import pytest
+
+from deepsc_jax.config import Config, PlatformConfig, TrainConfig
+from deepsc_jax.data.store import Store
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.training import workdir as workdirs
+
+CONFIG = Config()
+
+
+@dataclasses.dataclass
+class FakeStore:
+    digest: str = "a1"
+    phantoms: bool = True
+    path: str = "data/store"
+
+
+def begin(workdir: pathlib.Path, config: Config = CONFIG, **facts: Any) -> None:
+    workdirs.begin(workdir, config, cast(Store, FakeStore(**facts)))
+
+
+def test_a_run_knows_what_it_is_trained_on(tmp_path: pathlib.Path):
+    begin(tmp_path / "run")
+    assert workdirs.read(tmp_path / "run") == workdirs.Record(CONFIG, "phantoms", "a1", {})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "run.json"}
+
+
+def test_a_run_goes_on_with_its_thresholds_on_other_devices(tmp_path: pathlib.Path):
+    begin(tmp_path)
+    workdirs.save_threshold(tmp_path, "joint", 0.35)
+    workdirs.save_threshold(tmp_path, "segmentation", 0.15)
+    other = dataclasses.replace(CONFIG, platform=PlatformConfig(data=4))
+    begin(tmp_path, other)
+    record = workdirs.read(tmp_path)
+    assert record.thresholds == {"joint": 0.35, "segmentation": 0.15}
+    assert record.config == other
+
+
+def test_other_settings_and_another_store_are_refused(tmp_path: pathlib.Path):
+    begin(tmp_path)
+    seeded = dataclasses.replace(CONFIG, train=TrainConfig(seed=1))
+    with pytest.raises(
+        InputError, match=r"config\.json: .* other settings \(--seed: 0 then, 1 now\)"
+    ):
+        begin(tmp_path, seeded)
+    with pytest.raises(InputError, match=r"run\.json: .* another store than data/store"):
+        begin(tmp_path, digest="b2")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", json.dumps({"trained_on": "phantoms", "store": "a1"})])
+def test_a_damaged_record_is_named(tmp_path: pathlib.Path, text: str):
+    begin(tmp_path)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json: not the record of a run"):
+        workdirs.read(tmp_path)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: pathlib.Path):
+    with pytest.raises(InputError, match=r"no config\.json found: give --checkpoint"):
+        workdirs.read(tmp_path)
