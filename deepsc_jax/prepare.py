@@ -10,7 +10,6 @@ code is 1.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import json
@@ -20,13 +19,11 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import rich.console
-import rich.progress as bars
 from absl import flags
 
 from deepsc_jax import __version__, config
@@ -37,6 +34,7 @@ from deepsc_jax.phantoms import lesions as phantom
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, write_json
+from deepsc_jax.runtime.progress import Progress
 
 # Of a case's lesion voxels, outside of its lung mask: more than this is worth a line.
 _LESION_OUTSIDE = 0.1
@@ -222,12 +220,12 @@ def _in_parallel(
             traceback.print_exception(error)
             return InputError(f"{type(error).__name__}: {error}: please report this")
 
-    with _progress(title, len(items)) as advance:
+    with Progress(title, len(items)) as progress:
         if workers == 1:
             results = []
             for item in items:
                 results.append(outcome(functools.partial(job, item)))
-                advance()
+                progress.advance()
             return results
         # Spawned, not forked: tensorstore's threads do not survive a fork.
         pool = concurrent.futures.ProcessPoolExecutor(
@@ -236,7 +234,7 @@ def _in_parallel(
         try:
             futures = [pool.submit(job, item) for item in items]
             for _ in concurrent.futures.as_completed(futures):
-                advance()
+                progress.advance()
             return [outcome(future.result) for future in futures]
         except concurrent.futures.BrokenExecutor as error:
             raise InputError(
@@ -244,21 +242,6 @@ def _in_parallel(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar with an estimate on a terminal; nothing elsewhere."""
-    console = rich.console.Console(stderr=True)
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
 
 
 def _define_flags() -> None:
