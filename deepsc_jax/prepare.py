@@ -27,9 +27,11 @@ import numpy as np
 from absl import flags
 
 from deepsc_jax import __version__, config
+from deepsc_jax.config import flags as config_flags
 from deepsc_jax.data import datasets, lungs, scans, store
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.preprocess import Prepared, prepare_scan
+from deepsc_jax.models import registry
 from deepsc_jax.phantoms import lesions as phantom
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
@@ -244,7 +246,8 @@ def _in_parallel(
             pool.shutdown(cancel_futures=True)
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
+    """Define the flags of this command."""
     flags.DEFINE_list("phantoms", None, "make this many: TRAIN,VALIDATION,TEST, over all classes")
     flags.DEFINE_integer("phantom_size", 96, "side of a phantom's slices, in voxels", 32)
     flags.DEFINE_string("cases", None, f"a case list: CSV with {','.join(datasets.COLUMNS)}")
@@ -252,12 +255,18 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "folder of the result", required=True)
     flags.DEFINE_bool("overwrite", False, "replace a store that is there")
     flags.DEFINE_integer("workers", 2, "processes", lower_bound=1)
-    entry.define_config_flags()
+    config_flags.define_shared()
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parse the flags; those of models, which flag files hold too, pass by."""
+    return config_flags.without_models(list(registry.MODELS), argv)
 
 
 def main() -> int:
     """The program: see the module's docstring."""
-    values, run = flags.FLAGS, entry.config_from_flags()
+    values = flags.FLAGS
+    data = config_flags.section(config.DataConfig)
     out = pathlib.Path(values.out)
     if (values.phantoms is None) == (values.cases is None):
         raise InputError("--phantoms and --cases: give one of them")
@@ -267,7 +276,7 @@ def main() -> int:
         counts = _counts(values.phantoms)
         print(f"Making {sum(counts)} phantoms in {out / 'scans'} ...", flush=True)
         cases = write_phantoms(
-            counts, out, seed=run.train.seed, size=values.phantom_size, workers=values.workers
+            counts, out, seed=values.seed, size=values.phantom_size, workers=values.workers
         )
         print(f"... in {time.monotonic() - began:.0f} s", flush=True)
     else:
@@ -277,7 +286,7 @@ def main() -> int:
         if not (out / "cases.csv").exists() or not source.samefile(out / "cases.csv"):
             datasets.write_cases(cases, out / "cases.csv")
     phantoms = values.phantoms is not None
-    return _report(cases, failures, out, run.data, values.workers, values.overwrite, phantoms)
+    return _report(cases, failures, out, data, values.workers, values.overwrite, phantoms)
 
 
 def _counts(texts: Sequence[str]) -> list[int]:
@@ -327,6 +336,10 @@ def _report(
     return 1 if failures else 0
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, parse, computes=False)
+
+
 if __name__ == "__main__":
-    _define_flags()
-    entry.run(main)
+    run()

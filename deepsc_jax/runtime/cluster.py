@@ -9,9 +9,11 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 
 from deepsc_jax.runtime.errors import InputError
@@ -137,3 +139,26 @@ def by_process(values: np.ndarray) -> np.ndarray:
 def wait_for_all(reason: str) -> None:
     """Return when every process has come here; `reason` is the same in all of them."""
     multihost_utils.sync_global_devices(reason)
+
+
+def define_flags() -> None:
+    """Define the flags by which the processes of one job find each other."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port at which process 0 listens for the others. Not needed under SLURM, Open MPI, "
+        "Kubernetes and on Cloud TPU, where JAX finds out, nor for one process.",
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes of the job.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
+
+    @flags.multi_flags_validator(
+        ["coordinator", "num_processes", "process_id"],
+        "--coordinator=HOST:PORT, --num_processes and --process_id, below it, belong together",
+    )
+    def _(values: dict[str, Any]) -> bool:
+        address, count, index = values.values()
+        if address is None:
+            return count is None and index is None
+        port = address.rpartition(":")[2]
+        return port.isdecimal() and None not in (count, index) and index < count
