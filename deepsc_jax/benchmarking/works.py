@@ -20,7 +20,7 @@ from deepsc_jax.data import pipeline
 from deepsc_jax.data.store import Store
 from deepsc_jax.inference.predictor import Predictor
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.layers.blocks import resolve_dtype
+from deepsc_jax.models.layers.layout import resolve_dtype
 from deepsc_jax.planning import compiled, flops, targets
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.entry import keep_compiled

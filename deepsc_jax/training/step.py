@@ -109,7 +109,7 @@ def make_train_step(
             return device_mesh.sum_over_data(gradient_of(params, batch))
         batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
         first = jax.tree.map(lambda x: x[0], batch)
-        if not model.layout.scan_tiles:  # a CPU: a convolution inside a loop runs on one core
+        if not model.layout.loop_tiles:  # a CPU: a convolution inside a loop runs on one core
             total = gradient_of(params, first)
             for i in range(1, parts):
                 part = gradient_of(params, jax.tree.map(lambda x, i=i: x[i], batch))
