@@ -16,7 +16,7 @@ from reference.training import scan_losses as reference_losses
 from deepsc_jax.config import Config
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.deepsc.network import Layout
+from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.training.step import scan_losses
 
 SEEDS = (0, 1, 2)
@@ -80,15 +80,15 @@ def their_outputs(module: DeepSC, config: Config, arrays: Any, dtype: str) -> An
 
 # XLA takes half a minute for each: one is quick enough for every run of the tests.
 @pytest.mark.parametrize(
-    ("config", "form", "scan_tiles", "dtype"),
+    ("config", "form", "loop_tiles", "dtype"),
     [
         pytest.param(CONFIG, "native", False, "float64", id="native-float64"),
         pytest.param(ABLATED, "folded", False, "float64", id="ablated-folded-float64", marks=SLOW),
         pytest.param(CONFIG, "folded", True, "float32", id="scanned-folded-float32", marks=SLOW),
     ],
 )
-def test_joint_network(config: Config, form: Any, scan_tiles: bool, dtype: str, within: Any):
-    layout = Layout(form, jnp.dtype(dtype), scan_tiles, scan_tiles, scan_tiles)
+def test_joint_network(config: Config, form: Any, loop_tiles: bool, dtype: str, within: Any):
+    layout = Layout(form, jnp.dtype(dtype), loop_tiles, loop_tiles, loop_tiles)
     network = deepsc.DeepSC(config.model, config.data, layout)
     module, arrays = DeepSC(config), batch()
     task_aware = []
