@@ -65,7 +65,9 @@ def main() -> None:
     sizes = _sizes(config)
     rows = [_plan(config, stage, size, flags.FLAGS.scans_per_device) for size in sizes]
     depth, tile = config.data.bucket(flags.FLAGS.depth), "x".join(map(str, config.data.tile))
-    print(f"{stage} stage, {flags.FLAGS.depth} slices padded to {depth}, tiles of {tile}; per device:")
+    print(
+        f"{stage} stage, {flags.FLAGS.depth} slices padded to {depth}, tiles of {tile}; per device:"
+    )
     print(report.table(rows))
     document = {"rows": [row.document() for row in rows]}
     if flags.FLAGS.search:

@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax.config import CLASSES, STAGES
+from deepsc_jax.config import CLASSES
 from deepsc_jax.inference import requests
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Outcome

@@ -26,8 +26,8 @@ def reference_outputs() -> dict[str, np.ndarray]:
     """Every loss term and logit of the joint stage, and the norms of the loss's gradient."""
     import torch
     from parity import module_gradient, to_tensors
-    from reference.deepsc import DeepSC
-    from reference.training import scan_losses
+    from reference.deepsc.network import DeepSC
+    from reference.deepsc.training import scan_losses
 
     from deepsc_jax.interop.torch import to_torch
 

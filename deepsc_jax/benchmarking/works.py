@@ -267,7 +267,9 @@ def _loop(job: Job, *, loads: bool) -> Built:
 
     def run() -> Any:
         batches: Any = iter(_batches(job)) if loads else itertools.repeat(first)
-        scalars = [step(device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)) for _ in range(BATCHES)]
+        scalars = [
+            step(device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)) for _ in range(BATCHES)
+        ]
         if loads:
             batches.close()
         return jax.block_until_ready(scalars)[0]

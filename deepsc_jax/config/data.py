@@ -5,7 +5,6 @@ from typing import Literal
 
 from deepsc_jax.config.options import Ints3, option, require
 
-
 CLASSES = ("covid-19", "cap", "non-pneumonia")
 
 

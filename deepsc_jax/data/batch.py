@@ -111,7 +111,7 @@ def count_tiles(reads: Reads, config: Config, depth: int) -> int:
 
 
 def zeros(reads: Reads, data: DataConfig, batch: int = 1) -> Batch:
-    """A batch of zeros, one tile an example, for a network's shapes; its scans are one tile deep."""
+    """A batch of zeros of scans one tile deep, of one tile each, for a network's shapes."""
     arrays = {
         name: np.zeros((batch, *field.shape), field.dtype)
         for name, field in fields(reads, data, 1).items()

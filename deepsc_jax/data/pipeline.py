@@ -1,7 +1,7 @@
 """Batches from a store: random access, counter-based randomness, one shape for a whole run.
 
-`batch` says what one holds. Every scan of a split is padded with zeros to the largest depth bucket of the split, so that a run
-compiles one shape.
+`batch` says what one holds. Every scan of a split is padded with zeros to the largest depth bucket
+of the split, so that a run compiles one shape.
 
 Order. Element g of the endless global stream is a pure function of (seed, g): which scan, from an
 epoch-wise shuffle, and every random choice made for it. Process p of P takes the elements p, p + P,
@@ -55,8 +55,8 @@ def batches(
     """The batches of one process, read ahead by threads.
 
     Args:
-      store: where the scans are; its cases with unknown lesions are left out of training where lesions
-        are read.
+      store: where the scans are; cases with unknown lesions are left out of training where
+        lesions are read.
       split: `train`, `validation` or `test`.
       reads: what a batch holds of a scan; an evaluation has all tiles in place of drawn ones.
       config: its `data` and `train` sections are used.

@@ -52,6 +52,7 @@ class Predictor:
         threshold: float,
         trained_on: str,
     ):
+        self._system = system
         self.config, self.stage, self.variables = system.config, stage, variables
         self.threshold, self.trained_on = threshold, trained_on
         self._predict = system.predictor(stage, variables)
@@ -64,7 +65,12 @@ class Predictor:
     def network(self) -> Network:
         """What results say of this network."""
         return Network(
-            self.config.data, self.stage.name, self.threshold, self.trained_on, self._digest
+            self.config.data,
+            self.stage.name,
+            self.threshold,
+            self.trained_on,
+            self._digest,
+            self._system.volumes(self.stage),
         )
 
     @functools.cached_property
@@ -124,6 +130,4 @@ def abstract_state(system: System, stage: Stage) -> states.State:
     """The shapes and types of a stage's state, on one device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: states.create(system, stage, initial(system)))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)

@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from deepsc_jax.config.flags import ConfigFlags
+from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -58,6 +59,11 @@ def options(name: str) -> type:
       InputError: there is no model of that name.
     """
     return load(row(name).options)
+
+
+def torch_names(name: str) -> tuple[Rule, ...]:
+    """The names of a model's parameters in PyTorch."""
+    return importlib.import_module(row(name).model).TORCH_NAMES
 
 
 def load(path: str) -> Any:

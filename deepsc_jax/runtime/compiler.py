@@ -44,7 +44,7 @@ def has_onednn() -> bool:
 
 
 def options(chip: str, tile: tuple[int, int, int], form: str) -> dict[str, bool | str]:
-    """XLA's options for the network's programs on `chip` (a device's `platform`), run or only planned.
+    """XLA's options for a network's programs on `chip` (a device's `platform`), run or planned.
 
     On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
     them; XLA's default turns every one to channel-first.

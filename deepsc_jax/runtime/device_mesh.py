@@ -61,7 +61,7 @@ def use_cpu_cores(platform: Wanted, batches: Sequence[int]) -> None:
 
 
 def make_mesh(platform: Wanted, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `platform.data_devices` x `platform.space` of `devices`, by default of all there are.
+    """The mesh of `data_devices` x `space` of `devices`, by default of all there are.
 
     Raises:
       InputError: there are not so many devices.
@@ -72,8 +72,8 @@ def make_mesh(platform: Wanted, devices: Sequence[Any] | None = None) -> Mesh:
     needed = max(data, 1) * platform.space
     if needed > found:
         raise InputError(
-            f"--data_devices={platform.data_devices} --space={platform.space}: {needed} devices are needed "
-            f"and {found} were found: lower one of them"
+            f"--data_devices={platform.data_devices} --space={platform.space}: {needed} devices are "
+            f"needed and {found} were found: lower one of them"
         )
     if jax.process_count() > 1 and jax.local_device_count() % platform.space:
         raise InputError(
@@ -180,7 +180,7 @@ def split_over_data(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh, depth_axis: int | None = None) -> NamedSharding:
-    """The sharding of a batch's array: examples over `data`, depth, where it has it, over `space`."""
+    """The sharding of a batch's array: examples over `data`, its depth, if any, over `space`."""
     depth = [] if depth_axis is None else [*[None] * (depth_axis - 1), SPACE]
     return NamedSharding(mesh, PartitionSpec(DATA, *depth))
 
@@ -248,8 +248,8 @@ def check_processes(mesh: Mesh) -> None:
         shares[device.process_index] += 1
     if len(set(shares)) > 1:
         raise InputError(
-            f"--data_devices={mesh.shape[DATA]}: {shares} devices of the {len(shares)} processes would be "
-            "used, the same number of each is expected: give --data_devices=0 for all"
+            f"--data_devices={mesh.shape[DATA]}: {shares} devices of the {len(shares)} processes would "
+            "be used, the same number of each is expected: give --data_devices=0 for all"
         )
 
 

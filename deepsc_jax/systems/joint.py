@@ -96,9 +96,7 @@ class Joint(System):
         """The terms of the paper's equation 11, and their weighted sum."""
         out = self.network.apply(variables, batch, stage.name, self.options.gradient_tiles)
         weights = facts["class_weights"]
-        terms = losses.scan_losses(
-            self.options, self.config.data, stage.name, out, batch, weights
-        )
+        terms = losses.scan_losses(self.options, self.config.data, stage.name, out, batch, weights)
         return terms, {}
 
     def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
@@ -115,8 +113,12 @@ class Joint(System):
             result["probabilities"] = jax.nn.softmax(out["logits"])
         return result
 
+    def volumes(self, stage: Stage) -> tuple[str, ...]:
+        """The lesion probability, and M_1 to M_3."""
+        lesion = ("lesion",) if "lesions" in stage.learns else ()
+        masks = ("evidence_1", "evidence_2", "evidence_3") if "classes" in stage.learns else ()
+        return lesion + masks
+
     def predictor(self, stage: Stage, variables: Variables) -> Predict:
         """The network over a whole scan, in bounded memory."""
         return JointPredictor(self.network, stage, variables)
-
-

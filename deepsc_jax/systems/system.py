@@ -173,8 +173,12 @@ class System(abc.ABC):
         )
 
     @abc.abstractmethod
+    def volumes(self, stage: Stage) -> tuple[str, ...]:
+        """The names of the volumes and then of the evidence that `predictor` gives."""
+
+    @abc.abstractmethod
     def predictor(self, stage: Stage, variables: Variables) -> Predict:
-        """A function from a preprocessed scan (D, H, W) in [0, 1] to what the network says of it."""
+        """A function from a preprocessed scan (D, H, W) to what the network says of it."""
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
@@ -209,8 +213,6 @@ def dice_at_thresholds(
 
 def initial(system: System) -> Variables:
     """Fresh variables, drawn from the configuration's seed."""
-    from deepsc_jax.data import batch as batches
-
     init = jax.jit(system.init)
     seed = system.config.train.seed
     key = jax.random.key(seed, impl="rbg")  # compiles in a quarter of threefry's time

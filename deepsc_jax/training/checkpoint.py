@@ -12,8 +12,8 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from deepsc_jax.runtime import cluster
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.training import checksums
 from deepsc_jax.systems.system import Variables
+from deepsc_jax.training import checksums
 from deepsc_jax.training.state import State
 
 policies = ocp.training.preservation_policies

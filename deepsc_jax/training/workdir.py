@@ -51,8 +51,8 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         if dataclasses.replace(found.config, platform=config.platform) != config:
             raise InputError(
                 f"{workdir / 'config.json'}: the run was begun with other settings "
-                f"({'; '.join(differences(found.config, config))}): give another folder, or the same flags "
-                "to go on"
+                f"({'; '.join(differences(found.config, config))}): give another folder, or the same "
+                "flags to go on"
             )
         if found.store != store.digest:
             raise InputError(

@@ -11,9 +11,9 @@ import pytest
 import torch
 from parity import INFERENCE, VALUES, relative
 from parity_network import CONFIG, draw
-from reference import inference as reference
-from reference import preprocess as reference_preprocess
-from reference.deepsc import DeepSC
+from reference.deepsc import inference as reference
+from reference.deepsc import preprocess as reference_preprocess
+from reference.deepsc.network import DeepSC
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.data import preprocess

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from parity_network import CONFIG, changed, draw
-from reference.deepsc import DeepSC as Reference
+from reference.deepsc.network import DeepSC as Reference
 
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.interop import torch as interop

@@ -10,8 +10,8 @@ import pytest
 import torch
 from parity import DTYPES, TRAINING, relative, to_tensors
 from parity_network import CLASS_WEIGHTS, CONFIG, batch, draw, to_jax
-from reference import training as reference
-from reference.deepsc import DeepSC
+from reference.deepsc import training as reference
+from reference.deepsc.network import DeepSC
 
 from deepsc_jax.config import STAGES, PlatformConfig, Stage
 from deepsc_jax.interop.torch import from_torch, to_torch

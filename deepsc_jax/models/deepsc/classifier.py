@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.models.layers.blocks import EXACT, Conv, ConvNormAct, GroupNorm, recomputed
+from deepsc_jax.geometry.grids import EXACT
+from deepsc_jax.models.layers.blocks import Conv, ConvNormAct, GroupNorm, recomputed
 from deepsc_jax.models.layers.layout import Layout, Volume
 
 

@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.geometry.grids import resample, tile_grid
+from deepsc_jax.geometry.grids import EXACT, resample, tile_grid
 from deepsc_jax.models.layers.blocks import (
-    EXACT,
     ConvNormAct,
     Deconv,
     Valid,

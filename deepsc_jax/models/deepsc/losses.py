@@ -163,7 +163,9 @@ def task_aware_loss(
         if loss.task_aware_scales == "single" and scale != 2:
             continue
         total += weight * _mean_squared_difference(segmentation, mask, origins, depth, scale, data)
-    pneumonia = (label != data.lesion_free_id) & (jnp.argmax(logits, axis=-1) != data.lesion_free_id)
+    pneumonia = (label != data.lesion_free_id) & (
+        jnp.argmax(logits, axis=-1) != data.lesion_free_id
+    )
     return jnp.where(pneumonia, total, 0.0)
 
 

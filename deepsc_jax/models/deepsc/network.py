@@ -8,7 +8,7 @@ scan -- tiles  --> inception_seg --> F_s --+
   F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,17 +16,22 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import CLASSES, Config, DataConfig, ModelConfig, Stage
+from deepsc_jax.config import DataConfig
 from deepsc_jax.geometry import grids
 from deepsc_jax.models.deepsc.classifier import Classifier, evidence_masks
+from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.models.deepsc.cross_stitch import CrossStitch
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.models.layers.blocks import recomputed
-from deepsc_jax.models.layers.layout import Layout, Volume, of_platform
+from deepsc_jax.models.layers.layout import Layout, Volume
+
+__all__ = ["TORCH_NAMES", "DeepSC", "build", "evidence"]  # of a registry's row
 
 Tiles = Float[Array, "batch tile d h w"]
 Slices = Float[Array, "batch slice height width"]
+StageName = Literal["segmentation", "classification", "joint"]
 FEATURE_STEP = 2  # in-plane stride of inception_cls, so the step of the slice grid's features
 
 
@@ -37,7 +42,7 @@ class DeepSC(nn.Module):
     and the classifier's lesion input is zero. `joint` runs everything.
     """
 
-    model: ModelConfig
+    model: Options
     data: DataConfig
     layout: Layout = Layout()
 
@@ -51,14 +56,14 @@ class DeepSC(nn.Module):
         self.cross_stitch = CrossStitch(config.cross_stitch, config.cross_stitch_init)
         self.lesion = LesionSubnet(config.lesion_channels, config.scale_weights, groups, layout)
         self.classifier = Classifier(
-            len(CLASSES),
+            len(self.data.classes),
             config.classifier_stem_channels,
             config.encoder_channels,
             groups,
             layout,
         )
 
-    def __call__(self, batch: dict[str, Array], stage: Stage, gradient_tiles: int = 0) -> dict:
+    def __call__(self, batch: dict[str, Array], stage: StageName, gradient_tiles: int = 0) -> dict:
         """Run `stage` on a batch.
 
         Args:
@@ -212,6 +217,6 @@ def evidence(out: dict, classes: Int[Array, "batch"]) -> tuple[Array, ...]:
     return evidence_masks(out["maps"], out["weights"], classes)
 
 
-def build(config: Config, platform: str) -> DeepSC:
-    """The network of `config`, laid out for `platform` (`jax.default_backend()`)."""
-    return DeepSC(config.model, config.data, of_platform(config.platform, platform))
+def build(options: Options, data: DataConfig, layout: Layout) -> DeepSC:
+    """The network of the registry's row."""
+    return DeepSC(options, data, layout)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from deepsc_jax.geometry.grids import EXACT
 from deepsc_jax.models.layers.bands import row_voxels
 from deepsc_jax.models.layers.convolution import conv3d, with_summed_gradient
 from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Volume
@@ -21,8 +22,6 @@ from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Volume
 Valid = Int[Array, "batch"] | None
 PerChannel = Float[Array, "batch channel"]
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
-# Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
-EXACT = lax.Precision.HIGHEST
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")  # He et al. 2015
 

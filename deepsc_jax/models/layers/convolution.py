@@ -18,7 +18,7 @@ into the batch. Shifted slices are stacked along channels; with very few channel
 `STACKED_CHANNELS` input channels up, one 2D convolution per kernel slice is summed. What does not
 fit the cache goes slab by slab along depth.
 
-`direct` is for CPUs as well, where XLA has oneDNN (`device_mesh.has_onednn`): one 3D convolution,
+`direct` is for CPUs as well, where XLA has oneDNN (`compiler.has_onednn`): one 3D convolution,
 also for the gradient of its input, by oneDNN; the gradient of its kernel by Eigen; what is strided,
 as `folded`. A joint step of phantoms took 0.73 of the time of `folded` (two cores of a Xeon, JAX
 0.11.2). XLA cannot keep such a program on disk.

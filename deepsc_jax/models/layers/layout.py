@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deepsc_jax.config import PlatformConfig
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 
 Volume = Float[Array, "batch depth height width channel"]
@@ -41,7 +41,7 @@ def of_platform(choice: PlatformConfig, platform: str) -> Layout:
     Raises:
       InputError: `direct` without oneDNN.
     """
-    looped = choice.tile_loop == "scan" or (choice.tile_loop == "auto" and platform != "cpu")
+    looped = choice.tile_loop == "loop" or (choice.tile_loop == "auto" and platform != "cpu")
     return Layout(
         form=resolve_form(choice.conv_form, platform, choice.space),
         dtype=resolve_dtype(choice.compute_dtype, platform),
@@ -61,7 +61,7 @@ def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
     """
     if form == "direct" and platform != "cpu":
         raise InputError(f"--conv_form=direct: it is for CPUs, and this is a {platform}: use auto")
-    if form == "direct" and not device_mesh.has_onednn():
+    if form == "direct" and not compiler.has_onednn():
         raise InputError(
             f"--conv_form=direct: JAX {jax.__version__} has no oneDNN here: use JAX 0.11 (Python "
             "3.12 or newer, x86-64 Linux), or auto"

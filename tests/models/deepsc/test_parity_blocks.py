@@ -22,7 +22,7 @@ from parity import (
     part,
     relative,
 )
-from reference import classifier, inception, lesion
+from reference.deepsc import classifier, inception, lesion
 
 from deepsc_jax.models.deepsc.classifier import Classifier, ResidualUnit, evidence_masks
 from deepsc_jax.models.deepsc.inception import Inception

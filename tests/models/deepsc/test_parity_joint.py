@@ -10,8 +10,8 @@ import pytest
 import torch
 from parity import JOINT_GRADIENTS, JOINT_VALUES, compare, padded, relative, to_tensors
 from parity_network import CLASS_WEIGHTS, CONFIG, TILE, batch, changed, draw, to_jax
-from reference.deepsc import DeepSC
-from reference.training import scan_losses as reference_losses
+from reference.deepsc.network import DeepSC
+from reference.deepsc.training import scan_losses as reference_losses
 
 from deepsc_jax.config import Config
 from deepsc_jax.interop.torch import to_torch
