@@ -27,6 +27,7 @@ from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.config import CLASSES, Config
 from deepsc_jax.inference.predictor import CHUNK_VOXELS
 from deepsc_jax.interop.torch import to_torch
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.runtime.errors import InputError
 
 TESTS = pathlib.Path(__file__).parents[2] / "tests"
@@ -102,7 +103,7 @@ def _reference(job: Job) -> Any:
     lesion: Any = importlib.import_module("reference.lesion")
     lesion.pool = functools.partial(torch.nn.functional.max_pool3d, kernel_size=2, ceil_mode=True)
     network = importlib.import_module("reference.deepsc").DeepSC(job.config)
-    network.load_state_dict(to_torch(pickle.loads(job.weights.read_bytes())))
+    network.load_state_dict(to_torch(pickle.loads(job.weights.read_bytes()), TORCH_NAMES))
     return _as_variant(network, job, network.children())
 
 
