@@ -30,9 +30,10 @@ def reference_outputs() -> dict[str, np.ndarray]:
     from reference.deepsc.training import scan_losses
 
     from deepsc_jax.interop.torch import to_torch
+    from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 
     module = DeepSC(CONFIG).double()
-    module.load_state_dict(to_torch(draw(CONFIG)))
+    module.load_state_dict(to_torch(draw(CONFIG), TORCH_NAMES))
     weights = torch.tensor(CLASS_WEIGHTS, dtype=torch.float64)
     inputs = to_tensors(batch(), "float64")
     scans = [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)]

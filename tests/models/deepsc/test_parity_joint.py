@@ -16,6 +16,7 @@ from reference.deepsc.training import scan_losses as reference_losses
 from deepsc_jax.config import Config
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.training.step import scan_losses
 
@@ -121,7 +122,7 @@ def test_joint_network_in_bfloat16(within: Any):
     errors = []
     for seed in SEEDS:
         params, drawn = draw(config, seed), batch(seed)
-        module.load_state_dict(to_torch(params))
+        module.load_state_dict(to_torch(params, TORCH_NAMES))
         inputs = [drawn[name].astype(np.float32) for name in ("tiles", "slices")]
         found = ours(params, *inputs)
         with torch.no_grad():
