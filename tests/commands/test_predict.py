@@ -18,7 +18,7 @@ from deepsc_jax import prepare
 from deepsc_jax.benchmarking import cold_start
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
@@ -169,7 +169,7 @@ def test_convolutions_by_onednn_are_to_be_asked_for(folder: pathlib.Path) -> Non
         text=True,
         check=False,
     )
-    if device_mesh.has_onednn():
+    if compiler.has_onednn():
         assert (done.returncode, done.stderr) == (0, "")
     else:
         assert done.returncode == 1

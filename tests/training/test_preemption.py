@@ -12,7 +12,7 @@ from deepsc_jax.training.preemption import Preemption
 
 @pytest.mark.parametrize(("data", "space"), [(1, 1), (4, 2)])
 def test_a_signal_ends_the_loop_a_few_steps_later(data: int, space: int) -> None:
-    mesh = device_mesh.make_mesh(PlatformConfig(data=data, space=space))
+    mesh = device_mesh.make_mesh(PlatformConfig(data_devices=data, space=space))
     before = signal.getsignal(signal.SIGTERM)
     with Preemption(mesh) as preemption:
         assert not any(preemption.agreed() for _ in range(5))

@@ -70,7 +70,7 @@ def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
 
 def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
     # What `auto` means on GPU and TPU; lowering is enough to see that shapes and axes agree.
-    platform = dataclasses.replace(CONFIG.platform, tile_loop="scan", data=2)
+    platform = dataclasses.replace(CONFIG.platform, tile_loop="loop", data=2)
     config = dataclasses.replace(CONFIG, platform=platform)
     mesh = device_mesh.make_mesh(platform)
     model = deepsc.build(config, "cpu")

@@ -10,7 +10,7 @@ from deepsc_jax.models.layers import bands, slabs
 from deepsc_jax.models.layers.convolution import conv3d
 from deepsc_jax.models.layers.layout import CPU_FORMS, resolve_form
 from deepsc_jax.models.layers.slabs import STACKED_CHANNELS
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -204,22 +204,22 @@ def test_a_kernel_need_not_be_a_cube():
 
 
 def test_direct_without_onednn_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(device_mesh, "has_onednn", lambda: False)
+    monkeypatch.setattr(compiler, "has_onednn", lambda: False)
     with pytest.raises(InputError, match=r"JAX \d.* has no oneDNN here"):
         resolve_form("direct", "cpu")
 
 
 def test_a_jax_without_the_options_has_no_onednn(monkeypatch):
-    monkeypatch.setattr(device_mesh, "ONEDNN", {"xla_no_such_option": True})
-    assert not device_mesh.has_onednn.__wrapped__()
+    monkeypatch.setattr(compiler, "ONEDNN", {"xla_no_such_option": True})
+    assert not compiler.has_onednn.__wrapped__()
 
 
 def test_onednn_takes_direct_convolutions_but_not_their_kernels_gradient():
-    if not device_mesh.has_onednn():
+    if not compiler.has_onednn():
         pytest.skip("this JAX has no oneDNN; JAX 0.11 has")
     assert resolve_form("direct", "cpu") == "direct"
     x, weights, probe = draw(1, 8, 16, 16, 8), draw(3, 3, 3, 8, 8), draw(1, 8, 16, 16, 8)
-    options = device_mesh.compiler_options("cpu", DataConfig(), "direct")
+    options = compiler.options("cpu", DataConfig(), "direct")
     gradients = jax.jit(sums_and_gradients, static_argnums=(3, 4), compiler_options=options)
     compiled = gradients.lower(x, weights, probe, 1, "direct").compile()
     program = compiled.as_text() or ""
