@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from deepsc_jax.models.layers.bands import row_voxels
 from deepsc_jax.models.layers.convolution import conv3d, with_summed_gradient
-from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Volume
+from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Strides, Volume
 
 Valid = Int[Array, "batch"] | None
 PerChannel = Float[Array, "batch channel"]
@@ -51,7 +51,7 @@ class Conv(nn.Module):
 
     features: int
     kernel: int = 3
-    stride: int = 1
+    stride: int | Strides = 1
     layout: Layout = Layout()
     kernel_init: nn.initializers.Initializer = kernel_init
 
@@ -89,6 +89,11 @@ def _affine_backward(saved: Any, cotangent: Volume) -> tuple[Volume, PerChannel,
 
 _affine_on_cpu = jax.custom_vjp(_affine)  # the sums of its gradients are dot products
 _affine_on_cpu.defvjp(_affine_forward, _affine_backward)
+
+
+def affine(x: Volume, slope: PerChannel, offset: PerChannel, layout: Layout) -> Volume:
+    """`x * slope + offset`, whose gradient a CPU sums on all cores."""
+    return (_affine_on_cpu if layout.form in CPU_FORMS else _affine)(x, slope, offset)
 
 
 class GroupNorm(nn.Module):
@@ -139,8 +144,7 @@ class GroupNorm(nn.Module):
         inverse = lax.rsqrt(variance + NORM_EPSILON)
         slope = per_channel(inverse) * jnp.tile(scale, voxels)
         offset = jnp.tile(bias, voxels) - per_channel(mean) * slope
-        affine = _affine_on_cpu if self.layout.form in CPU_FORMS else _affine
-        y = affine(wide, slope, offset)
+        y = affine(wide, slope, offset, self.layout)
         y = mask_depth(y.astype(x.dtype), valid)
         return (nn.relu(y) if self.relu else y).reshape(shape)
 
@@ -151,7 +155,7 @@ class ConvNormAct(nn.Module):
     features: int
     groups: int
     kernel: int = 3
-    stride: int = 1
+    stride: int | Strides = 1
     layout: Layout = Layout()
 
     @nn.compact
