@@ -150,7 +150,7 @@ class GroupNorm(nn.Module):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, group norm, ReLU."""
+    """Convolution, group norm, ReLU; with a group a channel, the norm is an instance norm."""
 
     features: int
     groups: int
@@ -169,6 +169,7 @@ class Deconv(nn.Module):
 
     features: int
     layout: Layout = Layout()
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Volume) -> Volume:
@@ -186,7 +187,10 @@ class Deconv(nn.Module):
             y = lax.optimization_barrier(y)
         # Pairs of a row's voxels are moved whole: a TPU pads the last axis to its 128 lanes.
         y = y.reshape(batch, depth, height, width, 2, 2, -1).transpose(0, 1, 4, 2, 5, 3, 6)
-        return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
+        y = y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
+        if not self.bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
 
 
 def max_pool(x: Volume) -> Volume:
@@ -223,6 +227,23 @@ def _larger(
     return jnp.where(a < b, b, a + share * (b - a)), ties
 
 
+def first_max_pool(x: Volume) -> Volume:
+    """3x3x3 maximum with stride 2, one voxel past every side (torch's `MaxPool3d(3, 2, 1)`).
+
+    The gradient goes to the first of tied values, as torch's. Axis by axis, each time to the first
+    of three: together that is the first of the 27 in order of rows. XLA's own windowed maximum has
+    a gradient that scatters, and adds in no fixed order on GPU.
+    """
+    for axis in (3, 2, 1):
+        margins = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
+        padded = jnp.pad(x, margins, constant_values=-jnp.inf)
+        last = x.shape[axis] - (x.shape[axis] + 1) % 2  # of the windows' first voxels
+        x, *others = (lax.slice_in_dim(padded, i, i + last, stride=2, axis=axis) for i in range(3))
+        for other in others:
+            x = jnp.where(other > x, other, x)
+    return x
+
+
 def average_in_plane(x: Volume, factor: int) -> Volume:
     """Mean over `factor` x `factor` in-plane blocks; sides must be multiples of `factor`."""
     batch, depth, height, width, channels = x.shape
@@ -230,6 +251,9 @@ def average_in_plane(x: Volume, factor: int) -> Volume:
     return blocks.mean(axis=(3, 5))
 
 
-def recomputed(block: type[nn.Module], wanted: bool) -> Any:
-    """`block`, or, where `wanted`, `block` whose insides the backward pass computes again."""
-    return nn.remat(block) if wanted else block
+def recomputed(block: type[nn.Module], wanted: bool, static: tuple[int, ...] = ()) -> Any:
+    """`block`, or, where `wanted`, `block` whose insides the backward pass computes again.
+
+    `static` arguments, counted from `self`, are no arrays.
+    """
+    return nn.remat(block, static_argnums=static) if wanted else block

@@ -1,5 +1,7 @@
 """Batch normalisation: over devices, with filled-up batches, and far from zero."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def train(norm, variables, x, weights=None):
+def train(norm, variables, x, weights=None) -> Any:
     return norm.apply(variables, x, train=True, weights=weights, mutable=[BATCH_STATS])
 
 
@@ -80,7 +82,7 @@ def test_what_fills_a_batch_up_enters_no_statistics(form):
 
 def test_initialisation_leaves_the_running_statistics_at_their_start():
     x = draw(2, 3, 4).astype(np.float32)
-    stats = BatchNorm().init(jax.random.key(0), x, train=True)[BATCH_STATS]
+    stats: Any = BatchNorm().init(jax.random.key(0), x, train=True)[BATCH_STATS]
     assert stats["mean"].tolist() == [0] * 4
     assert stats["var"].tolist() == [1] * 4
 

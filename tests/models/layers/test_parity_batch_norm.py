@@ -33,7 +33,7 @@ def their_steps(norm: torch.nn.Module, batches: list[np.ndarray], probe: Any, ki
         y = channel_last(norm(channel_first(tensor)))
         (y * torch.from_numpy(probe).to(kind)).sum().backward()
         assert tensor.grad is not None
-        gradients = {name: p.grad for name, p in norm.named_parameters()}
+        gradients: Any = {name: p.grad for name, p in norm.named_parameters()}
         stats = from_torch(norm.state_dict(), TABLE, collection=BATCH_STATS)
         rows.append((y.detach().numpy(), tensor.grad.numpy(), from_torch(gradients, TABLE), stats))
     return rows
@@ -98,6 +98,7 @@ def test_one_value_has_no_variance_where_torch_refuses_it():
         torch.nn.BatchNorm3d(2)(channel_first(torch.from_numpy(x)))
     norm = BatchNorm()
     variables = norm.init(jax.random.key(0), x, train=True)
+    moved: Any
     y, moved = norm.apply(variables, x, train=True, mutable=[BATCH_STATS])
     np.testing.assert_array_equal(y, np.zeros(x.shape))
     np.testing.assert_allclose(moved[BATCH_STATS]["mean"], 0.1)
@@ -107,7 +108,7 @@ def test_one_value_has_no_variance_where_torch_refuses_it():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_group_norm_of_one_channel_a_group_is_an_instance_norm(dtype: str, within: Any):
     norm, theirs = GroupNorm(6), torch.nn.InstanceNorm3d(6, affine=True)
-    # Of another seed than the objective's weights: about these the gradient is zero but for rounding.
+    # Of another seed than the objective's weights: about these the gradient is only rounding.
     x = np.random.default_rng(1).normal(2, 3, size=(2, 3, 4, 5, 6))
     params = draw_params(norm, jnp.zeros(x.shape), None)["params"]
     errors = compare(
