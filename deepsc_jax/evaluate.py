@@ -112,7 +112,12 @@ def settle_threshold(workdir: pathlib.Path, stage: Stage, store: Store) -> float
 def source_case(
     store: Store, case: StoredCase, intensity: str, nuisances: dict[str, float] | None = None
 ) -> baselines.BaselineCase:
-    """A stored case's values, lesions and lungs on its source's grid."""
+    """A stored case's values, lesions and lungs on its source's grid.
+
+    Raises:
+      InputError: a source is missing or has changed since the case was prepared.
+    """
+    case.require_sources()
     scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit")
     if case.lung_mask is None:
         lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
