@@ -25,6 +25,7 @@ from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, require_writable
+from deepsc_jax.runtime.names import shown
 
 
 def _define_flags() -> None:
@@ -128,7 +129,7 @@ def _prepare(cases: Sequence[datasets.Case], failures: list[str], out: pathlib.P
         private=values.private,
     )
     for line in failures:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {shown(line)}", file=sys.stderr)
     if len(failures) == asked:
         raise InputError(f"{out / 'store'}: not written, for no case could be prepared: mend them")
     opened = Store(out / "store")
