@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 
 from deepsc_jax import __version__, config
 from deepsc_jax.config import CLASSES
-from deepsc_jax.data import lungs, records, scans, store, sums
+from deepsc_jax.data import lungs, records, scans, store
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, prepare_scan
+from deepsc_jax.data.sums import meanwhile
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, write_json
 from deepsc_jax.runtime.pool import AbortError, in_parallel
@@ -132,32 +133,34 @@ def prepare_case(case: Case, folder: pathlib.Path, data: config.DataConfig) -> r
       AbortError: the store cannot be written to.
     """
     sources = {kind: getattr(case, kind) for kind in records.SOURCES}
-    summed = {kind: sums.source_sum(path) for kind, path in sources.items() if path is not None}
-    made_from = _made_from(case, data, summed)
+    sources = {kind: path for kind, path in sources.items() if path is not None}
     done = folder / "records" / f"{case.name}.json"
-    try:
-        document = json.loads(done.read_text(encoding="utf-8"))
-        if document["made_from"] == made_from:
-            return records.record_from_json(document["record"], folder.parent)
-    except (OSError, KeyError, TypeError, ValueError):
-        pass  # not begun, or stopped on the way
-    prepared = _load_and_prepare(case, data)
+    with meanwhile(sources) as summed:
+        try:
+            document = json.loads(done.read_text(encoding="utf-8"))
+            if document["made_from"] == _made_from(case, data, summed.result()):
+                return records.record_from_json(document["record"], folder.parent)
+        except (OSError, KeyError, TypeError, ValueError):
+            pass  # not begun, or stopped on the way
+        prepared = _load_and_prepare(case, data)
+        sums = summed.result()
     with _written(folder.parent):
         done.parent.mkdir(parents=True, exist_ok=True)
         done.unlink(missing_ok=True)
-        record = store.write_case(folder, case, prepared, sums=summed)
+        record = store.write_case(folder, case, prepared, sums=sums)
+        made_from = _made_from(case, data, sums)
         document = {"made_from": made_from, "record": records.record_to_json(record, folder.parent)}
         write_json(document, done)
     return record
 
 
-def _made_from(case: Case, data: config.DataConfig, summed: dict[str, str]) -> str:
+def _made_from(case: Case, data: config.DataConfig, sums: dict[str, str]) -> str:
     """A digest of what the stored case depends on: configuration, case, and its files' content."""
     facts = {
         "version": [records.VERSION, __version__],
         "data": dataclasses.asdict(data),
         "case": dataclasses.asdict(case),
-        "sums": summed,
+        "sums": sums,
     }
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 

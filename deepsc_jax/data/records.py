@@ -1,10 +1,12 @@
 """What a store's index says of each case, and the index as text that cannot change unseen."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from deepsc_jax.config import CLASSES, DataConfig
 from deepsc_jax.data.datasets import relative_path
 from deepsc_jax.data.preprocess import WorkingGrid
-from deepsc_jax.data.sums import source_sum
+from deepsc_jax.data.sums import meanwhile
 from deepsc_jax.runtime.errors import InputError
 
 Ints3 = tuple[int, int, int]
@@ -61,23 +63,35 @@ class StoredCase:
         """Whether the stored lesion mask is the truth: drawn, or of a lesion-free class."""
         return self.lesion_mask is not None or CLASSES[self.label] == "non-pneumonia"
 
-    def require_sources(self) -> None:
-        """Raise InputError if a source is missing, or is not what the case was made from."""
-        for kind in SOURCES:
-            path = getattr(self, kind)
-            if path is None:
-                continue
-            advice = "put it back as it was, or prepare again with --overwrite"
-            if not path.exists():
+    def sources(self) -> dict[str, pathlib.Path]:
+        """The source files that there are, by the names of `SOURCES`."""
+        paths = {kind: getattr(self, kind) for kind in SOURCES}
+        return {kind: path for kind, path in paths.items() if path is not None}
+
+    @contextlib.contextmanager
+    def unchanged_sources(self) -> Iterator[None]:
+        """While its sources are read, see whether they are what the case was made from.
+
+        Raises:
+          InputError: one is missing, or has changed, whatever the reader made of it.
+        """
+        advice = "put it back as it was, or prepare again with --overwrite"
+        for kind, path in self.sources().items():
+            if not os.path.exists(path):
                 raise InputError(
                     f"{self.name}: its {kind.replace('_', ' ')} {path} is gone since it was "
                     f"prepared: {advice}"
                 )
-            if kind in self.sums and source_sum(path) != self.sums[kind]:
-                raise InputError(
-                    f"{self.name}: its {kind.replace('_', ' ')} {path} has changed since it was "
-                    f"prepared (another SHA-256): {advice}"
-                )
+        with meanwhile(self.sources()) as found:
+            try:
+                yield
+            finally:
+                for kind, now in found.result().items():
+                    if self.sums.get(kind, now) != now:
+                        raise InputError(
+                            f"{self.name}: its {kind.replace('_', ' ')} {self.sources()[kind]} has "
+                            f"changed since it was prepared (another SHA-256): {advice}"
+                        )
 
 
 def record_to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
