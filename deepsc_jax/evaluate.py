@@ -117,16 +117,15 @@ def source_case(
     Raises:
       InputError: a source is missing or has changed since the case was prepared.
     """
-    case.require_sources()
-    scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit")
+    with case.unchanged_sources():
+        scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit")
+        lesion = np.zeros(scan.values.shape, bool)
+        if case.lesion_mask is not None:
+            lesion = scans.load_mask(case.lesion_mask, scan)
+        if case.lung_mask is not None:
+            lung = scans.load_mask(case.lung_mask, scan, "lung mask")
     if case.lung_mask is None:
         lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
-    else:
-        lung = scans.load_mask(case.lung_mask, scan, "lung mask")
-    if case.lesion_mask is None:
-        lesion = np.zeros(scan.values.shape, bool)
-    else:
-        lesion = scans.load_mask(case.lesion_mask, scan)
     return baselines.BaselineCase(
         scan.values, lesion, lung, scan.spacing_mm, case.label, nuisances or {}
     )

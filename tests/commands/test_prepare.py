@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from deepsc_jax import evaluate as scoring
 from deepsc_jax.config import CLASSES, DataConfig
 from deepsc_jax.data import datasets, lungs, preparation, records, scans, store, sums
 from deepsc_jax.phantoms.lesions import make_phantom
@@ -262,19 +263,22 @@ def test_a_source_that_changed_or_went_missing_is_named(source_case, tmp_path, k
     assert preparation.prepare([source_case], tmp_path, DATA, workers=1) == []
     (record,) = store.Store(tmp_path / "store").cases()
     assert set(record.sums) == set(records.SOURCES)
-    record.require_sources()
+    opened = store.Store(tmp_path / "store")
+    assert scoring.source_case(opened, record, "hu").lesion.any()
     path = getattr(source_case, kind)
     content, before = path.read_bytes(), path.stat()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # a bit of the size that gzip notes
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    words = f"own: its {kind.replace('_', ' ')} {path} has changed since it was prepared"
-    with pytest.raises(InputError, match=words):
-        record.require_sources()
+    # The same image in other bytes; what cannot be read; another image that cannot fit.
+    for changed in (content + bytes(8), content[:-1], gzip.compress(b"another")):
+        path.write_bytes(changed)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        words = f"own: its {kind.replace('_', ' ')} {path} has changed since it was prepared"
+        with pytest.raises(InputError, match=words):
+            scoring.source_case(opened, record, "hu")
     path.unlink()
     with pytest.raises(InputError, match=f"{path} is gone since it was prepared"):
-        record.require_sources()
+        scoring.source_case(opened, record, "hu")
     path.write_bytes(content)
-    record.require_sources()
+    assert scoring.source_case(opened, record, "hu").lesion.any()
 
 
 def test_the_slices_of_a_dicom_folder_are_one_source(tmp_path):
