@@ -15,7 +15,7 @@ import pytest
 
 from deepsc_jax import evaluate as scoring
 from deepsc_jax.config import CLASSES, DataConfig
-from deepsc_jax.data import datasets, lungs, preparation, records, scans, store, sums
+from deepsc_jax.data import datasets, lungs, preparation, records, scans, store
 from deepsc_jax.phantoms.lesions import make_phantom
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime.errors import InputError
@@ -279,20 +279,6 @@ def test_a_source_that_changed_or_went_missing_is_named(source_case, tmp_path, k
         scoring.source_case(opened, record, "hu")
     path.write_bytes(content)
     assert scoring.source_case(opened, record, "hu").lesion.any()
-
-
-def test_the_slices_of_a_dicom_folder_are_one_source(tmp_path):
-    def write(folder: str, **files: bytes) -> pathlib.Path:
-        (tmp_path / folder).mkdir(exist_ok=True)
-        for name, content in files.items():
-            (tmp_path / folder / name).write_bytes(content)
-        return tmp_path / folder
-
-    one = sums.source_sum(write("one", a=b"first", b=b"second"))
-    assert sums.source_sum(write("renamed", x=b"second", y=b"first")) == one
-    assert sums.source_sum(write("one", **{".DS_Store": b"seen by a file browser"})) == one
-    assert sums.source_sum(write("changed", a=b"first", b=b"seconds")) != one
-    assert sums.source_sum(write("one", c=b"")) != one
 
 
 def test_what_was_done_is_done_again_if_a_source_changed_unseen(source_case, tmp_path):
