@@ -14,10 +14,10 @@ import pytest
 import smallest
 from drawn import draw_params
 
-from deepsc_jax import prepare
 from deepsc_jax.benchmarking import cold_start
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import state as states
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     state = states.create(CONFIG, "segmentation", jax.tree.map(jnp.asarray, params))
     checkpoints.save(state, {"next_index": 0}, None)
     checkpoints.close()
-    cases = prepare.write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
+    cases = write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
     for i in range(SCANS):
         (folder / "in" / f"p{i}").mkdir(parents=True)
         (folder / "in" / f"p{i}" / "scan.nii.gz").symlink_to(cases[i % 2].scan)

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepsc_jax import prepare
 from deepsc_jax.config import DataConfig
 from deepsc_jax.inference import requests
 from deepsc_jax.inference import results as prediction
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Network, Outcome, Prediction
 from deepsc_jax.inference.workers import BatchInference
+from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.predict import summary, write_table
 from deepsc_jax.runtime.errors import InputError
 
@@ -51,7 +51,7 @@ class Computes:
 def scans(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder of two phantoms, p0/scan.nii.gz and p1/scan.nii.gz."""
     folder = tmp_path_factory.mktemp("phantoms")
-    cases = prepare.write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
+    cases = write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
     for i, case in enumerate(cases):
         (folder / "in" / f"p{i}").mkdir(parents=True)
         case.scan.rename(folder / "in" / f"p{i}" / "scan.nii.gz")
