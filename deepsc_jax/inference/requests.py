@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from deepsc_jax.data.scans import scan_name
+from deepsc_jax.inference.identity import is_dicom
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -137,15 +138,7 @@ def _are_dicom(folder: Path, names: Sequence[str]) -> bool:
     """Whether one of the files is DICOM, by its name or content; an index of others is not."""
     if any(name.lower().endswith(".dcm") for name in names):
         return True
-    return any(_is_dicom(folder / name) for name in names if name != "DICOMDIR")
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return any(is_dicom(folder / name) for name in names if name != "DICOMDIR")
 
 
 def _unreadable(error: OSError) -> None:
