@@ -23,7 +23,8 @@ from typing import Any
 
 from deepsc_jax.runtime.errors import InputError
 
-_PARTIAL, _REPLACED = "partial", "replaced"  # before the name of what is written and replaced
+# Before the name of what is written and replaced. Hidden: what a killed process leaves is no scan.
+_PARTIAL, _REPLACED = ".partial", ".replaced"
 _LONGEST = 200  # bytes of a name that still leave room for what is put before it, of 255
 
 

@@ -216,7 +216,7 @@ def test_two_processes_at_one_scan_leave_one_whole_result(
     scans: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, network = Request("p0", scans / "p0" / "scan.nii.gz"), Computes()
-    killed = tmp_path / "partial-01234567-p0"
+    killed = tmp_path / ".partial-01234567-p0"
     killed.mkdir()
     (killed / "lesion_mask.nii.gz").write_text("half")
     draw = prediction.scan_picture
