@@ -5,6 +5,7 @@ result says which scan it is of and holds the sums of its files, so that the res
 never passes for another's, and what a user changed or added is never replaced.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -151,9 +152,8 @@ def content_files(path: Path) -> list[Path]:
         if not files:
             raise InputError(f"{path}: an empty folder, expected one of DICOM slices")
     else:
-        files = [path]
         _require_regular(path)
-        files += sorted(_companions(path) - {path}, key=lambda file: os.fsencode(file.name))
+        files = [path, *sorted(companions(path), key=lambda file: os.fsencode(file.name))]
     for file in files:
         _require_regular(file)
     return files
@@ -187,31 +187,26 @@ def _require_regular(file: Path) -> None:
 _DETACHED = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.I)
 
 
-def _companions(path: Path) -> set[Path]:
-    """The files that belong to a header, or the header that belongs to a file of voxels."""
-    suffix = path.suffix.lower()
+def companions(path: Path) -> set[Path]:
+    """The files that belong to a header, or the header of a file of voxels: not `path` itself."""
+    suffix, folder = path.suffix.lower(), path.parent
     if suffix in (".img", ".hdr"):
-        others = {".img", ".hdr"} - {suffix}
-        return {
-            f for f in path.parent.glob(f"{_escaped(path.stem)}.*") if f.suffix.lower() in others
-        }
+        other = {".img": ".hdr", ".hdr": ".img"}[suffix]
+        beside = folder.glob(f"{glob.escape(path.stem)}.*")
+        return {file for file in beside if file.suffix.lower() == other}
     if suffix not in (".mhd", ".nhdr"):
         return set()
     try:
         with path.open("rb") as file:
             header = file.read(1 << 20)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): check it") from error
-    found = _DETACHED.search(header)
-    if found is None or found[1] == b"LOCAL":
+    except OSError:  # whoever reads the scan says it
         return set()
-    if found[1].startswith(b"LIST") or b"%" in found[1]:  # a file a slice, or a pattern of names
-        return {file for file in path.parent.iterdir() if file.is_file()}
-    return {path.parent / os.fsdecode(found[1])}
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
+    found = _DETACHED.search(header)
+    if found is None or found[1].upper() == b"LOCAL":
+        return set()
+    if found[1].upper().startswith(b"LIST") or b"%" in found[1]:  # files, or a pattern of names
+        return {file for file in folder.iterdir() if file.is_file()} - {path}
+    return {folder / os.fsdecode(found[1])} - {path}
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -29,12 +29,15 @@ def chests(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def predict(
-    folder: pathlib.Path, scan: str = "A/ct.nii", network: Network = NETWORK, **options: Any
+    folder: pathlib.Path,
+    scan: str = "A/ct.nii",
+    network: Network = NETWORK,
+    *,
+    overwrite: bool = False,
 ) -> Outcome:
     """Predict a scan with its lung mask into out/ct."""
     path = folder / scan
     request = Request("ct", path, path.parent / "lungs" / "lungs.nii.gz")
-    overwrite = options.get("overwrite", False)
     return attempt(request, folder / "out", network, compute, overwrite=overwrite)
 
 
@@ -133,8 +136,8 @@ def test_what_a_user_put_into_a_result_survives_another_network(chests: pathlib.
     (folder / "corrected_mask.nii.gz").write_bytes(b"hours of work")
     (folder / "review").mkdir()
     (folder / "review" / "notes.txt").write_text("seen")
-    for options in ({"network": other_network()}, {"overwrite": True}):
-        again = predict(chests, **options)
+    for overwrite in (False, True):
+        again = predict(chests, network=other_network(), overwrite=overwrite)
         assert (again.skipped, again.error) == (False, None)
         assert (folder / "corrected_mask.nii.gz").read_bytes() == b"hours of work"
         assert (folder / "review" / "notes.txt").read_text() == "seen"

@@ -36,14 +36,14 @@ def test_every_scan_below_a_folder_is_found_and_named_by_its_place(tmp_path: pat
     put(linked / "scan.nii.gz")
     (folder / "linked").symlink_to(linked)
     expected["linked/scan"] = folder / "linked" / "scan.nii.gz"
-    found = requests.below(folder, out)
+    found = requests.below(folder, out).requests
     assert {request.name: request.path for request in found} == expected
     assert [request.name for request in found] == sorted(expected)
 
 
 def test_a_folder_of_slices_is_named_after_itself(tmp_path: pathlib.Path) -> None:
     put(tmp_path / "series" / "1.dcm")
-    (found,) = requests.below(tmp_path / "series", tmp_path / "out")
+    (found,) = requests.below(tmp_path / "series", tmp_path / "out").requests
     assert (found.name, found.path) == ("series", tmp_path / "series")
 
 
@@ -53,7 +53,7 @@ def test_a_folder_of_slices_is_named_after_itself(tmp_path: pathlib.Path) -> Non
         (["a/scan.nii", "a/scan.nii.gz"], "would both be a/scan"),
         (["a/scan.nii.gz", "a/scan/1.dcm"], "would both be a/scan"),
         (["a/1.dcm", "a/b/2.dcm"], "would lie in a: "),
-        (["readme.txt"], "no .nii or .nii.gz file and no folder of DICOM slices"),
+        (["readme.txt"], r"no file of \.nii, .*1 file that are no scans by their names left out"),
     ],
 )
 def test_results_that_would_collide_and_empty_folders_are_refused(
@@ -76,7 +76,7 @@ def test_a_list_names_results_as_it_names_scans(tmp_path: pathlib.Path) -> None:
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "scans.txt").write_text("b/scan.nii.gz\n\n  ./a/series/  \n/far/away.nii\n../up.nii\n")
-    found = requests.listed(lists / "scans.txt")
+    found = requests.listed(lists / "scans.txt").requests
     above = (tmp_path / "up").relative_to("/").as_posix()
     assert [request.name for request in found] == ["b/scan", "a/series", "far/away", above]
     assert found[0].path == lists / "b" / "scan.nii.gz"

@@ -65,7 +65,7 @@ def run(
     batch = BatchInference(
         predictor, out, workers=workers, overwrite=options.get("overwrite", False)
     )
-    wanted = options.get("wanted") or requests.below(scans, out)
+    wanted = options.get("wanted") or requests.below(scans, out).requests
     return sorted(batch.outcomes(wanted), key=lambda outcome: outcome.request.name)
 
 
