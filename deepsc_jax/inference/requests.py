@@ -88,11 +88,11 @@ def below(folder: Path, results: Path) -> Found:
         entered.add(place)
         where = Path(here).relative_to(folder)
         if "result.json" in files and read_result(Path(here)) is not None:
-            left_out["holding earlier results"].append(str(where))
+            left_out["earlier results"].append(str(where))
             folders.clear()
             continue
         hidden = [name for name in (*folders, *files) if name.startswith(".")]
-        left_out["whose names begin with a dot"] += [str(where / name) for name in sorted(hidden)]
+        left_out["hidden"] += [str(where / name) for name in sorted(hidden)]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         regular = _regular(Path(here), sorted(set(files) - set(hidden)), where, left_out)
         scans, others = _sorted_out(Path(here), regular)
@@ -100,7 +100,7 @@ def below(folder: Path, results: Path) -> Found:
         if _are_dicom(Path(here), others):
             paths.append(Path(here))
         else:
-            left_out["that are no scans by their names"] += [str(where / name) for name in others]
+            left_out["not scans by name"] += [str(where / name) for name in others]
         for path in paths:
             parent = path.relative_to(folder).parent
             found.append(Request((parent / _name(path)).as_posix(), path))
@@ -203,7 +203,7 @@ def _regular(
         if stat.S_ISREG(mode):
             regular.append(name)
         else:
-            left_out["that are no regular files"].append(str(where / name))
+            left_out["not regular files"].append(str(where / name))
     return regular
 
 
@@ -221,11 +221,9 @@ def _sorted_out(here: Path, names: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _left_out(kind: str, names: Sequence[str]) -> str:
-    """That some files or folders are left out: how many, and the first few."""
+    """That some files or folders are left out: how many, why, and the first few."""
     rest = ", …" if len(names) > _NAMED else ""
-    what = "folders" if kind.startswith("holding") else "files"
-    what = what if len(names) > 1 else what[:-1]
-    return f"{len(names)} {what} {kind} left out ({', '.join(map(shown, names[:_NAMED]))}{rest})"
+    return f"{len(names)} left out, {kind}: {', '.join(map(shown, names[:_NAMED]))}{rest}"
 
 
 def _without_reader(requests: Sequence[Request]) -> list[str]:
