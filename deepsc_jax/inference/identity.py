@@ -251,16 +251,26 @@ def missing_and_changed(folder: Path, result: dict[str, Any]) -> tuple[list[str]
     return missing, changed
 
 
-def require_replaceable(folder: Path, sources: Sources, *, overwrite: bool) -> set[str]:
+def require_replaceable(
+    folder: Path, sources: Sources, *, overwrite: bool, read: set[str] | None = None
+) -> set[str]:
     """The names of the files in `folder` that a new result of that scan takes the place of.
 
     A result is replaced by one of the same content. By one of the same path whose content has
     changed it is with `overwrite`. Another scan's is never replaced, nor is a file that is not as
     it was written.
 
+    Args:
+      folder: of the result.
+      sources: what the new result is made from.
+      overwrite: see above.
+      read: the states of files that were read and are as they were written. They are not read
+        again, and others are added.
+
     Raises:
       InputError: saying which of that it is.
     """
+    read = set() if read is None else read
     if not os.path.lexists(folder):
         return set()
     result = None if folder.is_symlink() else read_result(folder)
@@ -289,7 +299,7 @@ def require_replaceable(folder: Path, sources: Sources, *, overwrite: bool) -> s
     changed = [] if signed(result) == result else [RESULT]
     for name, facts in result["files"].items():
         file = folder / name
-        if os.path.lexists(file) and not _is_as_written(file, facts):
+        if os.path.lexists(file) and not _is_as_written(file, facts, read):
             changed.append(name)
     if changed:
         raise InputError(
@@ -299,11 +309,15 @@ def require_replaceable(folder: Path, sources: Sources, *, overwrite: bool) -> s
     return {RESULT, *result["files"]}
 
 
-def _is_as_written(file: Path, facts: Any) -> bool:
+def _is_as_written(file: Path, facts: Any, read: set[str]) -> bool:
     try:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size != facts["size"]:
             return False
-        return sha256(file) == facts["sha256"]
+        state = _state([file])
+        if state not in read and sha256(file) != facts["sha256"]:
+            return False
     except (OSError, KeyError, TypeError):
         return False
+    read.add(state)
+    return True

@@ -175,7 +175,9 @@ def predict_scan(
       InputError: the scan or its lung mask is not usable, or `out` holds something else.
     """
     sources = sources or identity.identify(request.path, request.lung_mask)
-    ours = functools.partial(identity.require_replaceable, sources=sources, overwrite=overwrite)
+    ours = functools.partial(
+        identity.require_replaceable, sources=sources, overwrite=overwrite, read=set()
+    )
     ours(out)
     scan = scans.load_scan(request.path, network.data.intensity)
     if request.lung_mask is None:

@@ -38,9 +38,13 @@ def aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield partial
-        _to_disk(partial)
+        # What is in a folder that is written aside goes to the disk with it.
+        alone = not any(part.startswith(f"{_PARTIAL}-") for part in path.parent.parts)
+        if alone:
+            _to_disk(partial)
         _rename(partial, path)
-        _to_disk(path.parent)
+        if alone:
+            _to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
