@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.names import print_any_name, shown
 
 # sysexits.h's EX_TEMPFAIL: nothing is wrong, start it again. The scripts in launch/ know it.
 PREEMPTED = 75
@@ -49,6 +50,7 @@ def run(
     environment, which glibc reads at the start only, unless some of that is set already. Compiled
     programs are kept in `compilation_cache()` unless JAX_COMPILATION_CACHE_DIR names a folder.
     """
+    print_any_name()
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     if computes:
@@ -75,7 +77,7 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
     try:
         return main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
