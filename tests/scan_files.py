@@ -115,8 +115,9 @@ def write_series(
 
 
 def remove_tag(path: Path, group: int, element: int) -> None:
-    """Take a short element out of an explicit little-endian DICOM file."""
+    """Take an element out of a DICOM file as `write_series` writes it: implicit little endian."""
     data = path.read_bytes()
-    place = data.index(group.to_bytes(2, "little") + element.to_bytes(2, "little"), 132)
-    length = int.from_bytes(data[place + 6 : place + 8], "little")
-    path.write_bytes(data[:place] + data[place + 8 + length :])
+    place = data.find(group.to_bytes(2, "little") + element.to_bytes(2, "little"), 132)
+    if place >= 0:
+        length = int.from_bytes(data[place + 4 : place + 8], "little")
+        path.write_bytes(data[:place] + data[place + 8 + length :])

@@ -111,9 +111,9 @@ def read_series(folder: Path) -> Source:
     return _to_source(folder, chosen, notes)
 
 
-def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], int]:
-    """The DICOM files of a folder, and how many other files lie there."""
-    slices, others = [], 0
+def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], list[Path]]:
+    """The DICOM files of a folder, and the other files that lie there."""
+    slices = []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         files = [entry for entry in entries if not entry.name.startswith(".") and _is_file(entry)]
@@ -125,7 +125,7 @@ def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], int]:
         ) from error
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}): check the path") from error
-    others = len(paths) - len(maybe)
+    others = [path for path in paths if path not in maybe]
     with openable(maybe) as names:
         for path, name in zip(maybe, names, strict=True):
             reader = sitk.ImageFileReader()
@@ -135,7 +135,7 @@ def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], int]:
                 reader.ReadImageInformation()
                 tags = {name: _tag(reader, key) for name, key in _TAGS.items()}
             except (RuntimeError, UnicodeDecodeError):
-                others += 1
+                others.append(path)
                 continue
             size = tuple(int(n) for n in reader.GetSize())
             slices.append(_Slice(path, tags, size, reader.GetNumberOfComponents()))
@@ -166,14 +166,14 @@ def _kind(item: _Slice) -> str:
     return kind if item.is_ct_slice() or kind != "CT" else "localizer or screenshot"
 
 
-def _left_out(chosen: list[_Slice], rest: list[_Slice], others: int) -> tuple[str, ...]:
+def _left_out(chosen: list[_Slice], rest: list[_Slice], others: list[Path]) -> tuple[str, ...]:
     """The note on which series is read and what else lies beside it; none where nothing does."""
     counts = Counter((_kind(item), item.tags["uid"]) for item in rest)
     parts = [f"{number} of {_shown(kind, 24)}" for (kind, _), number in counts.most_common(5)]
     if len(counts) > 5:
         parts.append(f"{len(counts) - 5} more series")
     if others:
-        parts.append(f"{others} files that are no DICOM image")
+        parts.append(f"{len(others)} that are no DICOM image, such as {others[0].name}")
     if not parts:
         return ()
     tags = chosen[0].tags

@@ -7,6 +7,7 @@ what it promises is held against what the file has, before ITK reads a voxel.
 
 import math
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -38,8 +39,8 @@ _UNMEASURED = Doubt(
 Fields = dict[str, str]
 
 
-def simpleitk() -> Any:
-    """The module SimpleITK.
+def simpleitk(path: Path) -> Any:
+    """The module SimpleITK, to read `path`.
 
     Raises:
         InputError: it is not installed; the line says how to.
@@ -48,7 +49,7 @@ def simpleitk() -> Any:
         import SimpleITK
     except ImportError as error:
         raise InputError(
-            "reading DICOM, NRRD and MetaImage needs SimpleITK, which is not installed: "
+            f"{path}: DICOM, NRRD and MetaImage need SimpleITK, which is not installed: "
             "pip install 'deepsc_jax[dicom]'"
         ) from error
     return SimpleITK
@@ -57,7 +58,7 @@ def simpleitk() -> Any:
 @contextmanager
 def itk_errors(path: Path, advice: str) -> Iterator[Any]:
     """SimpleITK without its warnings on stderr; what it raises becomes one line that ends so."""
-    sitk = simpleitk()
+    sitk = simpleitk(path)
     showed_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -65,7 +66,7 @@ def itk_errors(path: Path, advice: str) -> Iterator[Any]:
     except RuntimeError as error:
         # The last line of an ITK message is the one that says what happened.
         lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
+        reason = re.sub(r"(ITK ERROR: )?\w+\(0x\w+\): ", "", lines[-1]) if lines else "no reason"
         raise InputError(f"{path}: cannot be read ({reason[:200]}): {advice}") from error
     except MemoryError as error:
         raise InputError(
@@ -109,7 +110,7 @@ def read_itk(path: Path) -> Source:
     try:
         fields, begins = _header(path)
         data, begins = _data_file(path, fields, begins)
-        held = require_regular(data) - begins
+        held = _size(path, data) - begins
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -224,6 +225,15 @@ def _data_file(path: Path, fields: Fields, begins: int) -> tuple[Path, int]:
             f"{path}: its voxels lie in several files ({name}), expected one: convert it to NIfTI"
         )
     return path.parent / name, 0
+
+
+def _size(path: Path, data: Path) -> int:
+    if data == path:
+        return require_regular(path)
+    try:
+        return require_regular(data)
+    except InputError as error:
+        raise InputError(f"{path}: its voxels: {error}") from error
 
 
 def _encoding(path: Path, fields: Fields) -> str:

@@ -1,8 +1,9 @@
+import os
 import sys
 
 import numpy as np
 import pytest
-from scan_files import ct, real, refused, write_series
+from scan_files import ct, real, refused, remove_tag, write_series
 
 from deepsc_jax.data.scans import load_scan, save_like
 from deepsc_jax.runtime.errors import InputError
@@ -64,3 +65,162 @@ def test_jpeg_lossless_series_agrees_with_simpleitk(tmp_path):
     np.testing.assert_array_equal(scan.values, sitk.GetArrayViewFromImage(image))
     sitk.WriteImage(image, str(tmp_path / "theirs.nii"))
     np.testing.assert_allclose(scan.affine, load_scan(tmp_path / "theirs.nii").affine, atol=1e-4)
+
+
+# What a folder holds beside the series
+
+
+def test_the_longest_ct_series_is_read_whatever_lies_beside_it(tmp_path):
+    hu = ct((9, 10, 11))
+
+    def described(index, tags):
+        tags["0008|103e"] = "Thorax 5.0 B70f"
+
+    folder = write_series(tmp_path / "mixed", hu, uid="1.2.840.99.4444", edit=described)
+    write_series(folder, ct((14, 10, 11)), uid="1.2.3.5", modality="PT")
+    write_series(folder, ct((8, 10, 11)), uid="1.2.3.6")
+
+    def localizer(index, tags):
+        tags["0008|0008"] = "ORIGINAL\\PRIMARY\\LOCALIZER"
+        tags["0020|0037"] = "1\\0\\0\\0\\0\\-1"
+
+    write_series(folder, ct((12, 20, 21)), uid="1.2.3.7", edit=localizer)
+
+    def screenshot(index, tags):
+        tags["0008|0016"] = "1.2.840.10008.5.1.4.1.1.7"
+
+    write_series(folder, ct((11, 30, 31)), uid="1.2.3.8", edit=screenshot)
+    (folder / "readme.txt").write_text("made for a test")
+    (folder / "DICOMDIR").write_bytes(b"an index")
+    scan = load_scan(folder)
+    np.testing.assert_array_equal(scan.values, hu)
+    (note,) = scan.notes
+    assert "DICOM series ….840.99.4444 (Thorax 5.0 B70f, 9 slices) is read; left out: " in note
+    for part in ("14 of PT", "8 of CT", "12 of localizer or", "11 of localizer or"):
+        assert part in note
+    assert note.endswith("1 that are no DICOM image, such as readme.txt")
+
+
+def test_a_localizer_of_the_series_itself_is_left_out(tmp_path):
+    hu = ct((10, 10, 11))
+
+    def first_is_localizer(index, tags):
+        if index == 0:
+            tags["0008|0008"] = "ORIGINAL\\PRIMARY\\LOCALIZER"
+
+    scan = load_scan(write_series(tmp_path / "s", hu, edit=first_is_localizer))
+    np.testing.assert_array_equal(scan.values, hu[1:])
+    assert "left out: 1 of localizer or" in scan.notes[0]
+
+
+def test_one_series_alone_needs_no_note(tmp_path):
+    assert load_scan(write_series(tmp_path / "s", ct((9, 10, 11)))).notes == ()
+
+
+# Positions and spacing
+
+
+def without_positions(folder, step=None, thickness=None):
+    def lengths(_, tags):
+        tags |= {"0018|0050": thickness or "0", "0018|0088": step or "0"}
+
+    write_series(folder, ct((9, 10, 11)), edit=lengths)
+    for file in folder.iterdir():
+        remove_tag(file, 0x0020, 0x0032)
+        if step is None:  # SimpleITK's writer adds one
+            remove_tag(file, 0x0018, 0x0088)
+        if thickness is None:
+            remove_tag(file, 0x0018, 0x0050)
+    return folder
+
+
+def test_slices_without_positions_are_refused_with_the_distance_that_is_recorded(tmp_path):
+    folder = without_positions(tmp_path / "s", thickness="5.61")
+    refused(folder, r"no ImagePositionPatient.*5.61 mm apart.*--allow=voxels")
+    scan = load_scan(folder, allow={"voxels"})
+    assert scan.spacing_mm == pytest.approx((5.61, 0.9, 0.7), rel=1e-6)
+    np.testing.assert_array_equal(scan.values, ct((9, 10, 11)))
+    assert scan.notes[0].endswith("5.61 mm apart: allowed")
+
+
+def test_spacing_between_slices_goes_before_thickness(tmp_path):
+    folder = without_positions(tmp_path / "s", step="2.5", thickness="5")
+    assert load_scan(folder, allow={"voxels"}).spacing_mm[0] == pytest.approx(2.5)
+
+
+def test_neither_positions_nor_a_distance_is_refused_even_if_allowed(tmp_path):
+    folder = without_positions(tmp_path / "s")
+    with pytest.raises(InputError, match="neither one SpacingBetweenSlices nor one SliceThickness"):
+        load_scan(folder, allow={"voxels"})
+
+
+def test_one_slice_without_a_position_is_named(tmp_path):
+    folder = write_series(tmp_path / "s", ct((9, 10, 11)))
+    victim = sorted(folder.iterdir())[4]
+    remove_tag(victim, 0x0020, 0x0032)
+    refused(folder, rf"1 of 9 slices \({victim.name}\) have no ImagePositionPatient")
+
+
+@pytest.mark.parametrize("step", [0.625, 1.25, 0.75])
+def test_positions_rounded_to_a_tenth_are_no_gaps(tmp_path, step):
+    z = [f"{value:.1f}" for value in step * np.arange(40)]
+    scan = load_scan(write_series(tmp_path / "s", ct((40, 8, 8)), z=z))
+    assert scan.spacing_mm[0] == pytest.approx(step, abs=0.1 / 39)
+    missing = [value for index, value in enumerate(z) if index != 20]
+    refused(write_series(tmp_path / "gap", ct((39, 8, 8)), z=missing), "a slice is missing")
+
+
+def test_a_missing_slice_is_a_gap_where_positions_are_exact(tmp_path):
+    z = np.delete(0.5 * np.arange(12), 5)
+    refused(write_series(tmp_path / "s", ct((11, 8, 8)), z=z), r"apart \(the latter beside")
+
+
+def test_a_file_that_lies_there_twice_is_named(tmp_path):
+    folder = write_series(tmp_path / "s", ct((9, 10, 11)))
+    (folder / "copy.dcm").write_bytes((folder / "1.2.3.4_003.dcm").read_bytes())
+    refused(folder, r"1\.2\.3\.4_003\.dcm and copy\.dcm lie at one position")
+
+
+def test_slices_unlike_the_others_are_named(tmp_path):
+    folder = write_series(tmp_path / "s", ct((9, 10, 11)))
+    write_series(folder, ct((1, 20, 21)), z=[25], names=["other"])
+    refused(folder, r"other\.dcm: its image is 21, 20, that of .* 11, 10")
+
+
+def test_tags_without_which_itk_takes_1_mm_or_no_turn_are_asked_for(tmp_path):
+    folder = write_series(tmp_path / "spacing", ct((9, 10, 11)))
+    for file in folder.iterdir():
+        remove_tag(file, 0x0028, 0x0030)
+    refused(folder, "its PixelSpacing is '', expected two positive numbers")
+    folder = write_series(tmp_path / "turn", ct((9, 10, 11)))
+    for file in folder.iterdir():
+        remove_tag(file, 0x0020, 0x0037)
+    refused(folder, "no ImageOrientationPatient; taken would be axial slices.*--allow=voxels")
+
+
+def test_a_rescale_that_some_slices_lack_is_refused(tmp_path):
+    folder = write_series(tmp_path / "s", ct((9, 10, 11)))
+    remove_tag(sorted(folder.iterdir())[2], 0x0028, 0x1052)
+    refused(folder, "1 of 9 slices .* have no RescaleSlope and RescaleIntercept")
+
+
+def test_a_tilted_gantry_keeps_its_shear(tmp_path):
+    folder = tmp_path / "s"
+
+    def tilted(index, tags):
+        tags["0020|0032"] = f"-100\\{-150 + 0.2 * index:g}\\{2.5 * index:g}"
+
+    scan = load_scan(write_series(folder, ct((9, 10, 11)), edit=tilted))
+    np.testing.assert_allclose(scan.affine[:3, 2], (0, -0.2, 2.5), atol=1e-6)
+
+
+def test_folders_and_files_with_names_that_are_not_utf8_are_read(tmp_path):
+    hu = ct((9, 10, 11))
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    for file in write_series(tmp_path / "s", hu).iterdir():
+        file.rename(folder / os.fsdecode(b"\xe9" + os.fsencode(file.name)))
+    np.testing.assert_array_equal(load_scan(folder).values, hu)
