@@ -1,6 +1,7 @@
 """Scan files that tests write, NIfTI with any field and DICOM series, and where real CT is."""
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -114,10 +115,27 @@ def write_series(
     return folder
 
 
-def remove_tag(path: Path, group: int, element: int) -> None:
-    """Take an element out of a DICOM file as `write_series` writes it: implicit little endian."""
+def elements(data: bytes) -> list[tuple[int, int, int]]:
+    """Tag, beginning and end of each element of a DICOM file as `write_series` writes it.
+
+    That is implicit little endian after the group 0002, whose length is its first value.
+    """
+    place = 144 + int.from_bytes(data[140:144], "little")
+    found = []
+    while place < len(data):
+        group, element, length = struct.unpack_from("<HHI", data, place)
+        found.append((group << 16 | element, place, place + 8 + length))
+        place += 8 + length
+    return found
+
+
+def set_tag(path: Path, tag: int, text: str | None) -> None:
+    """Write, or with None take out, an element of a DICOM file, such as 0x00200032."""
     data = path.read_bytes()
-    place = data.find(group.to_bytes(2, "little") + element.to_bytes(2, "little"), 132)
-    if place >= 0:
-        length = int.from_bytes(data[place + 4 : place + 8], "little")
-        path.write_bytes(data[:place] + data[place + 8 + length :])
+    begin = next((begin for other, begin, _ in elements(data) if other >= tag), len(data))
+    end = next((end for other, _, end in elements(data) if other == tag), begin)
+    new = b""
+    if text is not None:
+        value = text.encode() + b" " * (len(text) % 2)
+        new = struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
+    path.write_bytes(data[:begin] + new + data[end:])

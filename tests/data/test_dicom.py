@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from scan_files import ct, real, refused, remove_tag, write_series
+from scan_files import ct, real, refused, set_tag, write_series
 
 from deepsc_jax.data.scans import load_scan, save_like
 from deepsc_jax.runtime.errors import InputError
@@ -121,16 +121,10 @@ def test_one_series_alone_needs_no_note(tmp_path):
 
 
 def without_positions(folder, step=None, thickness=None):
-    def lengths(_, tags):
-        tags |= {"0018|0050": thickness or "0", "0018|0088": step or "0"}
-
-    write_series(folder, ct((9, 10, 11)), edit=lengths)
-    for file in folder.iterdir():
-        remove_tag(file, 0x0020, 0x0032)
-        if step is None:  # SimpleITK's writer adds one
-            remove_tag(file, 0x0018, 0x0088)
-        if thickness is None:
-            remove_tag(file, 0x0018, 0x0050)
+    for file in write_series(folder, ct((9, 10, 11))).iterdir():
+        set_tag(file, 0x00200032, None)
+        set_tag(file, 0x00180088, step)
+        set_tag(file, 0x00180050, thickness)
     return folder
 
 
@@ -157,7 +151,7 @@ def test_neither_positions_nor_a_distance_is_refused_even_if_allowed(tmp_path):
 def test_one_slice_without_a_position_is_named(tmp_path):
     folder = write_series(tmp_path / "s", ct((9, 10, 11)))
     victim = sorted(folder.iterdir())[4]
-    remove_tag(victim, 0x0020, 0x0032)
+    set_tag(victim, 0x00200032, None)
     refused(folder, rf"1 of 9 slices \({victim.name}\) have no ImagePositionPatient")
 
 
@@ -190,17 +184,17 @@ def test_slices_unlike_the_others_are_named(tmp_path):
 def test_tags_without_which_itk_takes_1_mm_or_no_turn_are_asked_for(tmp_path):
     folder = write_series(tmp_path / "spacing", ct((9, 10, 11)))
     for file in folder.iterdir():
-        remove_tag(file, 0x0028, 0x0030)
+        set_tag(file, 0x00280030, None)
     refused(folder, "its PixelSpacing is '', expected two positive numbers")
     folder = write_series(tmp_path / "turn", ct((9, 10, 11)))
     for file in folder.iterdir():
-        remove_tag(file, 0x0020, 0x0037)
+        set_tag(file, 0x00200037, None)
     refused(folder, "no ImageOrientationPatient; taken would be axial slices.*--allow=voxels")
 
 
 def test_a_rescale_that_some_slices_lack_is_refused(tmp_path):
     folder = write_series(tmp_path / "s", ct((9, 10, 11)))
-    remove_tag(sorted(folder.iterdir())[2], 0x0028, 0x1052)
+    set_tag(sorted(folder.iterdir())[2], 0x00281052, None)
     refused(folder, "1 of 9 slices .* have no RescaleSlope and RescaleIntercept")
 
 
