@@ -23,7 +23,7 @@ from deepsc_jax.runtime.errors import InputError
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 _HEADER_BYTES = 1 << 20
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SPACES = {"left-posterior-superior", "right-anterior-superior", "left-anterior-superior"}
 _SPACES |= {"lps", "ras", "las"}

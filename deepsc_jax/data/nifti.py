@@ -42,7 +42,8 @@ SAME_SIZE = 1e-3
 DOUBTFUL_SIZE = 0.01
 """Beyond: which of the two is right decides on volumes. Refused unless it is allowed."""
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
+_LARGEST_OFFSET = 1 << 26  # extensions lie before it
 _CODES = range(6)
 _UNITS = {0: "no unit", 1: "metres", 2: "mm", 3: "microns"}
 MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
@@ -209,10 +210,10 @@ def _offset(header: nib.Nifti1Header, path: Path, *, single: bool) -> int:
     """Where the voxels begin. Below the header's end nibabel reads the header as voxels."""
     offset = float(header["vox_offset"])
     least = header.single_vox_offset if single else 0
-    if not (offset.is_integer() and least <= offset < 1 << 40):
+    if not (offset.is_integer() and least <= offset <= _LARGEST_OFFSET):
         raise InputError(
             f"{path}: its header says that voxels begin at byte {offset:g} (vox_offset), expected "
-            f"{least} or a whole number beyond: readers differ on where they are; "
+            f"{least} or a whole number up to {_LARGEST_OFFSET}: readers differ on where they are; "
             f"set vox_offset to {least}, or write the file afresh"
         )
     return int(offset)

@@ -105,9 +105,7 @@ def require_regular(path: Path) -> int:
         raise InputError(f"{path}: no such file: check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"{path}: cannot be looked at ({reason}): check path and rights"
-        ) from error
+        raise InputError(f"{path}: cannot be read ({reason}): check path and rights") from error
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")

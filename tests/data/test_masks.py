@@ -66,3 +66,29 @@ def test_mask_values_other_than_0_and_1_are_named(tmp_path, scan, values, named)
     path = write(tmp_path / "m.nii", mask)
     with pytest.raises(InputError, match=named):
         load_mask(path, scan)
+
+
+@pytest.mark.parametrize("labels", [(1, 2), (1, 2, 3, 4, 5), (255,), (257, 513)])
+def test_what_is_not_0_in_a_lung_mask_is_lung(tmp_path, scan, labels):
+    """Sides, lobes, 255, or codes of regions."""
+    mask = np.resize(np.array((0, *labels), np.uint16), (10, 11, 12))
+    path = write(tmp_path / "m.nii", mask)
+    np.testing.assert_array_equal(load_mask(path, scan, "lung mask"), mask.T > 0)
+    if labels != (1,):
+        with pytest.raises(InputError, match="beside 0 and 1"):
+            load_mask(path, scan, "lesion mask")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0, 0.25, 1], "lung mask holds 0.25, expected 0 .background. and whole numbers"),
+        ([0, -1000, 40], "lung mask holds -1000, expected"),
+        ([0, np.nan], "lung mask holds nan, expected"),
+        (list(range(60)), "lung mask holds more than 32 labels"),
+    ],
+)
+def test_a_lung_mask_that_is_an_image_is_refused(tmp_path, scan, values, said):
+    path = write(tmp_path / "m.nii", np.resize(np.array(values, np.float32), (10, 11, 12)))
+    with pytest.raises(InputError, match=said):
+        load_mask(path, scan, "lung mask")
