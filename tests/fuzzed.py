@@ -57,7 +57,7 @@ def _field(rng: np.random.Generator, data: bytearray) -> bytes:
     )
     kind = header[name].dtype
     if kind.kind != "f":
-        limits = np.iinfo(kind)
+        limits = np.iinfo(kind.str)
         value = 0 if np.isnan(value) else int(np.clip(value, limits.min, limits.max))
     if header[name].ndim:
         header[name][rng.integers(header[name].size)] = value

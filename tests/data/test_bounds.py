@@ -28,7 +28,7 @@ def refused_within(memory: int, path: Path, said: str, **options) -> None:
         tracemalloc.stop()
 
 
-def header_of(shape, dtype=np.int16) -> bytes:
+def header_of(shape, dtype: type = np.int16) -> bytes:
     image = nib.Nifti1Image(np.zeros((1, 1, 1), dtype), affine_of())
     header = image.header
     header.set_data_shape(shape)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.nifti1 import Nifti1Extension
 from scan_files import affine_of, ct, edit_header, refused, stored, write
 
 from deepsc_jax.data.scans import load_scan, save_like
@@ -248,7 +249,7 @@ def test_voxels_that_would_begin_within_the_header_are_refused(tmp_path, offset)
 
 def test_voxels_after_an_extension_are_read(tmp_path):
     image = nib.Nifti1Image(ct(), affine_of())
-    image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"a remark" * 20))
+    image.header.extensions.append(Nifti1Extension(6, b"a remark" * 20))
     nib.save(image, tmp_path / "case.nii.gz")
     np.testing.assert_array_equal(load_scan(tmp_path / "case.nii.gz").values, ct().T)
 
