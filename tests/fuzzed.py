@@ -1,4 +1,4 @@
-"""Damaged scan files, drawn from a seed, and what becomes of each: python tests/fuzzed.py KIND N.
+"""Damaged scan files, drawn from a seed, and what becomes of each: python tests/fuzzed.py KIND N [SEED].
 
 KIND is nifti, itk (NRRD and MetaImage) or dicom. Each file is loaded in a process of its own, so
 that a crash, a hang and the memory it takes are seen.
@@ -361,4 +361,4 @@ def _honest(kind: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(survey(sys.argv[1], int(sys.argv[2])), indent=1))
+    print(json.dumps(survey(sys.argv[1], *map(int, sys.argv[2:])), indent=1))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from deepsc_jax.data.dicom_elements import misfit
 from deepsc_jax.data.itk import itk_errors, openable
 from deepsc_jax.data.source import Doubt, Source, require_bounded, scanner_header
 from deepsc_jax.runtime.errors import InputError
@@ -118,13 +119,20 @@ def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], list[Path]]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         files = [entry for entry in entries if not entry.name.startswith(".") and _is_file(entry)]
         paths = [Path(folder, entry.name) for entry in files if entry.name != "DICOMDIR"]
-        maybe = [path for path in paths if _may_be_dicom(path)]
+        misfits = {path: misfit(path) for path in paths if _may_be_dicom(path)}
     except PermissionError as error:
         raise InputError(
             f"{error.filename}: may not be read: give yourself the right to read it"
         ) from error
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}): check the path") from error
+    damaged = [(path, what) for path, what in misfits.items() if what not in (None, "not DICOM")]
+    if damaged:
+        raise InputError(
+            f"{damaged[0][0]}: damaged ({damaged[0][1]}), as are {len(damaged)} of {len(paths)} files "
+            "there, expected whole ones: copy the series afresh"
+        )
+    maybe = [path for path, what in misfits.items() if what is None]
     others = [path for path in paths if path not in maybe]
     with openable(maybe) as names:
         for path, name in zip(maybe, names, strict=True):
