@@ -1,4 +1,6 @@
-"""Damaged scan files, drawn from a seed, and what becomes of each: python tests/fuzzed.py KIND N [SEED].
+"""Damaged scan files, drawn from a seed, and what becomes of each.
+
+    python tests/fuzzed.py KIND N [SEED]
 
 KIND is nifti, itk (NRRD and MetaImage) or dicom. Each file is loaded in a process of its own, so
 that a crash, a hang and the memory it takes are seen.

@@ -129,8 +129,8 @@ def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], list[Path]]:
     damaged = [(path, what) for path, what in misfits.items() if what not in (None, "not DICOM")]
     if damaged:
         raise InputError(
-            f"{damaged[0][0]}: damaged ({damaged[0][1]}), as are {len(damaged)} of {len(paths)} files "
-            "there, expected whole ones: copy the series afresh"
+            f"{damaged[0][0]}: damaged ({damaged[0][1]}), as are {len(damaged)} of {len(paths)} "
+            "files there, expected whole ones: copy the series afresh"
         )
     maybe = [path for path, what in misfits.items() if what is None]
     others = [path for path in paths if path not in maybe]
