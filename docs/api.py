@@ -8,7 +8,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-PACKAGE = pathlib.Path("deepsc_jax")
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "deepsc_jax"
 
 
 def on_config(config: Any) -> Any:
@@ -35,4 +36,4 @@ def _pages() -> dict[str, str]:
 
 
 def _directive(path: pathlib.Path) -> str:
-    return "::: " + ".".join(path.with_suffix("").parts)
+    return "::: " + ".".join(path.relative_to(ROOT).with_suffix("").parts)
