@@ -13,6 +13,7 @@ ENV PATH=/opt/deepsc/bin:$PATH
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY deepsc_jax ./deepsc_jax
+COPY configs ./configs
 # Versions are within the ranges of pyproject.toml.
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".${EXTRA:+[$EXTRA]}"
@@ -21,7 +22,6 @@ FROM ${BASE}
 # Training runs as a user who owns nothing but its home, where what XLA compiled is kept.
 RUN useradd --create-home --uid 1000 deepsc && install -d -o deepsc -g deepsc /work
 COPY --from=build /opt/deepsc /opt/deepsc
-COPY configs /work/configs
 ENV PATH=/opt/deepsc/bin:$PATH \
     PYTHONUNBUFFERED=1
 # By number, so that Kubernetes can see that it is not root.

@@ -13,7 +13,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain parity mutations benchmark docs test test-slow test-scale lint types
+.PHONY: help venv demo gain parity mutations benchmark docs picture test test-slow test-scale lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -59,6 +59,9 @@ mutations: $(INSTALLED_TEST) ## twelve deliberate errors, each of which a parity
 
 benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/benchmark.json (long; nothing beside it)
 	$(PY) -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json
+
+picture: ## docs/picture.png anew, from what make demo predicted
+	cp runs/demo/predictions/phantom-test-*/picture.png docs/picture.png
 
 docs: $(INSTALLED_DOCS) ## the documentation as a site, runs/site/index.html; strict: no broken link
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
