@@ -20,6 +20,7 @@ import jax
 from absl import app, flags, logging
 
 from deepsc_jax.config import SECTIONS, Config
+from deepsc_jax.runtime.compilation_cache import install
 from deepsc_jax.runtime.errors import InputError
 
 # sysexits.h's EX_TEMPFAIL: nothing is wrong, start it again. The scripts in launch/ know it.
@@ -62,6 +63,7 @@ def keep_compiled(folder: str | None, least_seconds: float = 0.0) -> None:
     Not what `--conv_form=direct` compiles: XLA cannot write a program with oneDNN, of which JAX
     would warn each time.
     """
+    install(compilation_cache())
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     unwritten = "Error writing persistent compilation cache entry .*: MemoryError"

@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: what a program that trains does on them, from its first line to its last.
 
-Imports nothing but the standard library: it is entered before JAX is imported. A thread listens,
-not the main thread's handlers, which Python would run no earlier than a compilation of minutes ends.
+Imports nothing but the standard library: it is entered before JAX is imported. A thread listens:
+the main thread's handlers Python would not run before a compilation of minutes ends.
 """
 
 import contextlib

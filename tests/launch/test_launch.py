@@ -80,9 +80,8 @@ def scontrol(folder: pathlib.Path, state: str = "RUNNING") -> None:
     stand_in(folder, "scontrol", f'[ "$1" = show ] && echo "{shown}" || true')
 
 
-AT_MOST = [
-    (code, restarts, restarts < 3) for code in (70, 124, 134, 137, 139) for restarts in (2, 3)
-]
+CRASHES = (69, 70, 124, 134, 137, 139)
+AT_MOST = [(code, restarts, restarts < 3) for code in CRASHES for restarts in (2, 3)]
 
 
 @pytest.mark.parametrize("script", ["slurm.sbatch", "predict.sbatch"])

@@ -60,8 +60,7 @@ with signals.heeded("a step"):
 
 def start(program: str, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-c", program, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    run = subprocess.Popen(command, text=True, **pipes)
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
     assert run.stdout.readline() == "ready\n"
     return run
