@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax.config import CLASSES, STAGES
+from deepsc_jax.config import CLASSES
 from deepsc_jax.inference import requests
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Outcome
@@ -80,6 +80,36 @@ def summary(outcomes: Sequence[Outcome], total: int, seconds: float, busy: float
             f"{busy / seconds:.0%} of the time and waited for scans {1 - busy / seconds:.0%}"
         )
     return line
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    flags.DEFINE_multi_string("scan", [], "NIfTI file or DICOM folder; repeat for more.")
+    flags.DEFINE_string(
+        "scans",
+        None,
+        "Folder: every NIfTI file and DICOM folder below it; their results are named by their "
+        "paths in it. Or a text file that lists one path a line.",
+    )
+    flags.DEFINE_string("share", None, "I/N: of the scans every N-th from the I-th on, from 0.")
+    flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each --scan; default: found.")
+    flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+    flags.DEFINE_bool("overwrite", False, "Predict scans again whose result is there.")
+    flags.DEFINE_integer(
+        "workers",
+        None,
+        f"Processes that read and write; default: one a core, at most {MOST_WORKERS}; 0 for none.",
+        lower_bound=0,
+    )
+    flags.DEFINE_enum(
+        "conv_form",
+        "auto",
+        ["auto", "direct"],
+        "direct, on a CPU for many scans: by oneDNN, faster, but compiled anew at each start. It "
+        "needs JAX 0.11.",
+    )
+    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
 
 
 def main() -> int:
@@ -162,34 +192,12 @@ def _say(outcomes: Sequence[Outcome], total: int, begun: float) -> None:
         print(line, flush=True)
 
 
-if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
-    flags.DEFINE_multi_string("scan", [], "NIfTI file or DICOM folder; repeat for more.")
-    flags.DEFINE_string(
-        "scans",
-        None,
-        "Folder: every NIfTI file and DICOM folder below it; their results are named by their "
-        "paths in it. Or a text file that lists one path a line.",
-    )
-    flags.DEFINE_string("share", None, "I/N: of the scans every N-th from the I-th on, from 0.")
-    flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each --scan; default: found.")
-    flags.DEFINE_string("out", None, "Folder for the results.", required=True)
-    flags.DEFINE_bool("overwrite", False, "Predict scans again whose result is there.")
-    flags.DEFINE_integer(
-        "workers",
-        None,
-        f"Processes that read and write; default: one a core, at most {MOST_WORKERS}; 0 for none.",
-        lower_bound=0,
-    )
-    flags.DEFINE_enum(
-        "conv_form",
-        "auto",
-        ["auto", "direct"],
-        "direct, on a CPU for many scans: by oneDNN, faster, but compiled anew at each start. It "
-        "needs JAX 0.11.",
-    )
-    flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last one trained.")
-
+def run() -> None:
+    """Run this command."""
     from deepsc_jax.runtime import entry
 
-    entry.run(main)
+    entry.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    run()

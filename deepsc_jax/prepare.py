@@ -10,7 +10,6 @@ code is 1.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import json
@@ -20,23 +19,24 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import rich.console
-import rich.progress as bars
 from absl import flags
 
 from deepsc_jax import __version__, config
+from deepsc_jax.config import flags as config_flags
 from deepsc_jax.data import datasets, lungs, scans, store
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.preprocess import Prepared, prepare_scan
+from deepsc_jax.models import registry
 from deepsc_jax.phantoms import lesions as phantom
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, write_json
+from deepsc_jax.runtime.progress import Progress
 
 # Of a case's lesion voxels, outside of its lung mask: more than this is worth a line.
 _LESION_OUTSIDE = 0.1
@@ -222,12 +222,12 @@ def _in_parallel(
             traceback.print_exception(error)
             return InputError(f"{type(error).__name__}: {error}: please report this")
 
-    with _progress(title, len(items)) as advance:
+    with Progress(title, len(items)) as progress:
         if workers == 1:
             results = []
             for item in items:
                 results.append(outcome(functools.partial(job, item)))
-                advance()
+                progress.advance()
             return results
         # Spawned, not forked: tensorstore's threads do not survive a fork.
         pool = concurrent.futures.ProcessPoolExecutor(
@@ -236,7 +236,7 @@ def _in_parallel(
         try:
             futures = [pool.submit(job, item) for item in items]
             for _ in concurrent.futures.as_completed(futures):
-                advance()
+                progress.advance()
             return [outcome(future.result) for future in futures]
         except concurrent.futures.BrokenExecutor as error:
             raise InputError(
@@ -246,22 +246,8 @@ def _in_parallel(
             pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar with an estimate on a terminal; nothing elsewhere."""
-    console = rich.console.Console(stderr=True)
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
-
-
-def _define_flags() -> None:
+def define_flags() -> None:
+    """Define the flags of this command."""
     flags.DEFINE_list("phantoms", None, "make this many: TRAIN,VALIDATION,TEST, over all classes")
     flags.DEFINE_integer("phantom_size", 96, "side of a phantom's slices, in voxels", 32)
     flags.DEFINE_string("cases", None, f"a case list: CSV with {','.join(datasets.COLUMNS)}")
@@ -269,12 +255,18 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "folder of the result", required=True)
     flags.DEFINE_bool("overwrite", False, "replace a store that is there")
     flags.DEFINE_integer("workers", 2, "processes", lower_bound=1)
-    entry.define_config_flags()
+    config_flags.define_shared()
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parse the flags; those of models, which flag files hold too, pass by."""
+    return config_flags.without_models(list(registry.MODELS), argv)
 
 
 def main() -> int:
     """The program: see the module's docstring."""
-    values, run = flags.FLAGS, entry.config_from_flags()
+    values = flags.FLAGS
+    data = config_flags.section(config.DataConfig)
     out = pathlib.Path(values.out)
     if (values.phantoms is None) == (values.cases is None):
         raise InputError("--phantoms and --cases: give one of them")
@@ -284,7 +276,7 @@ def main() -> int:
         counts = _counts(values.phantoms)
         print(f"Making {sum(counts)} phantoms in {out / 'scans'} ...", flush=True)
         cases = write_phantoms(
-            counts, out, seed=run.train.seed, size=values.phantom_size, workers=values.workers
+            counts, out, seed=values.seed, size=values.phantom_size, workers=values.workers
         )
         print(f"... in {time.monotonic() - began:.0f} s", flush=True)
     else:
@@ -294,7 +286,7 @@ def main() -> int:
         if not (out / "cases.csv").exists() or not source.samefile(out / "cases.csv"):
             datasets.write_cases(cases, out / "cases.csv")
     phantoms = values.phantoms is not None
-    return _report(cases, failures, out, run.data, values.workers, values.overwrite, phantoms)
+    return _report(cases, failures, out, data, values.workers, values.overwrite, phantoms)
 
 
 def _counts(texts: Sequence[str]) -> list[int]:
@@ -344,6 +336,10 @@ def _report(
     return 1 if failures else 0
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, parse, computes=False)
+
+
 if __name__ == "__main__":
-    _define_flags()
-    entry.run(main)
+    run()

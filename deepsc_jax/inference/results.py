@@ -19,30 +19,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from deepsc_jax import __version__
-from deepsc_jax.config import CLASSES, DataConfig, Stage
+from deepsc_jax.config import DataConfig
 from deepsc_jax.data import lungs, preprocess, scans
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.scans import Scan
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import folder_aside, write_json
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says of a scan, on its working grid.
-
-    Attributes:
-      lesion: lesion probability (D, H, W), or None after a classification-only run.
-      probabilities: one per class, or None after a segmentation-only run.
-      evidence: M_1, M_2, M_3 (3, D, H, W) in [0, 1] for the most probable class, or None.
-    """
-
-    lesion: Float[np.ndarray, "depth height width"] | None
-    probabilities: Float[np.ndarray, "class"] | None
-    evidence: Float[np.ndarray, "3 depth height width"] | None
-
 
 Compute = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
 
@@ -57,13 +42,15 @@ class Network:
       threshold: lesion probability from which a voxel is lesion.
       trained_on: `phantoms`, `scans`, or `unknown data`.
       digest: another for other parameters, and for another architecture of the same ones.
+      volumes: what it gives probabilities of, and maps of evidence, by name.
     """
 
     data: DataConfig
-    stage: Stage
+    stage: str
     threshold: float
     trained_on: str
     digest: str
+    volumes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -194,17 +181,17 @@ def _write(
         lesion_ml = float(mask.sum()) * voxel_ml
         result |= {"lesion_ml": lesion_ml, "lesion_threshold": network.threshold}
         result["lesion_share_of_lung"] = float(mask.sum() / lung.sum())
-    if prediction.probabilities is not None and prediction.evidence is not None:
-        found: list[float] = prediction.probabilities.tolist()
-        classes = {str(name): value for name, value in zip(CLASSES, found, strict=True)}
+    if prediction.classes is not None:
+        given: list[float] = prediction.classes.tolist()
+        classes = dict(zip(network.data.classes, given, strict=True))
         result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
         result["evidence_share_in_lung"] = []
-        for level, working in enumerate(prediction.evidence, start=1):
+        for name, working in prediction.evidence.items():
             evidence = preprocess.to_source(working, prepared.grid)
-            scans.save_like(evidence, scan, folder / f"evidence_{level}.nii.gz", np.float32)
+            scans.save_like(evidence, scan, folder / f"{name}.nii.gz", np.float32)
             share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
             result["evidence_share_in_lung"].append(share)
-            if level == 1:  # the finest: the picture shows its part inside the lungs
+            if shown is None:  # the finest: the picture shows its part inside the lungs
                 shown = np.where(lung, evidence, 0)
     hu = network.data.intensity == "hu"
     scan_picture(

@@ -9,6 +9,7 @@ threads of a process from running for about half of the time.
 """
 
 import contextlib
+import dataclasses
 import functools
 import mmap
 import os
@@ -25,8 +26,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Compute, Network, Outcome, Prediction, attempt
+from deepsc_jax.inference.results import Compute, Network, Outcome, attempt
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -248,11 +250,15 @@ class _Worker:
             traceback.print_exception(error)
             self._connection.send(f"{request.path}: {type(error).__name__}: {error}")
             return self._connection.recv()
-        if prediction.lesion is not None:
-            arrays[0] = prediction.lesion
-        if prediction.evidence is not None:
-            arrays[1:] = prediction.evidence
-        self._connection.send((prediction.lesion is not None, prediction.probabilities))
+        volumes = {**prediction.volumes, **prediction.evidence}
+        for array, volume in zip(arrays, volumes.values(), strict=False):
+            array[...] = volume
+        without = dataclasses.replace(
+            prediction,
+            volumes=dict.fromkeys(prediction.volumes),
+            evidence=dict.fromkeys(prediction.evidence),
+        )
+        self._connection.send(without)
         return self._connection.recv()
 
     def close(self) -> None:
@@ -276,8 +282,8 @@ def _work(connection: Connection, options: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
 
     def compute(volume: np.ndarray) -> Prediction:
-        """Ask for it: the volume and room for lesion (in its place) and evidence."""
-        shape = (4 if options["network"].stage != "segmentation" else 1, *volume.shape)
+        """Ask for it: the volume, and room for what is made of it, the first in its place."""
+        shape = (max(len(options["network"].volumes), 1), *volume.shape)
         memory = os.memfd_create("scan")
         os.ftruncate(memory, int(np.prod(shape)) * 4)
         arrays = _mapped(memory, shape)
@@ -291,11 +297,11 @@ def _work(connection: Connection, options: dict[str, Any]) -> None:
             raise SystemExit from None
         if isinstance(answer, str):
             raise InputError(answer)
-        has_lesion, probabilities = answer
-        return Prediction(
-            arrays[0] if has_lesion else None,
-            probabilities,
-            None if probabilities is None else arrays[1:],
+        volumes = iter(arrays)
+        return dataclasses.replace(
+            answer,
+            volumes={name: next(volumes) for name in answer.volumes},
+            evidence={name: next(volumes) for name in answer.evidence},
         )
 
     with contextlib.suppress(EOFError, ConnectionError):

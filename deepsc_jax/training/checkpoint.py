@@ -12,6 +12,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from deepsc_jax.runtime import cluster
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.system import Variables
 from deepsc_jax.training import checksums
 from deepsc_jax.training.state import State
 
@@ -133,8 +134,8 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
     return bool(_steps(directory))
 
 
-def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, Any]]:
-    """Parameters and validation record (with its `step`) of a stage's best checkpoint.
+def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, dict[str, Any]]:
+    """Variables and validation record (with its `step`) of a stage's best checkpoint.
 
     Args:
       directory: a stage's folder of checkpoints.
@@ -156,4 +157,4 @@ def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, An
         )
     contents = checkpoints.load(like, step)
     checkpoints.close()
-    return contents["state"].params, contents["record"] | {"step": step}
+    return contents["state"].variables, contents["record"] | {"step": step}

@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import math
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -69,34 +67,3 @@ class MetricsLog:
         """Flush TensorBoard's files."""
         for writer in self._writers.values():
             writer.close()
-
-
-class Progress:
-    """One line of progress with the time left.
-
-    On a terminal it is rewritten in place; elsewhere a line comes every ten seconds at most, or
-    none where it is `quiet`.
-    """
-
-    def __init__(self, label: str, total: int, start: int = 0, *, quiet: bool = False):
-        self._quiet = quiet
-        self._label, self._total, self._start = label, total, start
-        self._begun = time.monotonic()
-        self._live = sys.stdout.isatty()
-        self._shown = -math.inf
-
-    def show(self, step: int, **values: Any) -> None:
-        """Report `step` of the total, with some values."""
-        now = time.monotonic()
-        if self._quiet:
-            return
-        if not self._live and step < self._total and now - self._shown < 10:
-            return
-        self._shown = now
-        rate = (time.monotonic() - self._begun) / max(step - self._start, 1)
-        left = rate * (self._total - step)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        minutes, seconds = divmod(round(left), 60)
-        line = f"{self._label} {step}/{self._total}  {text}  {minutes}:{seconds:02d} left"
-        end = "" if self._live and step < self._total else "\n"
-        print(("\r\033[K" if self._live else "") + line, end=end, flush=True)

@@ -11,9 +11,10 @@ import json
 import pathlib
 from typing import Any
 
-from deepsc_jax import config as configs
-from deepsc_jax.config import Config, Stage
+from deepsc_jax.config import Config
+from deepsc_jax.config.run import differences, load, save
 from deepsc_jax.data.store import Store
+from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 
@@ -33,7 +34,7 @@ class Record:
     config: Config
     trained_on: str
     store: str
-    thresholds: dict[Stage, float]
+    thresholds: dict[str, float]
 
 
 def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
@@ -50,8 +51,8 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         if dataclasses.replace(found.config, platform=config.platform) != config:
             raise InputError(
                 f"{workdir / 'config.json'}: the run was begun with other settings "
-                f"({_differences(found.config, config)}): give another folder, or the same flags "
-                "to go on"
+                f"({'; '.join(differences(found.config, config))}): give another folder, or the same "
+                "flags to go on"
             )
         if found.store != store.digest:
             raise InputError(
@@ -65,22 +66,13 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         write(workdir, record)
 
 
-def _differences(begun: Config, asked: Config) -> str:
-    """What is another in `asked`, by flag, the platform apart."""
-    rows = []
-    for name in configs.SECTIONS.keys() - {"platform"}:
-        one, other = (dataclasses.asdict(getattr(c, name)) for c in (begun, asked))
-        rows += [f"--{k}: {v} then, {other[k]} now" for k, v in one.items() if other[k] != v]
-    return "; ".join(sorted(rows))
-
-
 def write(workdir: pathlib.Path, record: Record) -> None:
     """Write a run's record into its folder."""
     workdir.mkdir(parents=True, exist_ok=True)
     facts = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     del facts["config"]
     write_json(facts, workdir / "run.json")
-    configs.save(record.config, workdir / "config.json")
+    save(record.config, workdir / "config.json")
 
 
 def read(workdir: pathlib.Path) -> Record:
@@ -93,7 +85,7 @@ def read(workdir: pathlib.Path) -> Record:
         raise InputError(
             f"{workdir}: no config.json found: give --checkpoint the --workdir of a training run"
         )
-    config, path = configs.load(workdir / "config.json"), workdir / "run.json"
+    config, path = load(workdir / "config.json", registry.options), workdir / "run.json"
     try:
         facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
@@ -104,7 +96,7 @@ def read(workdir: pathlib.Path) -> Record:
         ) from error
 
 
-def save_threshold(workdir: pathlib.Path, stage: Stage, threshold: float) -> None:
+def save_threshold(workdir: pathlib.Path, stage: str, threshold: float) -> None:
     """Note the lesion threshold of a stage."""
     record = read(workdir)
     thresholds = record.thresholds | {stage: threshold}

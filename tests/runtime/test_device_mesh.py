@@ -10,7 +10,8 @@ import smallest
 from jax.sharding import PartitionSpec as P
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
-from deepsc_jax.models.deepsc.network import DeepSC, Layout
+from deepsc_jax.models.deepsc.network import DeepSC
+from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import step

@@ -12,7 +12,7 @@ from drawn import draw_params, masked_volume
 
 from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.layers import convolution
+from deepsc_jax.models.layers import bands
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
@@ -51,7 +51,7 @@ def batch(seed: int) -> dict[str, np.ndarray]:
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands in rows as short as these scans'."""
-    monkeypatch.setattr(convolution, "BAND_GROUPS", 1)
+    monkeypatch.setattr(bands, "BAND_GROUPS", 1)
 
 
 def run(stage: Any, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]:

@@ -74,7 +74,7 @@ def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
     config = dataclasses.replace(CONFIG, platform=platform)
     mesh = device_mesh.make_mesh(platform)
     model = deepsc.build(config, "cpu")
-    assert model.layout.scan_tiles
+    assert model.layout.loop_tiles
     step = make_train_step(config, "joint", model, mesh, jnp.ones(len(CLASSES)))
     batches = iter(pipeline.batches(store, "train", "joint", config, seed=0, batch_size=2))
     batch = device_mesh.put_batch(next(batches), mesh)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from deepsc_jax.config import DataConfig
-from deepsc_jax.models.layers import convolution
-from deepsc_jax.models.layers.blocks import resolve_form
-from deepsc_jax.models.layers.convolution import STACKED_CHANNELS, conv3d
+from deepsc_jax.models.layers import bands, slabs
+from deepsc_jax.models.layers.convolution import conv3d
+from deepsc_jax.models.layers.layout import CPU_FORMS, resolve_form
+from deepsc_jax.models.layers.slabs import STACKED_CHANNELS
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 
@@ -95,7 +96,7 @@ def test_every_form_is_the_textbook_convolution(kernel, stride, shape, channels)
 )
 def test_a_band_fills_the_channels_of_a_tensor_core(width, channels, features, stride, voxels):
     kernel = (3, 3, 3, channels, features)
-    assert convolution._band_voxels(width, kernel, stride) == voxels
+    assert bands.band_voxels(width, kernel, stride) == voxels
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_band_fills_the_channels_of_a_tensor_core(width, channels, features, s
 )
 def test_a_band_fills_a_tpus_lanes(width, channels, features, stride, voxels):
     kernel = (3, 3, 3, channels, features)
-    assert convolution._lane_voxels(width, kernel, stride) == voxels
+    assert bands.lane_voxels(width, kernel, stride) == voxels
 
 
 @pytest.mark.parametrize(("channels", "features"), [(1, 4), (1, 32), (2, 4), (3, 8), (4, 4)])
@@ -124,7 +125,7 @@ def test_a_band_reads_multiples_of_eight_channels(monkeypatch, channels, feature
         read.append((x.shape[-1], kernel.shape[3]))
         return jnp.zeros((*x.shape[:-1], kernel.shape[-1]))
 
-    monkeypatch.setattr(convolution, "_native", native)
+    monkeypatch.setattr(bands, "native", native)
     conv3d(
         jnp.zeros((1, 3, 4, 128, channels)), jnp.zeros((3, 3, 3, channels, features)), 1, "banded"
     )
@@ -136,15 +137,15 @@ def test_a_band_reads_multiples_of_eight_channels(monkeypatch, channels, feature
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("form", ["banded", "sliced", "folded", "direct"])
 def test_a_convolution_of_half_precision_has_a_gradient_in_single(form, stride, monkeypatch):
-    monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
-    monkeypatch.setattr(convolution, "SLAB_SLICES", 1)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1)
+    monkeypatch.setattr(slabs, "SLAB_SLICES", 1)
     x, weights = jnp.asarray(draw(1, 3, 4, 32, 4), jnp.bfloat16), draw(3, 3, 3, 4, 4, seed=1)
     probe = draw(1, 3, 4 // stride, 32 // stride, 4, seed=2)
     (_, native), (_, found) = (
         any_form(x, weights, probe, stride, form) for form in ("native", form)
     )
     assert [leaf.dtype for leaf in found] == [jnp.bfloat16, jnp.float32]
-    if form in convolution.CPU_FORMS:  # several slabs, whose sum in half precision is its rounding
+    if form in CPU_FORMS:  # several slabs, whose sum in half precision is its rounding
         assert np.any(found[1] != found[1].astype(jnp.bfloat16).astype(jnp.float32))
     for one, other in zip(native, found, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=0.01 * np.abs(one).max())
@@ -165,23 +166,23 @@ def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channe
     x, weights = draw(2, 7, 6, 4, channels), draw(3, 3, 3, channels, 3, seed=1)
     probe = draw(2, 7, 6 // stride, 4 // stride, 3, seed=2)
     whole = sums_and_gradients(x, weights, probe, stride, form)
-    monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
-    monkeypatch.setattr(convolution, "SLAB_SLICES", 2)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1)
+    monkeypatch.setattr(slabs, "SLAB_SLICES", 2)
     # The last has one slice of the 7.
-    assert (x.shape[1], convolution._slab_slices(jnp.asarray(x), 3)) == (7, 2)
-    slabs = sums_and_gradients(x, weights, probe, stride, form)
-    for one, other in zip(jax.tree.leaves(slabs), jax.tree.leaves(whole), strict=True):
+    assert (x.shape[1], slabs.slab_slices(jnp.asarray(x), 3)) == (7, 2)
+    in_slabs = sums_and_gradients(x, weights, probe, stride, form)
+    for one, other in zip(jax.tree.leaves(in_slabs), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
 def test_a_kernels_gradient_has_no_more_slabs_than_are_worth_compiling(monkeypatch):
     x, cotangent, kernel = draw(2, 7, 6, 4, 3), draw(2, 7, 6, 4, 2), draw(3, 3, 3, 3, 2)
-    monkeypatch.setattr(convolution, "SLAB_BYTES", 1)
-    monkeypatch.setattr(convolution, "SLAB_SLICES", 1)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1)
+    monkeypatch.setattr(slabs, "SLAB_SLICES", 1)
     found = {}
     for most in (1, 3, 16):  # each scan's 7 slices and a margin of 1: in slabs of 16, 6 and 1
-        monkeypatch.setattr(convolution, "MOST_SLABS", most)
-        gradient = jax.jit(lambda *given: convolution._kernel_gradient(*given))
+        monkeypatch.setattr(slabs, "MOST_SLABS", most)
+        gradient = jax.jit(lambda *given: slabs.kernel_gradient(*given))
         program = gradient.lower(x, cotangent, kernel)
         assert program.as_text().count("stablehlo.convolution") == most
         found[most] = program.compile()(x, cotangent, kernel)
@@ -191,7 +192,7 @@ def test_a_kernels_gradient_has_no_more_slabs_than_are_worth_compiling(monkeypat
 
 def test_a_kernel_need_not_be_a_cube():
     x, weights = draw(1, 4, 5, 32, 2), draw(1, 3, 5, 2, 3, seed=1)
-    assert convolution._band_voxels(32, weights.shape, 1) > 1
+    assert bands.band_voxels(32, weights.shape, 1) > 1
     expected = convolve(x, weights, 1)
     probe = draw(*expected.shape, seed=2)
     _, native = any_form(x, weights, probe, 1, "native")
