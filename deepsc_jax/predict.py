@@ -8,7 +8,7 @@ DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the
 result.json and picture.png; --scans adds a table, DIR/predictions.csv. A scan whose result is whole
 and was made from the same file by the same network is not predicted again, so a run that was
 stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
-(`program.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
+(`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
 and the exit code is 1. Research software, not for clinical use.
 """
 
@@ -115,7 +115,7 @@ def define_flags() -> None:
 def main() -> int:
     """Predict the scans; 1 if one of them could not be predicted."""
     from deepsc_jax.inference import predictor as inference
-    from deepsc_jax.runtime import entry
+    from deepsc_jax.runtime import exit_codes
 
     options = flags.FLAGS
     out = pathlib.Path(options.out)
@@ -133,7 +133,7 @@ def main() -> int:
                 _say(outcomes, len(wanted), begun)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        return entry.INTERRUPTED
+        return exit_codes.INTERRUPTED
     if table is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_table(outcomes, table)
@@ -141,7 +141,7 @@ def main() -> int:
     print(summary(outcomes, len(wanted), seconds, batch.busy_seconds), flush=True)
     if len(outcomes) < len(wanted):
         print(f"SIGTERM: {len(wanted) - len(outcomes)} scans are left; start it again to go on")
-        return entry.PREEMPTED
+        return exit_codes.PREEMPTED
     failed = sum(outcome.result is None for outcome in outcomes)
     if failed:
         print(f"{failed} of {len(wanted)} scans could not be predicted", file=sys.stderr)

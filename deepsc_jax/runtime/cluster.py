@@ -11,25 +11,23 @@ import logging
 import os
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from deepsc_jax.runtime import exit_codes
+from deepsc_jax.runtime import failures
 from deepsc_jax.runtime.errors import InputError
 
+T = TypeVar("T")
 # A process that has sent no sign of life for so long is dead, and the job ends.
 HEARTBEAT_SECONDS = 30
 # Where launchers tell a process how many there are, whether JAX knows the launcher or not.
 _PROCESS_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _SLURM_PORTS = 61440  # the first of the 4096 ports of which JAX takes one by the job's number
-# What XLA and JAX say when another process is gone.
-_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat", "oordination", "arrier")
 
 
 def launched() -> int:
@@ -190,32 +188,9 @@ def job(
         yield count
         jax.distributed.shutdown()
     except BaseException as error:
-        code = exit_codes.UNCAUGHT
-        if isinstance(error, InputError):
-            code = exit_codes.BAD_INPUT
-            print(f"error: {who}: {error}", file=sys.stderr)
-        elif (reason := _lost_process(error)) is not None:
-            code = exit_codes.LOST_PROCESS
-            print(
-                f"error: {who}: another process is gone ({reason}): its own output says why; start "
-                "the job again, it goes on from its last checkpoint",
-                file=sys.stderr,
-            )
-        else:
-            traceback.print_exc()
-            print(f"error: {who}: {error!r}: the job ends", file=sys.stderr)
+        code = failures.report(error, f"{who}: ")
         sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
-
-
-def _lost_process(error: BaseException | None) -> str | None:
-    """What XLA or JAX says of a lost process, if that is behind `error`."""
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(s in str(error) for s in _LOST):
-            return str(error).splitlines()[0]
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def is_writer() -> bool:
@@ -233,8 +208,8 @@ def wait_for_all(reason: str) -> None:
     multihost_utils.sync_global_devices(reason)
 
 
-def together(check: Callable[[], None]) -> None:
-    """Run `check` in every process; where it refuses in one of them, all refuse.
+def together(check: Callable[[], T]) -> T:
+    """What `check` gives in this process; where it refuses in one of the job's, all refuse.
 
     Else the others would wait for the one that ended, find it gone, and be started again for what
     starting again does not mend.
@@ -242,16 +217,17 @@ def together(check: Callable[[], None]) -> None:
     Raises:
       InputError: what `check` raised here, or that it did so in another process.
     """
-    refusal: InputError | None = None
+    found: T | InputError
     try:
-        check()
+        found = check()
     except InputError as error:
-        refusal = error
-    refused = by_process(np.asarray(refusal is not None)).reshape(-1)
-    if refusal is not None:
-        raise refusal
+        found = error
+    refused = by_process(np.asarray(isinstance(found, InputError))).reshape(-1)
+    if isinstance(found, InputError):
+        raise found
     if refused.any():
         raise InputError(f"process {int(refused.argmax())} refused to start: its own line says why")
+    return found
 
 
 def digest(text: str) -> str:

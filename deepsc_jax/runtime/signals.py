@@ -62,12 +62,13 @@ class Signals:
     def heeded(self, what: str) -> Iterator[None]:
         """Inside of it there is something to save, which the program does on `received`."""
         with self._lock:
-            before, self.what, self._heeded = self.what, what, True
+            before = self.what, self._heeded
+            self.what, self._heeded = what, True
         try:
             yield
         finally:
             with self._lock:
-                self.what, self._heeded = before, False
+                self.what, self._heeded = before
 
     @contextlib.contextmanager
     def during(self, what: str) -> Iterator[None]:

@@ -48,6 +48,10 @@ class Watchdog:
             self._step, self._beaten = step, time.monotonic()
             self._changed.notify()
 
+    def rest(self) -> None:
+        """There are no steps until the next `beat`."""
+        self._beaten = None
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Inside of it time does not count: something else than a step is done."""
