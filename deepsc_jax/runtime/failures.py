@@ -90,6 +90,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _of_system(error: BaseException) -> str | None:
     """What the system said of which file, if that is what `error` is about."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return None
     if isinstance(error, OSError) and error.errno is not None:
         number, name = error.errno, error.filename
     else:

@@ -51,12 +51,12 @@ class Signals:
             threading.Thread(
                 target=self._serve, args=(reader,), name="signals", daemon=True
             ).start()
-            os.register_at_fork(after_in_child=_forget)
+            os.register_at_fork(before=hold, after_in_parent=_let_go, after_in_child=_forget)
             self._listening = True
         for number in CODES:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _heard)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+        _let_go()
 
     @contextlib.contextmanager
     def heeded(self, what: str) -> Iterator[None]:
@@ -104,11 +104,20 @@ def _heard(_number: int, _frame: FrameType | None) -> None:
     """The thread acts, which the C handler of any signal with a Python handler wakes."""
 
 
+def _let_go() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+
+
 def _forget() -> None:
-    """In a forked child: else what the child is sent would be heard by its parent."""
+    """In a forked child: else what it is sent, from its first moment on, its parent would hear."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, default in (
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) is _heard:
+            signal.signal(number, default)
+    _let_go()
 
 
 def hold() -> None:

@@ -20,7 +20,7 @@ def main():
     print(jax.jit(lambda x: x * 3 + 1)(2))
     print("hits", said.count("cache_hits"), "misses", said.count("cache_misses"))
 
-entry.run(main)
+entry.run(main, lambda: None)
 """
 
 

@@ -49,12 +49,14 @@ from deepsc_jax.runtime.signals import signals
 
 signals.listen()
 with signals.heeded("a step"):
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    worker.start()
-    worker.terminate()
-    worker.join(5)
-    time.sleep(0.2)
-    print(worker.exitcode, signals.received)
+    ended = set()
+    for _ in range(50):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        worker.terminate()
+        worker.join(5)
+        ended.add(worker.exitcode)
+    print(*ended, signals.received)
 """
 
 
