@@ -23,7 +23,7 @@ from deepsc_jax.config import Config
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.thresholds import settle_threshold
 from deepsc_jax.models import registry
-from deepsc_jax.runtime import cluster, device_mesh, entry
+from deepsc_jax.runtime import cluster, device_mesh, entry, failures
 from deepsc_jax.runtime.files import require_writable
 from deepsc_jax.runtime.lock import locked
 from deepsc_jax.systems.building import build, stages_of
@@ -66,7 +66,7 @@ def train(config: Config, stages: tuple[Stage, ...]) -> int:
     """Run `stages`, as one of the processes of the job."""
     workdir = pathlib.Path(flags.FLAGS.workdir)
     writer = cluster.is_writer()
-    with contextlib.ExitStack() as held:
+    with failures.below(workdir), contextlib.ExitStack() as held:
 
         def begin() -> Store:
             if writer:

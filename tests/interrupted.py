@@ -2,17 +2,18 @@
 
     python tests/interrupted.py DATA
 
-Reads a JSON object a line, `{"workdir", "log", "moment", "passes", "after", "signal"}`, and trains
-in a child of its own. That sends itself the signal when the moment comes, after so many that pass;
-or is sent it after so many seconds. Answers with the exit code, and the seconds from the signal to
-the end. The children are forks of a process that has imported JAX and has not used it. What they
-train is a system of six numbers, which compiles in no time; all else is the product's: flags, lock,
-store, loop, checkpoints, log, signals.
+Reads a request a line, a JSON object of the arguments of `Trainings.run`, and trains in a child of
+its own. That sends itself the signal when the moment comes, after so many that pass, or is sent it
+after so many seconds; no file of its grows above so many bytes. Answers with the exit code, and the
+seconds from the signal to the end. The children are forks of a process that has imported JAX and has
+not used it. What they train is a system of six numbers, which compiles in no time; all else is the
+product's: flags, lock, store, loop, checkpoints, log, signals.
 """
 
 import json
 import os
 import pathlib
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -128,6 +129,8 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     WANTED.update(request, sent=sent)
+    if request["file_bytes"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
 
     def eval_step(*arguments: Any) -> Any:
         measure = make(*arguments)
@@ -147,7 +150,6 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
     train.stages_of = lambda config, _: Means(config).stages
     sys.argv = ["train", *FLAGS, f"--data_dir={data}", f"--workdir={request['workdir']}"]
     sys.orig_argv = sys.argv
-    signals.listen()
     train.run()
 
 
@@ -156,6 +158,7 @@ def serve(request: dict[str, Any], data: str) -> dict[str, Any]:
     told, sent = os.pipe()
     child = os.fork()
     if child == 0:
+        signals.listen()
         os.close(told)
         try:
             run(request, data, sent)

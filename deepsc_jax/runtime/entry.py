@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from deepsc_jax.runtime import failures
 from deepsc_jax.runtime.exit_codes import BAD_FLAG, INTERRUPTED
@@ -72,7 +72,7 @@ def _parsed(parse: Callable[[Sequence[str]], list[str]], argv: Sequence[str]) ->
 
 
 def _guarded(main: Callable[[], int | None], *, trains: bool) -> int | None:
-    logging.set_verbosity(logging.ERROR)  # Orbax logs its internals
+    failures.be_quiet()
     try:
         return main()
     except KeyboardInterrupt:

@@ -1,11 +1,17 @@
 """Errors that are nobody's bug, each as an exit code and a line."""
 
+import contextlib
 import errno
+import logging
 import os
+import pathlib
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+
+import absl.logging
 
 from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
@@ -13,8 +19,9 @@ from deepsc_jax.runtime.errors import InputError
 # What XLA and JAX say when another process is gone.
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|heartbeat|[Cc]oordination|[Bb]arrier")
 _MEMORY = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc|Cannot allocate memory")
-# Libraries in C++ say what the system said in words of their own: tensorstore's "[OS error 28: …]".
-_SYSTEM = re.compile(r"\[OS error (\d+)")
+# Libraries in C++ say what the system said in words of their own: tensorstore's.
+_SYSTEM = re.compile(r"os_error_code='(\d+)'|\[OS error (\d+)")
+_FOLDER = "deepsc_folder"  # an attribute of an error
 _REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room within your quota",
@@ -31,11 +38,12 @@ _REMEDIES = {
 def explain(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the line that an error is worth; None for one of ours."""
     chain = list(_chain(error))
+    folder = next((getattr(one, _FOLDER) for one in chain if hasattr(one, _FOLDER)), None)
     for one in chain:
         if isinstance(one, InputError):
             return exit_codes.BAD_INPUT, str(one)
     for one in chain:  # before memory: XLA's code for it also stands for a full disk
-        system = _of_system(one)
+        system = _of_system(one, folder)
         if system is not None:
             return exit_codes.FILE_SYSTEM, system
     for one in chain:
@@ -73,6 +81,33 @@ def report(error: BaseException, who: str = "") -> int:
     return code
 
 
+@contextlib.contextmanager
+def below(folder: pathlib.Path) -> Iterator[None]:
+    """Inside of it an error that names no file, as of a write, is said to be below `folder`."""
+    try:
+        yield
+    except Exception as error:
+        setattr(error, _FOLDER, folder)
+        raise
+
+
+def be_quiet() -> None:
+    """Let libraries raise what goes wrong and not print it as well.
+
+    Orbax logs its internals, and every error of a save several times with its traceback, from
+    threads that then raise it; what reaches the main thread is reported there.
+    """
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    report_thread = threading.excepthook
+
+    def quiet(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is None or explain(failed.exc_value) is None:
+            report_thread(failed)
+
+    threading.excepthook = quiet
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error, those in a group, and what it was raised from."""
     seen: list[BaseException] = []
@@ -88,8 +123,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         waiting += [one.__cause__, None if one.__suppress_context__ else one.__context__]
 
 
-def _of_system(error: BaseException) -> str | None:
-    """What the system said of which file, if that is what `error` is about."""
+def _of_system(error: BaseException, folder: pathlib.Path | None) -> str | None:
+    """What the system said of which file, or below which folder, if `error` is about that."""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return None
     if isinstance(error, OSError) and error.errno is not None:
@@ -98,10 +133,12 @@ def _of_system(error: BaseException) -> str | None:
         found = _SYSTEM.search(str(error))
         if found is None:
             return None
-        number = int(found[1])
+        number = int(found[1] or found[2])
         quoted = re.search(r'"(/[^"]+)"|\'(/[^\']+)\'', str(error))
         name = quoted and (quoted[1] or quoted[2])
-    where = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
+    if not isinstance(name, str | bytes):
+        name = folder and f"below {folder}"
+    where = f"{os.fsdecode(name)}: " if name else ""
     remedy = _REMEDIES.get(number, "see to that file or folder")
     return f"{where}{os.strerror(number)}: {remedy}, then give the same command again"
 

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import pathlib
 
 import jax
 import pytest
 
 from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.failures import explain
+from deepsc_jax.runtime.failures import below, explain
 
 
 def raised(error: BaseException, *, by: BaseException | None = None) -> BaseException:
@@ -27,8 +28,8 @@ def raised(error: BaseException, *, by: BaseException | None = None) -> BaseExce
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/run/state")
 # As tensorstore, XLA and Orbax put it.
 WRITTEN = ValueError(
-    'RESOURCE_EXHAUSTED: Error writing local file "/run/d/0": No space left on device '
-    "[OS error 28: ENOSPC No space left on device]"
+    'RESOURCE_EXHAUSTED: Failed writing: "/run/d/0": Failed to write 559 bytes to file 16: '
+    "No space left on device [os_error_code='28']"
 )
 DEVICE = jax.errors.JaxRuntimeError(
     "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 68719476736 bytes.\nBuffers: ..."
@@ -60,6 +61,15 @@ def test_an_error_is_a_code_and_a_line(error: BaseException, code: int, line: st
     assert found[0] == code
     assert found[1].startswith(line)
     assert "\n" not in found[1]
+
+
+def test_a_write_without_a_name_is_below_a_folder() -> None:
+    with pytest.raises(OSError, match="No space") as found, below(pathlib.Path("/run")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert explain(found.value) == (
+        exit_codes.FILE_SYSTEM,
+        "below /run: No space left on device: make room, then give the same command again",
+    )
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("shapes"), OSError("no number")])

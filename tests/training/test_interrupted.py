@@ -61,10 +61,11 @@ class Trainings:
         moment: str | None = None,
         passes: int = 0,
         after: float | None = None,
+        file_bytes: int | None = None,
     ) -> tuple[int, float]:
         """The exit code of a run, and the seconds from the signal to its end."""
         request = {"workdir": str(self.folder / name), "log": str(self.said), "signal": number}
-        request |= {"moment": moment, "passes": passes, "after": after}
+        request |= {"moment": moment, "passes": passes, "after": after, "file_bytes": file_bytes}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -131,6 +132,24 @@ def test_a_signal_at_any_moment_ends_training_as_documented_and_loses_nothing(
     trainings.assert_as_never_stopped("stopped")
 
 
+def test_a_disk_that_takes_no_more_is_one_line_and_the_next_run_goes_on(
+    trainings: Trainings,
+) -> None:
+    # Of the run's record, of a checkpoint, of the log.
+    for file_bytes in (100, 1000, 3000, 6000):
+        before = trainings.said.stat().st_size
+        code, _ = trainings.run("full", file_bytes=file_bytes)
+        said = trainings.said.read_text()[before:]
+        assert code == exit_codes.FILE_SYSTEM, said
+        (line,) = (line for line in said.splitlines() if not line.startswith(STAGE))
+        assert line.startswith(f"error: {trainings.folder / 'full'}") or line.startswith(
+            f"error: below {trainings.folder / 'full'}: "
+        )
+        assert "File too large: raise the limit of file sizes" in line
+    assert trainings.run("full")[0] == 0
+    trainings.assert_as_never_stopped("full")
+
+
 @pytest.mark.slow
 @pytest.mark.scale
 def test_eighty_signals_at_random_moments_lose_nothing(trainings: Trainings) -> None:
@@ -141,7 +160,7 @@ def test_eighty_signals_at_random_moments_lose_nothing(trainings: Trainings) -> 
     draw.shuffle(moments)
     # Some at a moment and some at a time; those at the threshold once all steps are taken.
     plan: list[dict[str, Any]] = [{"moment": m, "passes": draw.randrange(3)} for m in moments]
-    plan += [{"after": draw.uniform(0.05, 3)} for _ in range(45)]
+    plan += [{"after": draw.uniform(0.2, 8)} for _ in range(50)]
     draw.shuffle(plan)
     plan += [{"moment": "threshold"}] * 5
     name, rounds, ended = "random-0", 0, []
