@@ -89,8 +89,8 @@ def _sizes(config: Config) -> list[int]:
     space = config.platform.space
     if config.platform.data_devices:
         raise InputError(
-            f"--data_devices={config.platform.data_devices}: the data axis is --devices over --space here: "
-            "leave --data_devices out"
+            f"--data_devices={config.platform.data_devices}: the data axis is --devices over "
+            "--space here: leave --data_devices out"
         )
     sizes = []
     for text in flags.FLAGS.devices:

@@ -25,7 +25,7 @@ from deepsc_jax.benchmarking import jobs, works
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.config import Config
-from deepsc_jax.interop.torch import to_torch
+from deepsc_jax.interop.torch import variables_to_torch
 from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.whole_scan import chunk_tiles
@@ -66,7 +66,8 @@ def build(job: Job) -> Built:
     reference = _reference(job)
     network = reference.timed(job.config)
     weights = pickle.loads(job.weights.read_bytes())
-    network.load_state_dict(to_torch(weights, registry.torch_names(job.config.name)))
+    table = registry.torch_names(job.config.name)
+    network.load_state_dict(variables_to_torch(weights, table))
     network = _as_variant(network, job, network.children())
     if job.work == "forward":
         return _forward(job, reference, network)

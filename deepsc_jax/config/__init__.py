@@ -5,13 +5,14 @@ value, `code:` where its authors' code does, `assumed:` where the choice is ours
 cannot work is refused when the flags are parsed. A model's own options stand beside its network.
 """
 
-from deepsc_jax.config.data import DataConfig
+from deepsc_jax.config.data import CLASSES, DataConfig
 from deepsc_jax.config.options import Ints3, ModelOptions, StageOptions, option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.run import Config
 from deepsc_jax.config.training import StageConfig, TrainConfig
 
 __all__ = [
+    "CLASSES",
     "Config",
     "DataConfig",
     "Ints3",

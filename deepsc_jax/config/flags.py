@@ -95,6 +95,17 @@ class ConfigFlags:
         return given
 
 
+def changed() -> dict[str, Any]:
+    """The options that have another value than their default, by flag."""
+    return {
+        flag.name: flag.value
+        for module, defined in flags.FLAGS.flags_by_module_dict().items()
+        if module.startswith(("deepsc_jax.config.", "deepsc_jax.models."))
+        for flag in defined
+        if flag.value != flag.default
+    }
+
+
 def without_models(models: Sequence[str], argv: Sequence[str]) -> list[str]:
     """Parse flags as a command does that has no use for a network; those of models pass by.
 
@@ -213,7 +224,7 @@ def _read(section: type, prefix: str) -> Any:
 
 
 def _define(section: type, prefix: str) -> None:
-    where = {"module_name": section.__module__}  # as --helpfull groups them
+    where: Any = {"module_name": section.__module__}  # as --helpfull groups them
     for name, kind, field in _fields(section, prefix):
         if name in flags.FLAGS:
             continue
@@ -223,13 +234,15 @@ def _define(section: type, prefix: str) -> None:
             flags.DEFINE_bool(name, default, text, **where)
         elif kind is int:
             flags.DEFINE_integer(name, default, text, **where)
+        elif kind is str:
+            flags.DEFINE_string(name, default, text, **where)
         elif kind is float:
             flags.DEFINE_float(name, default, text, **where)
         elif typing.get_origin(kind) is Literal:
             flags.DEFINE_enum(name, default, list(typing.get_args(kind)), text, **where)
         else:
             parser, serializer = _TupleParser(kind), _TupleSerializer()
-            flags.DEFINE(parser, name, default, text, serializer=serializer, **where)
+            flags.DEFINE(parser, name, default, text, flags.FLAGS, serializer, **where)
 
 
 def _text(kind: Any, value: Any) -> str:

@@ -49,6 +49,7 @@ class ModelOptions(Protocol):
     flag of a field is `--NAME.FIELD`, of a stage's `--NAME.STAGE.FIELD`.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     NAME: ClassVar[str]
     TILE_STEP: ClassVar[int]
     """Of which the sides of a tile must be multiples."""

@@ -27,7 +27,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorstore as ts
 
-from deepsc_jax.config import CLASSES, DataConfig, from_document
+from deepsc_jax.config import CLASSES, DataConfig
+from deepsc_jax.config.options import from_document
 from deepsc_jax.data.datasets import SPLITS, Case, relative_path
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 from deepsc_jax.runtime.errors import InputError

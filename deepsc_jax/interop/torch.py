@@ -8,8 +8,7 @@ one trained) becomes a `state_dict` in a .safetensors or .pth file; to it, such 
 run that `predict` and `evaluate` read, with the configuration of the flags.
 
 The names are those of the network's table; the values are the same bits, their axes in the other
-order. A .pth
-file is read without unpickling code. Needs the extra `torch`.
+order. A .pth file is read without unpickling code. Needs the extra `torch`.
 """
 
 import contextlib
@@ -28,14 +27,14 @@ import safetensors.torch
 import torch
 from absl import flags
 
-from deepsc_jax.config import STAGES, Config, Stage
-from deepsc_jax.inference import predictor as inference
-from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
+from deepsc_jax.inference import predictor
+from deepsc_jax.models import registry
 from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, folder_aside
+from deepsc_jax.systems.building import build, stages_of
+from deepsc_jax.systems.system import Stage, System, Variables, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
@@ -65,6 +64,29 @@ def to_torch(variables: Params, table: Table, collection: str = "params") -> Sta
     }
     norms = [name.removesuffix(MEAN) for name in weights if name.endswith(MEAN)]
     return weights | {norm + COUNT: torch.tensor(0) for norm in norms}
+
+
+def variables_to_torch(variables: Variables, table: Table) -> StateDict:
+    """The `state_dict` of all collections of a network's variables.
+
+    Raises:
+      InputError: names that the table does not have, all of them.
+    """
+    weights: StateDict = {}
+    for collection, values in variables.items():
+        weights |= to_torch(values, table, collection)
+    return weights
+
+
+def variables_from_torch(
+    weights: Mapping[str, torch.Tensor], table: Table, like: Variables
+) -> Variables:
+    """All collections of `like` from a `state_dict`, as numpy arrays.
+
+    Raises:
+      InputError: as `from_torch`.
+    """
+    return {name: from_torch(weights, table, values, name) for name, values in like.items()}
 
 
 def from_torch(
@@ -156,7 +178,7 @@ def write(weights: StateDict, path: pathlib.Path) -> None:
 
 
 def save_run(
-    params: Params, config: Config, stage: Stage, threshold: float, workdir: pathlib.Path
+    system: System, stage: Stage, variables: Variables, threshold: float, workdir: pathlib.Path
 ) -> None:
     """Write a folder that `predict` reads: no training, one step; lesion is p >= `threshold`.
 
@@ -166,18 +188,18 @@ def save_run(
     if workdir.exists():
         raise InputError(f"{workdir}: exists already: give --to another folder")
     with folder_aside(workdir) as partial:
-        workdirs.write(partial, workdirs.Record(config, "unknown data", "", {stage: threshold}))
-        checkpoints = Checkpoints(partial / stage, writer=True)
-        state = states.create(config, stage, jax.tree.map(jnp.asarray, params))
+        thresholds = {stage.name: threshold}
+        workdirs.write(partial, workdirs.Record(system.config, "unknown data", "", thresholds))
+        checkpoints = Checkpoints(partial / stage.name, writer=True)
+        state = states.create(system, stage, jax.tree.map(jnp.asarray, variables))
         checkpoints.save(state, {"next_index": 0}, None)
         checkpoints.wait()
         checkpoints.close()
 
 
-def expected(config: Config) -> Params:
-    """Shapes and types of the parameters of `config`'s network."""
-    model = deepsc.build(config, "cpu")
-    return jax.eval_shape(lambda: states.initial_params(config, model))
+def expected(system: System) -> Variables:
+    """Shapes and types of the network's variables."""
+    return jax.eval_shape(lambda: initial(system))
 
 
 def _suffix(path: pathlib.Path) -> str:
@@ -268,32 +290,48 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
 
 
+CONFIG = registry.config_flags()
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    CONFIG.define()
+    flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
+    flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
+    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one.")
+    flags.DEFINE_float(
+        "threshold", 0.5, "Of lesion probability, for a new run: run.json of the old one has it."
+    )
+
+
 def main() -> None:
     """Convert `--from` to `--to`."""
     options = flags.FLAGS
     source, target = (pathlib.Path(getattr(options, name)) for name in ("from", "to"))
     if source.is_dir():
-        write(to_torch(inference.load(source, options.stage).params, TORCH_NAMES), target)
+        trained = predictor.load(source, options.stage)
+        table = registry.torch_names(trained.config.name)
+        write(variables_to_torch(trained.variables, table), target)
     elif target.suffix in SUFFIXES:
         weights = read(source)
         with _naming(source):
-            _rename(weights, "torch", "flax", TORCH_NAMES)  # refuses names of another network
+            names = [name for name in weights if not name.endswith(COUNT)]
+            _rename(names, "torch", "flax", registry.torch_names(options.model))
         write(weights, target)
     else:
-        config, weights = entry.config_from_flags(), read(source)
+        system, weights = build(CONFIG.config(), "cpu"), read(source)
+        stage = stages_of(system.config, options.stage or "all")[-1]
         with _naming(source):
-            params = from_torch(weights, TORCH_NAMES, expected(config))
-        save_run(params, config, options.stage or "joint", options.threshold, target)
+            variables = variables_from_torch(weights, system.torch_names, expected(system))
+        save_run(system, stage, variables, options.threshold, target)
         print(f"lesion is p >= {options.threshold:g}: weights do not say; see --threshold")
     print(f"written: {target}")
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, CONFIG.parse)
+
+
 if __name__ == "__main__":
-    entry.define_config_flags()
-    flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
-    flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
-    flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last, or joint.")
-    flags.DEFINE_float(
-        "threshold", 0.5, "Of lesion probability, for a new run: run.json of the old one has it."
-    )
-    entry.run(main)
+    run()

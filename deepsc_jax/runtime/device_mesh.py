@@ -72,8 +72,8 @@ def make_mesh(platform: Wanted, devices: Sequence[Any] | None = None) -> Mesh:
     needed = max(data, 1) * platform.space
     if needed > found:
         raise InputError(
-            f"--data_devices={platform.data_devices} --space={platform.space}: {needed} devices are "
-            f"needed and {found} were found: lower one of them"
+            f"--data_devices={platform.data_devices} --space={platform.space}: {needed} devices "
+            f"are needed and {found} were found: lower one of them"
         )
     if jax.process_count() > 1 and jax.local_device_count() % platform.space:
         raise InputError(
@@ -248,8 +248,8 @@ def check_processes(mesh: Mesh) -> None:
         shares[device.process_index] += 1
     if len(set(shares)) > 1:
         raise InputError(
-            f"--data_devices={mesh.shape[DATA]}: {shares} devices of the {len(shares)} processes would "
-            "be used, the same number of each is expected: give --data_devices=0 for all"
+            f"--data_devices={mesh.shape[DATA]}: {shares} devices of the {len(shares)} processes "
+            "would be used, the same number of each is expected: give --data_devices=0 for all"
         )
 
 

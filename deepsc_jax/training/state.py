@@ -45,4 +45,5 @@ def sharding(state: State, mesh: Mesh, *, shard_optimizer: bool) -> State:
     where: State = jax.tree.map(lambda _: whole, state)
     if not shard_optimizer:
         return where
-    return where.replace(opt_state=device_mesh.split_over_data(state.opt_state, mesh))
+    moments = device_mesh.split_over_data(state.opt_state, mesh)
+    return State(whole, where.params, where.carried, moments)

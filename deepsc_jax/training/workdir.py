@@ -49,10 +49,10 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         found = read(workdir)
         # On whatever devices, it computes the same thing.
         if dataclasses.replace(found.config, platform=config.platform) != config:
+            changed = "; ".join(differences(found.config, config))
             raise InputError(
                 f"{workdir / 'config.json'}: the run was begun with other settings "
-                f"({'; '.join(differences(found.config, config))}): give another folder, or the same "
-                "flags to go on"
+                f"({changed}): give another folder, or the same flags to go on"
             )
         if found.store != store.digest:
             raise InputError(
