@@ -1,5 +1,9 @@
 PYTHON ?= python3
 SCAN ?=
+# As it was given, to the programs below by the environment: in a recipe a shell would run what a name
+# has between backticks.
+override SCAN := $(value SCAN)
+export SCAN
 # Passed to pip, e.g. PIP_FLAGS='--find-links ~/wheels'.
 PIP_FLAGS ?=
 
@@ -45,7 +49,7 @@ $(INSTALLED_DOCS): pyproject.toml | $(PY)
 venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
 
 demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
-	$(PY) -m deepsc_jax.demo $(if $(SCAN),--scan="$(SCAN)")
+	$(PY) -m deepsc_jax.demo $${SCAN:+--scan="$$SCAN"}
 
 gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
 	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir=runs/demo/data --out=runs/gain

@@ -8,8 +8,8 @@ folder. For each, DIR/NAME holds lesion_mask, lesion_probability and evidence_1.
 scan's own grid, result.json and picture.png; --scans adds a table, DIR/predictions.csv. A scan
 whose result is whole and was made from the same content by the same network is not predicted again,
 so a run that was stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
-(`entry.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done, and
-the exit code is 1.
+(`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
+and the exit code is 1.
 
 The result of one scan never takes the place of another's. What was not written here, or was changed
 since, is never replaced: a prediction that would is refused, and says by which file. Research
@@ -146,7 +146,7 @@ def define_flags() -> None:
 def main() -> int:
     """Predict the scans; 1 if one of them could not be predicted."""
     from deepsc_jax.inference import predictor as inference
-    from deepsc_jax.runtime import entry
+    from deepsc_jax.runtime import exit_codes
 
     options = flags.FLAGS
     out = local_path("out", options.out)
@@ -171,7 +171,7 @@ def main() -> int:
                 _say(outcomes, len(wanted), begun, notes=table is None)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        return entry.INTERRUPTED
+        return exit_codes.INTERRUPTED
     if table is not None:
         write_table(outcomes, table)
     for note in twins(outcomes):
@@ -181,7 +181,7 @@ def main() -> int:
     print(line, flush=True)
     if len(outcomes) < len(wanted):
         print(f"SIGTERM: {len(wanted) - len(outcomes)} scans are left; start it again to go on")
-        return entry.PREEMPTED
+        return exit_codes.PREEMPTED
     failed = sum(outcome.result is None for outcome in outcomes)
     if failed:
         print(f"{failed} of {len(wanted)} scans could not be predicted", file=sys.stderr)

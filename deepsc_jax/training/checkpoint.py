@@ -86,6 +86,11 @@ class Checkpoints:
         scored = [(c.metrics["score"], c.step) for c in found if c.metrics]
         return max(scored)[1] if scored else self.latest_step()
 
+    def is_scored(self, step: int) -> bool:
+        """Whether the checkpoint at `step` holds a validation result."""
+        found: Any = self._checkpointer.checkpoints
+        return any(c.step == step and c.metrics for c in found)
+
     def load(self, like: State, step: int) -> dict[str, Any]:
         """`state`, laid out as `like` is, `data` and `record` of the checkpoint at `step`."""
         wanted = {"state": jax.tree.map(_abstract, like), "data": None, "record": None}
