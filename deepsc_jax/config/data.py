@@ -15,6 +15,11 @@ class DataConfig:
     intensity: Literal["hu", "unit"] = option(
         "hu", "assumed: hu for CT numbers; unit for 8-bit or [0, 1] images, which are only scaled"
     )
+    allow: tuple[Literal["voxels", "lungs", "intensity"], ...] = option(
+        (),
+        "assumed: none. Of voxels,lungs,intensity: kinds of doubt about a scan (voxel sizes and "
+        "positions, volume of the lungs, values that are no HU) to note and not to refuse",
+    )
     hu_window: tuple[float, float] = option(
         (-1400.0, 200.0), "paper: CT numbers are clipped to this range and scaled to [0, 1] (V-A)"
     )

@@ -272,7 +272,16 @@ class _TupleParser(flags.ArgumentParser):
         return values
 
     def _values(self, text: str) -> tuple[Any, ...]:
-        return tuple(self.item(part) for part in text.split(","))
+        return tuple(self._value(part) for part in text.split(",")) if text else ()
+
+    def _value(self, text: str) -> Any:
+        if typing.get_origin(self.item) is not Literal:
+            return self.item(text)
+        if text not in typing.get_args(self.item):
+            raise ValueError(
+                f"{text!r} found, some of {','.join(typing.get_args(self.item))} expected"
+            )
+        return text
 
     def flag_type(self) -> str:
         return "tuple"
