@@ -39,84 +39,111 @@ from deepsc_jax.benchmarking import cold_start, growth, jobs, report, scaling
 from deepsc_jax.benchmarking.environment import environment
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
-from deepsc_jax.config import STAGES, Config
+from deepsc_jax.config import Config
+from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import require_writable, write_json
+from deepsc_jax.systems.building import stages_of
+from deepsc_jax.systems.system import Stage
 
-entry.define_config_flags()
-WORK = flags.DEFINE_list("work", ["train_joint"], f"What to time: of {', '.join(jobs.WORKS)}.")
-PEER = flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
-VARIANTS = flags.DEFINE_list(
-    "variants",
-    None,
-    "Some of a peer's, by default all: "
-    + "; ".join(f"{side}: {', '.join(names)}" for side, names in jobs.VARIANTS.items()),
-)
-REPEATS = flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
-SCAN_SIZE = flags.DEFINE_list(
-    "scan_size",
-    None,
-    "Depth, height and width of a scan, of inference and of joint batches; also sets working_size. "
-    "By default one depth bucket of the working grid.",
-)
-STAGE = flags.DEFINE_enum("stage", "joint", STAGES, "Stage of loading and loop.")
-DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder that `prepare` wrote, for loading and loop; by default phantoms."
-)
-DEVICES = flags.DEFINE_list("devices", [], "Numbers of devices, for scaling tables and growth.")
-GROWTH = flags.DEFINE_list("growth", [], f"Some of {', '.join(scaling.QUANTITIES)}.")
-OUT = flags.DEFINE_string("out", None, "Folder for growth.json and growth.png.")
-FIRST_PREDICTION = flags.DEFINE_string("first_prediction", None, "A scan to predict from nothing.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A training run's --workdir, for that.")
-JSON = flags.DEFINE_string("json", None, "File for the rows, with the environment.")
+CONFIG = registry.config_flags()
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    CONFIG.define()
+    flags.DEFINE_list(
+        "work",
+        ["train"],
+        f"What to time: of {', '.join(jobs.WORKS)}; train_STAGE is a train step of that stage.",
+    )
+    flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
+    flags.DEFINE_list(
+        "variants",
+        None,
+        "Some of a peer's, by default all: "
+        + "; ".join(f"{side}: {', '.join(names)}" for side, names in jobs.VARIANTS.items()),
+    )
+    flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
+    flags.DEFINE_list(
+        "scan_size",
+        None,
+        "Depth, height and width of a scan, of inference and of batches of whole scans; also sets "
+        "working_size. By default one depth bucket of the working grid.",
+    )
+    flags.DEFINE_string("stage", None, "Of the works that do not name one; default: the last one.")
+    flags.DEFINE_string(
+        "data_dir", None, "Folder that `prepare` wrote, for loading and loop; by default phantoms."
+    )
+    flags.DEFINE_list("devices", [], "Numbers of devices, for scaling tables and growth.")
+    flags.DEFINE_list("growth", [], f"Some of {', '.join(scaling.QUANTITIES)}.")
+    flags.DEFINE_string("out", None, "Folder for growth.json and growth.png.")
+    flags.DEFINE_string("first_prediction", None, "A scan to predict from nothing.")
+    flags.DEFINE_string("checkpoint", None, "A training run's --workdir, for that.")
+    flags.DEFINE_string("json", None, "File for the rows, with the environment.")
 
 
 def main() -> None:
     """Measure what the flags name."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # folders are removed
-    if JSON.value:
-        require_writable("json", pathlib.Path(JSON.value).parent)
+    if flags.FLAGS.json:
+        require_writable("json", pathlib.Path(flags.FLAGS.json).parent)
     document: dict[str, Any] = {"environment": environment()}
-    if FIRST_PREDICTION.value:
-        if not CHECKPOINT.value or PEER.value or GROWTH.value or DEVICES.value:
+    if flags.FLAGS.first_prediction:
+        if (
+            not flags.FLAGS.checkpoint
+            or flags.FLAGS.peer
+            or flags.FLAGS.growth
+            or flags.FLAGS.devices
+        ):
             raise InputError(
                 "--first_prediction: give --checkpoint, a training run's --workdir, and no --peer, "
                 "--growth or --devices"
             )
-        document["first_prediction"] = cold_start.measure(FIRST_PREDICTION.value, CHECKPOINT.value)
+        document["first_prediction"] = cold_start.measure(
+            flags.FLAGS.first_prediction, flags.FLAGS.checkpoint
+        )
         print(cold_start.table(document["first_prediction"]))
     else:
         config, size = _config_and_size()
-        works = [_known(name, jobs.WORKS, "work") for name in WORK.value]
-        sides = [_known(name, tuple(jobs.PEERS), "peer") for name in PEER.value]
+        works = _works(config)
+        sides = [_known(name, tuple(jobs.PEERS), "peer") for name in flags.FLAGS.peer]
         if not works:
             raise InputError(f"--work=: give some of {','.join(jobs.WORKS)}")
-        if sides and DEVICES.value and not GROWTH.value:
+        if sides and flags.FLAGS.devices and not flags.FLAGS.growth:
             raise InputError("--devices: scaling tables are of ours alone: leave out --peer")
-        _require_peers(sides, works)
+        _require_peers(sides, [work for work, _ in works])
         _require_variants(sides)
         with tempfile.TemporaryDirectory() as folder:
-            stage: Any = STAGE.value
             made = [
-                Job(work, config, size, stage, "ours", "", _folder(folder, str(number)))
-                for number, work in enumerate(works)
+                Job(
+                    work,
+                    config,
+                    size,
+                    stage.name,
+                    stage.reads,
+                    "ours",
+                    "",
+                    _folder(folder, str(number)),
+                )
+                for number, (work, stage) in enumerate(works)
             ]
-            if GROWTH.value:
+            if flags.FLAGS.growth:
                 _growth(made, sides, document)
-            elif DEVICES.value:
+            elif flags.FLAGS.devices:
                 _scaling(made, document)
             else:
                 _compare(made, sides, document)
-    if JSON.value:
+    if flags.FLAGS.json:
         _save(document)
-        print(f"wrote {JSON.value}")
+        print(f"wrote {flags.FLAGS.json}")
 
 
 def _save(document: dict[str, Any]) -> None:
     """Write what is known so far: the next may take long, and fail."""
-    if JSON.value:
-        write_json(document, pathlib.Path(JSON.value))
+    if flags.FLAGS.json:
+        write_json(document, pathlib.Path(flags.FLAGS.json))
 
 
 def _compare(made: list[Job], sides: list[str], document: dict[str, Any]) -> None:
@@ -125,7 +152,7 @@ def _compare(made: list[Job], sides: list[str], document: dict[str, Any]) -> Non
     data_dir = _data_dir(made)
     for job in made:
         found = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides, document)
-        document["rows"] += report.rows(found, REPEATS.value)
+        document["rows"] += report.rows(found, flags.FLAGS.repeats)
         _save(document)
     print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
     print(report.table(document["rows"]))
@@ -135,19 +162,19 @@ def _scaling(made: list[Job], document: dict[str, Any]) -> None:
     counts, trains = _devices(), _train_steps(made, "devices")
     document["scaling"] = []
     for job in trains:
-        document["scaling"] += growth.scaling_rows(job, counts, REPEATS.value, _tell)
+        document["scaling"] += growth.scaling_rows(job, counts, flags.FLAGS.repeats, _tell)
         _save(document)
     print(scaling.scaling_table(document["scaling"]))
 
 
 def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None:
-    quantities = [_known(name, scaling.QUANTITIES, "growth") for name in GROWTH.value]
+    quantities = [_known(name, scaling.QUANTITIES, "growth") for name in flags.FLAGS.growth]
     job, *others = _train_steps(made, "growth")
-    if not OUT.value or others:
+    if not flags.FLAGS.out or others:
         raise InputError("--growth: give --out, a folder for it, and one --work")
     if set(sides) - {"torch"}:
         raise InputError("--growth: --peer=torch is the one that is drawn beside ours")
-    out = pathlib.Path(OUT.value)
+    out = pathlib.Path(flags.FLAGS.out)
     require_writable("out", out)
     counts = _devices() or list(scaling.DOUBLINGS)
 
@@ -155,10 +182,10 @@ def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None
         return _measure_beside(point, sides if peers else [], document)
 
     found: list[growth.Curve] = []
-    document |= {"work": job.work, "repeats": REPEATS.value, "growth": found}
+    document |= {"work": job.title, "repeats": flags.FLAGS.repeats, "growth": found}
     for curves in growth.curves(job, quantities, counts, beside):
         found += curves
-        growth.draw(found, job.work, out / "growth.png")
+        growth.draw(found, job.title, out / "growth.png")
         write_json(document, out / "growth.json")
     for curve in found:
         pairs = zip(curve["sizes"], curve["seconds"], strict=True)
@@ -170,19 +197,16 @@ def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None
 
 
 def _devices() -> list[int]:
-    for text in DEVICES.value:
+    for text in flags.FLAGS.devices:
         if not text.isdigit() or not int(text):
             raise InputError(f"--devices={text}: give whole numbers with commas between them")
-    return [int(text) for text in DEVICES.value]
+    return [int(text) for text in flags.FLAGS.devices]
 
 
 def _train_steps(made: list[Job], flag: str) -> list[Job]:
     for job in made:
-        if job.work not in jobs.TRAIN_STAGES:
-            raise InputError(
-                f"--work={job.work}: --{flag} is of train steps: give some of "
-                f"{','.join(jobs.TRAIN_STAGES)}"
-            )
+        if job.work != "train":
+            raise InputError(f"--work={job.work}: --{flag} is of train steps: give train")
     return made
 
 
@@ -198,13 +222,13 @@ def _measure_beside(job: Job, sides: list[str], document: dict[str, Any]) -> lis
         dataclasses.replace(job, side=side, variant=variant)
         for side in sides
         if job.work in jobs.PEERS[side]
-        for variant in VARIANTS.value or jobs.VARIANTS[side]
+        for variant in flags.FLAGS.variants or jobs.VARIANTS[side]
     ]
-    _tell(f"{job.work}: ours" + "".join(f", {other.name}" for other in beside))
-    found, left_out = measure([job, *beside], REPEATS.value, _tell)
+    _tell(f"{job.title}: ours" + "".join(f", {other.name}" for other in beside))
+    found, left_out = measure([job, *beside], flags.FLAGS.repeats, _tell)
     for name, reason in left_out.items():
-        _tell(f"{job.work}: {name} is left out: {reason}")
-        left = {"work": job.work, "peer": name, "reason": reason}
+        _tell(f"{job.title}: {name} is left out: {reason}")
+        left = {"work": job.title, "peer": name, "reason": reason}
         document.setdefault("left_out", []).append(left)
     for one in found:
         document["environment"] |= one.environment
@@ -212,12 +236,12 @@ def _measure_beside(job: Job, sides: list[str], document: dict[str, Any]) -> lis
 
 
 def _config_and_size() -> tuple[Config, jobs.Ints3]:
-    config = entry.config_from_flags()
-    if SCAN_SIZE.value is None:
+    config = CONFIG.config()
+    if flags.FLAGS.scan_size is None:
         return config, (config.data.depth_bucket, *config.data.working_size)
-    text = ",".join(SCAN_SIZE.value)
+    text = ",".join(flags.FLAGS.scan_size)
     try:
-        depth, height, width = map(int, SCAN_SIZE.value)
+        depth, height, width = map(int, flags.FLAGS.scan_size)
         if depth < 1:
             raise ValueError("a scan has at least 1 slice")
         data = dataclasses.replace(config.data, working_size=(height, width))
@@ -226,6 +250,19 @@ def _config_and_size() -> tuple[Config, jobs.Ints3]:
             f"--scan_size={text}: {error}: give depth,height,width, such as 128,256,256"
         ) from error
     return dataclasses.replace(config, data=data), (depth, height, width)
+
+
+def _works(config: Config) -> list[tuple[jobs.Work, Stage]]:
+    """What to time, and of which stage."""
+    stages = {stage.name: stage for stage in stages_of(config)}
+    chosen = stages_of(config, flags.FLAGS.stage or "all")[-1]
+    known = (*jobs.WORKS, *(f"train_{name}" for name in stages))
+    works: list[tuple[jobs.Work, Stage]] = []
+    for text in flags.FLAGS.work:
+        name = _known(text, known, "work")
+        of_stage = stages.get(name.removeprefix("train_"))
+        works.append(("train", of_stage) if of_stage else (name, chosen))
+    return works
 
 
 def _known(name: str, names: tuple[Any, ...], flag: str) -> Any:
@@ -248,11 +285,11 @@ def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
 
 
 def _require_variants(sides: list[str]) -> None:
-    if VARIANTS.value is None:
+    if flags.FLAGS.variants is None:
         return
     if not sides:
         raise InputError("--variants: they are a peer's: give --peer")
-    given: list[str] = VARIANTS.value
+    given: list[str] = flags.FLAGS.variants
     for side in sides:
         known = jobs.VARIANTS[side]
         if not given or not set(given) <= set(known) or len(set(given)) < len(given):
@@ -266,15 +303,12 @@ def _data_dir(made: list[Job]) -> pathlib.Path | None:
     """Where the works that read a store find it: in phantoms of ours, if none is given."""
     if not {job.work for job in made} & set(jobs.STORED):
         return None
-    if DATA_DIR.value:
-        return pathlib.Path(DATA_DIR.value)
+    if flags.FLAGS.data_dir:
+        return pathlib.Path(flags.FLAGS.data_dir)
     _tell("making 9 phantoms ...")
     out = made[0].folder / "phantoms"
-    grid = ",".join(map(str, made[0].config.data.working_size))
-    given = [flags.FLAGS[name].serialize() for name in entry.flag_names()]
     command = [sys.executable, "-m", "deepsc_jax.prepare", "--phantoms=9,0,0", f"--out={out}"]
-    command += [text for text in given if text]
-    command += [f"--working_size={grid}"]  # the last one counts: --scan_size may have changed it
+    command += CONFIG.flags(made[0].config)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"no phantoms could be made: {done.stderr.strip().splitlines()[-1]}")
@@ -285,5 +319,10 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, CONFIG.parse, trains=True)
+
+
 if __name__ == "__main__":
-    entry.run(main, trains=True)
+    run()

@@ -12,7 +12,6 @@ import time
 
 from absl import flags
 
-from deepsc_jax.config import CLASSES
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.scans import load_scan
 from deepsc_jax.report.curves import loss_curves
@@ -21,7 +20,7 @@ from deepsc_jax.runtime import entry
 FLAGFILE = "configs/phantom.flags"
 
 
-def run(title: str, module: str, *arguments: str) -> None:
+def step(title: str, module: str, *arguments: str) -> None:
     """Run one of the programs and say what it does; ends the demo if it fails."""
     command = [sys.executable, "-m", f"deepsc_jax.{module}", *arguments]
     print(f"\n== {title}\n   python -m deepsc_jax.{module} {' '.join(arguments)}", flush=True)
@@ -30,6 +29,13 @@ def run(title: str, module: str, *arguments: str) -> None:
     if code:
         sys.exit(code)
     print(f"   {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("out", "runs/demo", "Folder for everything the demo writes.")
+    flags.DEFINE_string("scan", None, "A scan of your own to predict too.")
+    flags.DEFINE_string("phantoms", "150,45,60", "Phantoms for training, validation and test.")
 
 
 def main() -> None:
@@ -41,14 +47,14 @@ def main() -> None:
         load_scan(flags.FLAGS.scan)  # what is wrong with it is better known now
     print(f"The whole system on phantoms; results go to {out}.", flush=True)
     if not (data / "store").exists():
-        run(
+        step(
             "Write phantoms and preprocess them",
             "prepare",
             f"--flagfile={FLAGFILE}",
             f"--phantoms={flags.FLAGS.phantoms}",
             f"--out={data}",
         )
-    run(
+    step(
         "Train: segmentation and classification apart, then jointly",
         "train",
         f"--flagfile={FLAGFILE}",
@@ -56,7 +62,7 @@ def main() -> None:
         f"--workdir={workdir}",
     )
     loss_curves(out / "curves.png", workdir / "metrics.jsonl")
-    run(
+    step(
         "Evaluate on held-out phantoms",
         "evaluate",
         f"--checkpoint={workdir}",
@@ -65,11 +71,11 @@ def main() -> None:
         "--baselines",
     )
     held_out = [case for case in read_cases(data / "cases.csv") if case.split == "test"]
-    example = next(case for case in held_out if CLASSES[case.label] == "covid-19")
+    example = next(case for case in held_out if case.label == 0)
     predict = ("predict", f"--checkpoint={workdir}", f"--out={predictions}")
-    run("Predict a held-out phantom", *predict, f"--scan={example.scan}")
+    step("Predict a held-out phantom", *predict, f"--scan={example.scan}")
     if flags.FLAGS.scan:
-        run(
+        step(
             "Predict your scan, with a network that has seen phantoms only",
             *predict,
             f"--scan={flags.FLAGS.scan}",
@@ -82,8 +88,10 @@ def main() -> None:
         print(f"  {path}")
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags)
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "runs/demo", "Folder for everything the demo writes.")
-    flags.DEFINE_string("scan", None, "A scan of your own to predict too.")
-    flags.DEFINE_string("phantoms", "150,45,60", "Phantoms for training, validation and test.")
-    entry.run(main)
+    run()

@@ -12,65 +12,79 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from deepsc_jax.config import STAGES, Config, Stage
+from deepsc_jax.config import Config
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluate import evaluate, settle_threshold
-from deepsc_jax.inference import predictor as inference
+from deepsc_jax.evaluation.scoring import evaluate
+from deepsc_jax.evaluation.thresholds import settle_threshold
+from deepsc_jax.inference import predictor
+from deepsc_jax.models import registry
 from deepsc_jax.runtime import device_mesh, entry
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.signals import signals
+from deepsc_jax.systems.building import build, stages_of
+from deepsc_jax.systems.system import Stage
 from deepsc_jax.training import loop
 from deepsc_jax.training import workdir as workdirs
 
 FIGURES = {
-    "segmentation": ("dsc", "sensitivity", "nsd"),
-    "classification": ("accuracy", "f1", "auc"),
+    "lesions": ("dsc", "sensitivity", "nsd"),
+    "classes": ("accuracy", "f1", "auc"),
 }
 
 
-def alone(settings: Config, stage: Stage, tiles: int) -> Config:
+def alone(config: Config, stage: Stage, joint: Stage, tiles: int) -> Config:
     """The settings of a single-task run with the budget of the pre-training and the joint stage.
 
     Args:
-      settings: of the joint run.
-      stage: `segmentation` or `classification`.
+      config: of the joint run.
+      stage: a pre-training.
+      joint: the stage that comes after it.
       tiles: of a scan, all of which the joint stage passes through the network.
     """
-    train = settings.train
-    passed = train.joint_steps * train.joint_batch
-    if stage == "segmentation":
-        extra = passed * tiles / (train.segmentation_batch * train.tiles_per_scan)
-        longer = {"segmentation_steps": train.segmentation_steps + round(extra)}
+    passed = joint.steps * joint.batch
+    if stage.reads.tiles == "drawn":
+        extra = passed * tiles / (stage.batch * config.train.tiles_per_scan)
     else:
-        extra = passed / train.classification_batch
-        longer = {"classification_steps": train.classification_steps + round(extra)}
-    return dataclasses.replace(settings, train=dataclasses.replace(train, **longer))
+        extra = passed / stage.batch
+    return config.with_stage(stage.name, steps=stage.steps + round(extra))
 
 
-def run(settings: Config, store: Store, workdir: pathlib.Path, stages: tuple[Stage, ...]) -> dict:
-    """Train `stages` in `workdir`, evaluate the last one on test, and return the summary.
+def train_and_score(
+    config: Config, store: Store, workdir: pathlib.Path, names: Sequence[str]
+) -> dict[str, Any]:
+    """Train the stages of these names in `workdir`, and score the last one on test.
 
     A run that was stopped goes on; one that is complete, of the same settings, is only read.
     """
     done = workdir / "metrics.json"
-    workdirs.begin(workdir, settings, store)
+    workdirs.begin(workdir, config, store)
     if done.exists():
         return json.loads(done.read_text())
-    if not loop.train(settings, store, workdir, stages):
-        sys.exit(entry.PREEMPTED)
-    if stages[-1] != "classification":
-        settle_threshold(workdir, stages[-1], store)
-    metrics, _ = evaluate(inference.load(workdir, stages[-1]), store, "test")
+    system = build(config)
+    stages = [system.stage(name) for name in names]
+    if not loop.train(system, store, workdir, stages):
+        sys.exit(signals.code)
+    if "lesions" in stages[-1].learns:
+        settle_threshold(workdir, stages[-1].name, store)
+    metrics, _ = evaluate(predictor.load(workdir, stages[-1].name), store, "test")
     write_json(metrics, done)
     return metrics
 
 
 def compare(joint: list[dict], single: dict[str, list[dict]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of every figure, joint and alone, and of the gain."""
+    """Mean and standard deviation over seeds of every figure, joint and alone, and of the gain.
+
+    Args:
+      joint: the metrics of each seed.
+      single: the same of each task, `lesions` or `classes`, alone.
+    """
     result: dict[str, Any] = {}
     for task, names in FIGURES.items():
         for name in names:
@@ -88,21 +102,39 @@ def compare(joint: list[dict], single: dict[str, list[dict]]) -> dict[str, Any]:
     return result
 
 
+CONFIG = registry.config_flags()
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    CONFIG.define()
+    flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
+    flags.DEFINE_string("out", None, "Folder for runs and results.", required=True)
+    flags.DEFINE_integer("seeds", 3, "Seeds to train with.", lower_bound=1)
+
+
 def main() -> None:
     """Train and compare for every seed."""
-    options, settings = flags.FLAGS, entry.config_from_flags()
+    options, config = flags.FLAGS, CONFIG.config()
     data_dir, out = pathlib.Path(options.data_dir), pathlib.Path(options.out)
-    device_mesh.use_cpu_cores(settings, STAGES)
-    store = Store(data_dir / "store", settings.data, settings.train.cache_mib)
+    stages = {stage.name: stage for stage in stages_of(config)}
+    last = list(stages.values())[-1]
+    if not last.after:
+        raise InputError(f"--model={config.name}: it has no joint stage, which a gain is of")
+    device_mesh.use_cpu_cores(config.platform, [stage.batch for stage in stages.values()])
+    store = Store(data_dir / "store", config.data, config.train.cache_mib)
     deepest = max(case.depth for case in store.cases("train"))
-    tiles = int(np.prod(settings.data.tile_counts(settings.data.bucket(deepest))))
-    joint, single = [], {stage: [] for stage in STAGES[:2]}
+    tiles = int(np.prod(config.data.tile_counts(config.data.bucket(deepest))))
+    joint: list[dict] = []
+    single: dict[str, list[dict]] = {task: [] for task in FIGURES}
     for seed in range(options.seeds):
-        seeded = dataclasses.replace(settings, train=dataclasses.replace(settings.train, seed=seed))
-        joint.append(run(seeded, store, out / f"seed{seed}" / "joint", STAGES))
-        for stage in STAGES[:2]:
-            workdir = out / f"seed{seed}" / stage
-            single[stage].append(run(alone(seeded, stage, tiles), store, workdir, (stage,)))
+        seeded = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+        folder = out / f"seed{seed}"
+        joint.append(train_and_score(seeded, store, folder / last.name, list(stages)))
+        for name in last.after:
+            longer = alone(seeded, stages[name], last, tiles)
+            (task,) = stages[name].learns
+            single[task].append(train_and_score(longer, store, folder / name, [name]))
     result = compare(joint, single)
     write_json(result, out / "gain.json")
     print(f"{'test split':28}{'joint':>16}{'alone':>16}{'gain':>16}   ({options.seeds} seeds)")
@@ -112,9 +144,10 @@ def main() -> None:
     print(f"wrote {out / 'gain.json'}")
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, CONFIG.parse, trains=True)
+
+
 if __name__ == "__main__":
-    entry.define_config_flags()
-    flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
-    flags.DEFINE_string("out", None, "Folder for runs and results.", required=True)
-    flags.DEFINE_integer("seeds", 3, "Seeds to train with.", lower_bound=1)
-    entry.run(main, trains=True)
+    run()

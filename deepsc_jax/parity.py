@@ -65,6 +65,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("json", None, "File for the table, with the environment.")
+    flags.DEFINE_bool("tf32", False, "Let float32 products use TensorFloat-32 where there is one.")
+    flags.DEFINE_bool("quick", False, "Leave out what takes minutes: training and joint variants.")
+
+
 def main() -> int:
     """Run the parity tests and report; 1 if a bound is exceeded or a test fails."""
     options = flags.FLAGS
@@ -93,8 +100,10 @@ def main() -> int:
     return int(code)
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags)
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("json", None, "File for the table, with the environment.")
-    flags.DEFINE_bool("tf32", False, "Let float32 products use TensorFloat-32 where there is one.")
-    flags.DEFINE_bool("quick", False, "Leave out what takes minutes: training and joint variants.")
-    entry.run(main)
+    run()

@@ -16,36 +16,43 @@ import time
 import jax
 from absl import flags
 
-from deepsc_jax.config import STAGES, Config, Stage
+from deepsc_jax.config import Config
+from deepsc_jax.models import registry
 from deepsc_jax.planning import report, search, targets
 from deepsc_jax.planning.compiled import compile_step
 from deepsc_jax.runtime import device_mesh, entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
+from deepsc_jax.systems.building import stages_of
 
-entry.define_config_flags()
-PLATFORM = flags.DEFINE_enum("platform", "h100", list(targets.CHIPS), "Chip of the cluster.")
-DEVICES = flags.DEFINE_list("devices", ["1"], "Numbers of chips, one plan for each.")
-STAGE = flags.DEFINE_enum("stage", "joint", STAGES, "Stage to plan.")
-DEPTH = flags.DEFINE_integer("depth", 304, "Slices of the deepest scan.", lower_bound=1)
-SCANS = flags.DEFINE_integer(
-    "scans_per_device",
-    1,
-    "Scans of a batch for each device of the data axis: with --space=8, for eight devices.",
-    lower_bound=1,
-)
-SEARCH = flags.DEFINE_bool(
-    "search", False, "Also find the largest batch that fits, under every choice of remat."
-)
-MEMORY_SHARE = flags.DEFINE_float(
-    "memory_share",
-    None,
-    "Share of a chip's memory that JAX may take: what XLA_PYTHON_CLIENT_MEM_FRACTION will be on "
-    "GPUs. By default JAX's own, 0.75 there and all on TPUs.",
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
-JSON = flags.DEFINE_string("json", None, "File for the plans, as rows.")
+CONFIG = registry.config_flags()
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    CONFIG.define()
+    flags.DEFINE_enum("platform", "h100", list(targets.CHIPS), "Chip of the cluster.")
+    flags.DEFINE_list("devices", ["1"], "Numbers of chips, one plan for each.")
+    flags.DEFINE_string("stage", None, "Stage to plan, by name; default: the last one.")
+    flags.DEFINE_integer("depth", 304, "Slices of the deepest scan.", lower_bound=1)
+    flags.DEFINE_integer(
+        "scans_per_device",
+        1,
+        "Scans of a batch for each device of the data axis: with --space=8, for eight devices.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool(
+        "search", False, "Also find the largest batch that fits, under every choice of remat."
+    )
+    flags.DEFINE_float(
+        "memory_share",
+        None,
+        "Share of a chip's memory that JAX may take: what XLA_PYTHON_CLIENT_MEM_FRACTION will be "
+        "on GPUs. By default JAX's own, 0.75 there and all on TPUs.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
+    flags.DEFINE_string("json", None, "File for the plans, as rows.")
 
 
 def main() -> None:
@@ -53,38 +60,40 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # before its first device: none of ours is used
     # What is compiled for machines that are not here cannot be read back here.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = entry.config_from_flags()
-    stage = STAGES[STAGES.index(STAGE.value)]
+    config = CONFIG.config()
+    stage = stages_of(config, flags.FLAGS.stage or "all")[-1].name
     sizes = _sizes(config)
-    rows = [_plan(config, stage, size, SCANS.value) for size in sizes]
-    depth, tile = config.data.bucket(DEPTH.value), "x".join(map(str, config.data.tile))
-    print(f"{stage} stage, {DEPTH.value} slices padded to {depth}, tiles of {tile}; per device:")
+    rows = [_plan(config, stage, size, flags.FLAGS.scans_per_device) for size in sizes]
+    depth, tile = config.data.bucket(flags.FLAGS.depth), "x".join(map(str, config.data.tile))
+    print(
+        f"{stage} stage, {flags.FLAGS.depth} slices padded to {depth}, tiles of {tile}; per device:"
+    )
     print(report.table(rows))
     document = {"rows": [row.document() for row in rows]}
-    if SEARCH.value:
+    if flags.FLAGS.search:
         found = _search(config, stage, sizes[0])
         document["search"] = [row.document() for row in found]
     print(f"\n{report.UNKNOWN}\n{report.heading(_chip())}")
-    if JSON.value:
-        write_json(document, pathlib.Path(JSON.value))
-        print(f"wrote {JSON.value}")
+    if flags.FLAGS.json:
+        write_json(document, pathlib.Path(flags.FLAGS.json))
+        print(f"wrote {flags.FLAGS.json}")
 
 
 def _chip() -> targets.Chip:
-    chip = targets.CHIPS[PLATFORM.value]
-    share = chip.share if MEMORY_SHARE.value is None else MEMORY_SHARE.value
+    chip = targets.CHIPS[flags.FLAGS.platform]
+    share = chip.share if flags.FLAGS.memory_share is None else flags.FLAGS.memory_share
     return dataclasses.replace(chip, share=share)
 
 
 def _sizes(config: Config) -> list[int]:
     space = config.platform.space
-    if config.platform.data:
+    if config.platform.data_devices:
         raise InputError(
-            f"--data={config.platform.data}: the data axis is --devices over --space here: "
-            "leave --data out"
+            f"--data_devices={config.platform.data_devices}: the data axis is --devices over "
+            "--space here: leave --data_devices out"
         )
     sizes = []
-    for text in DEVICES.value:
+    for text in flags.FLAGS.devices:
         if not text.isdigit() or not int(text) or int(text) % space:
             raise InputError(
                 f"--devices={text}: give whole numbers above 0, multiples of --space={space}, "
@@ -95,17 +104,17 @@ def _sizes(config: Config) -> list[int]:
 
 
 @functools.cache  # a search begins with batches of one scan, which may be planned already
-def _plan(config: Config, stage: Stage, size: int, scans: int) -> report.Row:
+def _plan(config: Config, stage: str, size: int, scans: int) -> report.Row:
     space, remat = config.platform.space, config.platform.remat
-    mesh = device_mesh.make_mesh(config.platform, targets.devices(PLATFORM.value, size))
-    _tell(f"compiling for {size} {PLATFORM.value}, {scans} scans a device, remat={remat} ...")
+    mesh = device_mesh.make_mesh(config.platform, targets.devices(flags.FLAGS.platform, size))
+    _tell(f"compiling for {size} {flags.FLAGS.platform}, {scans} scans a device, remat={remat} ...")
     begun = time.monotonic()
-    compiled = compile_step(config, stage, mesh, scans * size // space, DEPTH.value)
+    compiled = compile_step(config, stage, mesh, scans * size // space, flags.FLAGS.depth)
     _tell(f"... took {time.monotonic() - begun:.0f} s")
-    return report.Row(PLATFORM.value, _chip(), size, space, scans, remat, compiled)
+    return report.Row(flags.FLAGS.platform, _chip(), size, space, scans, remat, compiled)
 
 
-def _search(config: Config, stage: Stage, size: int) -> list[report.Row]:
+def _search(config: Config, stage: str, size: int) -> list[report.Row]:
     """The largest batch under every choice of remat, the fewest FLOPs first."""
     print(f"\nlargest batch that fits, for {size} devices, the fewest FLOPs first:")
 
@@ -131,5 +140,10 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, CONFIG.parse)
+
+
 if __name__ == "__main__":
-    entry.run(main)
+    run()

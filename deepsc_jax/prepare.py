@@ -18,9 +18,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from deepsc_jax.config import DataConfig, TrainConfig
+from deepsc_jax.config import flags as config_flags
 from deepsc_jax.data import datasets, preparation
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store
+from deepsc_jax.models import registry
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
@@ -28,7 +31,8 @@ from deepsc_jax.runtime.files import local_path, require_writable
 from deepsc_jax.runtime.names import shown
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
+    """Define the flags of this command."""
     flags.DEFINE_list("phantoms", None, "make this many: TRAIN,VALIDATION,TEST, over all classes")
     flags.DEFINE_integer("phantom_size", 96, "side of a phantom's slices, in voxels", 32)
     flags.DEFINE_string("cases", None, f"a case list: CSV with {','.join(datasets.COLUMNS)}")
@@ -43,7 +47,12 @@ def _define_flags() -> None:
         "names of cases and the paths of their files stay in the store's index.",
     )
     flags.DEFINE_integer("workers", 2, "processes", lower_bound=1)
-    entry.define_config_flags()
+    config_flags.define_shared()
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parse the flags; those of models, which flag files hold too, pass by."""
+    return config_flags.without_models(list(registry.MODELS), argv)
 
 
 def main() -> int:
@@ -62,7 +71,7 @@ def main() -> int:
         counts = _counts(values.phantoms)
         _require_place(out)
         print(f"Making {sum(counts)} phantoms in {out / 'scans'} ...", flush=True)
-        seed = entry.config_from_flags().train.seed
+        seed = config_flags.section(TrainConfig).seed
         cases = write_phantoms(
             counts, out, seed=seed, size=values.phantom_size, workers=values.workers
         )
@@ -122,7 +131,7 @@ def _prepare(cases: Sequence[datasets.Case], failures: list[str], out: pathlib.P
     failures = failures + preparation.prepare(
         cases,
         out,
-        entry.config_from_flags().data,
+        config_flags.section(DataConfig),
         workers=values.workers,
         overwrite=values.overwrite,
         phantoms=values.phantoms is not None,
@@ -147,6 +156,10 @@ def _prepare(cases: Sequence[datasets.Case], failures: list[str], out: pathlib.P
     return 1 if failures else 0
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, parse, computes=False)
+
+
 if __name__ == "__main__":
-    _define_flags()
-    entry.run(main)
+    run()

@@ -26,13 +26,14 @@ def reference_outputs() -> dict[str, np.ndarray]:
     """Every loss term and logit of the joint stage, and the norms of the loss's gradient."""
     import torch
     from parity import module_gradient, to_tensors
-    from reference.deepsc import DeepSC
-    from reference.training import scan_losses
+    from reference.deepsc.network import DeepSC
+    from reference.deepsc.training import scan_losses
 
     from deepsc_jax.interop.torch import to_torch
+    from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 
     module = DeepSC(CONFIG).double()
-    module.load_state_dict(to_torch(draw(CONFIG)))
+    module.load_state_dict(to_torch(draw(CONFIG), TORCH_NAMES))
     weights = torch.tensor(CLASS_WEIGHTS, dtype=torch.float64)
     inputs = to_tensors(batch(), "float64")
     scans = [dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)]

@@ -39,7 +39,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a kernel's gradient in which scans run together",
-        "models/layers/convolution.py",
+        "models/layers/slabs.py",
         "apart = (0, margin if len(x) > 1 else 0)",
         "apart = (0, 0)",
     ),

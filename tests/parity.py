@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepsc_jax.interop.torch import from_torch, to_torch
+from deepsc_jax.interop.torch import Table, from_torch, to_torch
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 
 DTYPES = ("float32", "float64")
 # float64 tells a wrong formula from rounding: rounding is 1e-16 there.
@@ -61,13 +62,15 @@ def compare(
     seed: int = 0,
     reference_dtype: str | None = None,
     more: Sequence[tuple[Sequence[np.ndarray], Any]] = (),
+    table: Table = TORCH_NAMES,
 ) -> Errors:
     """Values and gradients of `ours(params, *inputs)` against `theirs(*inputs)`.
 
     Both return arrays of the same shapes; `theirs` runs `module`, which is given the parameters.
     The gradients are of the outputs' product with random numbers. Where torch itself is not good
     to the bound, `reference_dtype` has it compute in another type. `more` inputs and parameters of
-    the same shapes go through the same compiled program; the worst errors count.
+    the same shapes go through the same compiled program; the worst errors count. `table` has the
+    parameters' names in `module`.
     """
     kind = getattr(torch, reference_dtype or dtype)
 
@@ -80,7 +83,7 @@ def compare(
     rows = []
     for number, (arrays, drawn) in enumerate([(inputs, params), *more]):
         rng = np.random.default_rng(seed + number)
-        rows.append(_compare_once(program, theirs, arrays, dtype, drawn, module, rng, kind))
+        rows.append(_compare_once(program, theirs, arrays, dtype, drawn, module, rng, kind, table))
     values, gradients, of_params = zip(*rows, strict=True)
     return Errors(max(values), max(gradients), max(of_params) if module is not None else None)
 
@@ -94,11 +97,12 @@ def _compare_once(
     module: torch.nn.Module | None,
     rng: np.random.Generator,
     kind: torch.dtype,
+    table: Table,
 ) -> Errors:
     params = params if params is not None else {}
     tensors = [torch.from_numpy(x).to(kind).requires_grad_() for x in inputs]
     if module is not None:
-        module.to(kind).load_state_dict(to_torch(params))
+        module.to(kind).load_state_dict(to_torch(params, table))
         module.zero_grad()
     expected = list(theirs(*tensors))
     weights = [rng.normal(size=tuple(x.shape)) for x in expected]
@@ -123,17 +127,18 @@ def _compare_once(
             ),
             default=0.0,
         ),
-        relative(param_gradient, module_gradient(module)) if module is not None else None,
+        relative(param_gradient, module_gradient(module, table)) if module is not None else None,
     )
 
 
-def module_gradient(module: torch.nn.Module) -> Any:
+def module_gradient(module: torch.nn.Module, table: Table = TORCH_NAMES) -> Any:
     """The gradient of a module's parameters, under our names; zeros where there is none."""
     return from_torch(
         {
             name: torch.zeros_like(p) if p.grad is None else p.grad
             for name, p in module.named_parameters()
-        }
+        },
+        table,
     )
 
 

@@ -23,10 +23,10 @@ from deepsc_jax.runtime.files import require_writable, write_json
 
 TILE = ("--tile=64,96,96", "--working_size=96,96", "--depth_bucket=64", "--tiles_per_scan=1")
 CHANNELS = {
-    16: ("--inception_channels=16", "--lesion_channels=16,32,64"),
-    32: ("--inception_channels=32", "--lesion_channels=32,64,128"),
+    16: ("--deepsc.inception_channels=16", "--deepsc.lesion_channels=16,32,64"),
+    32: ("--deepsc.inception_channels=32", "--deepsc.lesion_channels=32,64,128"),
 }
-SEGMENTATION = ("--work=train_segmentation", "--peer=torch", "--segmentation_batch=1", *TILE)
+SEGMENTATION = ("--work=train_segmentation", "--peer=torch", "--deepsc.segmentation.batch=1", *TILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,14 @@ def judge(bar: Bar, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return names | {"found": found, "bar": bar.bar, "aim": bar.aim, "reached": found <= bar.bar}
 
 
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("json", "runs/benchmark.json", "File for all rows.")
+    flags.DEFINE_list("only", [], f"Some of {', '.join(BARS)}; by default all.")
+    flags.DEFINE_enum("conv_form", "auto", ["auto", *VARIANTS["forms"]], "Of our convolutions.")
+    flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
+
+
 def main() -> int:
     """Run the comparisons; 1 if one of them could not be made."""
     options = flags.FLAGS
@@ -134,9 +142,10 @@ def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [{"flags": given, **row} for row in found["rows"]]
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags)
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("json", "runs/benchmark.json", "File for all rows.")
-    flags.DEFINE_list("only", [], f"Some of {', '.join(BARS)}; by default all.")
-    flags.DEFINE_enum("conv_form", "auto", ["auto", *VARIANTS["forms"]], "Of our convolutions.")
-    flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
-    entry.run(main)
+    run()

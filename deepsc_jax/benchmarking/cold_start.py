@@ -88,6 +88,14 @@ class Watched:
         return getattr(self._predictor, name)
 
 
+def define_flags() -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("scan", None, "NIfTI file or DICOM folder.", required=True)
+    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    flags.DEFINE_string("out", None, "Folder for the result.", required=True)
+    flags.DEFINE_float("begun", None, "time.time() at the start.", required=True)
+
+
 def main() -> None:
     """Predict a scan, run the network on it once more, and print the seconds of the phases."""
     from deepsc_jax.inference import (
@@ -114,9 +122,10 @@ def main() -> None:
     print(json.dumps(seconds | {"second_call": watched.done - watched.called}))
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags)
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("scan", None, "NIfTI file or DICOM folder.", required=True)
-    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
-    flags.DEFINE_string("out", None, "Folder for the result.", required=True)
-    flags.DEFINE_float("begun", None, "time.time() at the start.", required=True)
-    entry.run(main)
+    run()

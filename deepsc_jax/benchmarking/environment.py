@@ -8,8 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from absl import flags
-
+from deepsc_jax.config import flags as config_flags
 from deepsc_jax.runtime import device_mesh, entry
 
 # What else decides how fast something runs; the allocator's settings are among them.
@@ -24,11 +23,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "flags": {
-            name: _plain(flags.FLAGS[name].value)
-            for name in entry.flag_names()
-            if flags.FLAGS[name].value != flags.FLAGS[name].default
-        },
+        "flags": {name: _plain(value) for name, value in config_flags.changed().items()},
         "command": sys.argv[1:],
         "commit": _commit(),
     }

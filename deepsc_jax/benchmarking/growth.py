@@ -17,7 +17,7 @@ from deepsc_jax.runtime.errors import InputError
 
 AXES = {
     "voxels": "voxels of a tile",
-    "channels": "channels of the inception block",
+    "channels": "channels, in multiples",
     "scans": "scans in a batch",
     "devices": "devices, of one batch",
 }
@@ -44,7 +44,7 @@ def scaling_rows(
         raise InputError(f"--devices={','.join(map(str, devices))}: {error}") from error
     rows = []
     for kind, weak in kinds.items():
-        tell(f"{job.work}, {kind} scaling: on {', '.join(map(str, devices))} devices")
+        tell(f"{job.title}, {kind} scaling: on {', '.join(map(str, devices))} devices")
         found = _side_by_side(placed[kind], repeats, tell)
         seconds = [one.times.median for one in found]
         shares = scaling.efficiency(devices, seconds, weak=weak)
@@ -53,7 +53,7 @@ def scaling_rows(
             rows.append(
                 {
                     "scaling": kind,
-                    "work": job.work,
+                    "work": job.title,
                     "devices": count,
                     "batch": scans,
                     "ours_s": one.times.median,

@@ -10,31 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deepsc_jax.config import Config, DataConfig, Stage
-from deepsc_jax.data.pipeline import cut_tiles, slice_indices, tile_origins
+from deepsc_jax.config import Config, DataConfig, Ints3
+from deepsc_jax.data.batch import Batch, Reads, count_tiles, fields
+from deepsc_jax.data.pipeline import cut_tiles
+from deepsc_jax.geometry.sampling import slice_indices, tile_corners
 
-Ints3 = tuple[int, int, int]
-Work = Literal[
-    "train_segmentation",
-    "train_classification",
-    "train_joint",
-    "forward",
-    "inference",
-    "loading",
-    "loop",
-    "loop_without_loading",
-]
+Work = Literal["train", "forward", "inference", "loading", "loop", "loop_without_loading"]
 WORKS: tuple[Work, ...] = typing.get_args(Work)
-TRAIN_STAGES: dict[Work, Stage] = {
-    "train_segmentation": "segmentation",
-    "train_classification": "classification",
-    "train_joint": "joint",
-}
 STORED: tuple[Work, ...] = ("loading", "loop", "loop_without_loading")  # read a store
 PEERS: dict[str, tuple[Work, ...]] = {
-    "torch": (*TRAIN_STAGES, "forward", "inference"),
-    "monai": ("train_segmentation", "inference"),
-    "forms": (*TRAIN_STAGES, "forward", "inference"),
+    "torch": ("train", "forward", "inference"),
+    "monai": ("train", "inference"),
+    "forms": ("train", "forward", "inference"),
 }
 OURS = ("ours", "forms")  # the sides that are this project's own
 VARIANTS = {
@@ -53,7 +40,8 @@ class Job:
       work: which.
       config: the configuration.
       scan_size: depth, height and width of a scan, in voxels of the working grid.
-      stage: of the training that `STORED` works belong to.
+      stage: of the training that the work belongs to; inference is of this stage's network.
+      reads: what a batch of the stage holds.
       side: `ours`, or a key of `PEERS`.
       variant: of a peer, one of its `VARIANTS`; empty for ours.
       folder: where our worker leaves the weights for its peers, and its programs for the next.
@@ -63,11 +51,22 @@ class Job:
     work: Work
     config: Config
     scan_size: Ints3
-    stage: Stage
+    stage: str
+    reads: Reads
     side: str
     variant: str
     folder: pathlib.Path
     data_dir: pathlib.Path | None = None
+
+    @property
+    def title(self) -> str:
+        """What the tables call the work: `train_joint`."""
+        return f"train_{self.stage}" if self.work == "train" else self.work
+
+    @property
+    def scans(self) -> int:
+        """Scans in a batch of the stage."""
+        return self.config.stage(self.stage).batch
 
     @property
     def name(self) -> str:
@@ -85,32 +84,33 @@ class Job:
         return self.folder / "programs"
 
 
-def stage_of(job: Job) -> Stage:
-    """The stage whose batch a work takes."""
-    return TRAIN_STAGES.get(job.work, job.stage if job.work in STORED else "joint")
+def batch(job: Job) -> Batch:
+    """A training batch of the job's stage, of drawn scans of its size.
 
-
-def batch(config: Config, stage: Stage, scan_size: Ints3) -> dict[str, np.ndarray]:
-    """A training batch of `stage`, as `data.pipeline` makes it, of drawn scans of `scan_size`.
-
-    No scan is of the class without pneumonia, so that every term of the losses is there.
+    No scan is of the class without lesions, so that every term of the losses is there.
     """
+    config, size = job.config, job.scan_size
     data, rows = config.data, []
-    for index in range(config.train.batch(stage)):
-        row: dict[str, Any] = {"depth": np.int32(scan_size[0]), "label": np.int32(index % 2)}
-        if stage == "segmentation":
+    classes = [i for i in range(len(data.classes)) if i != data.lesion_free_id][:2]
+    for index in range(job.scans):
+        row: dict[str, Any] = {
+            "depth": np.int32(size[0]),
+            "label": np.int32(classes[index % len(classes)]),
+        }
+        if job.reads.tiles == "drawn":
             drawn = [draw_scan(data.tile, index + k) for k in range(config.train.tiles_per_scan)]
             row["tiles"], row["lesions"] = (np.stack(x) for x in zip(*drawn, strict=True))
             row["origins"] = np.zeros((len(drawn), 3), np.int32)
         else:
-            volume, lesion = draw_scan(scan_size, index)
-            row["slices"] = volume[slice_indices(scan_size[0], data.slices)]
-            if stage == "joint":
+            volume, lesion = draw_scan(size, index)
+            row["slices"] = volume[slice_indices(size[0], data.slices)]
+            if job.reads.tiles == "all":
                 volume, lesion = _filled(volume, data), _filled(lesion, data)
                 row["tiles"], row["lesions"] = (cut_tiles(x, data.tile) for x in (volume, lesion))
-                row["origins"] = tile_origins(volume.shape, data.tile)
+                row["origins"] = tile_corners(volume.shape, data.tile)
         rows.append(row)
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    wanted = fields(job.reads, data, count_tiles(job.reads, config, size[0]))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name in wanted}
 
 
 def _filled(volume: np.ndarray, data: DataConfig) -> np.ndarray:
@@ -137,11 +137,6 @@ def of_depth(job: Job, depth: int) -> Job:
 
 def counts(job: Job) -> tuple[int, int]:
     """Scans and tiles that one call of the work takes."""
-    config = job.config
-    tiles = int(np.prod(config.data.tile_counts(config.data.bucket(job.scan_size[0]))))
     if job.work == "inference":
-        return 1, int(np.prod(config.data.tile_counts(job.scan_size[0])))
-    stage = stage_of(job)
-    per_scan = {"segmentation": config.train.tiles_per_scan, "classification": 0, "joint": tiles}
-    scans = config.train.batch(stage)
-    return scans, scans * per_scan[stage]
+        return 1, int(np.prod(job.config.data.tile_counts(job.scan_size[0])))
+    return job.scans, job.scans * count_tiles(job.reads, job.config, job.scan_size[0])

@@ -24,10 +24,11 @@ import torch
 from deepsc_jax.benchmarking import jobs, works
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.works import Built
-from deepsc_jax.config import CLASSES, Config
-from deepsc_jax.inference.predictor import CHUNK_VOXELS
-from deepsc_jax.interop.torch import to_torch
+from deepsc_jax.config import Config
+from deepsc_jax.interop.torch import variables_to_torch
+from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.whole_scan import chunk_tiles
 
 TESTS = pathlib.Path(__file__).parents[2] / "tests"
 CUDA = torch.cuda.is_available()
@@ -38,7 +39,7 @@ WIDTHS = range(1, 257)
 
 def import_late(job: Job) -> None:
     """Import what torch and MONAI would at their first use."""
-    if job.work in jobs.TRAIN_STAGES:
+    if job.work == "train":
         parameter = torch.nn.Parameter(torch.zeros(1))
         parameter.grad = torch.zeros(1)
         torch.optim.Adam([parameter]).step()
@@ -62,12 +63,17 @@ def build(job: Job) -> Built:
     if not (TESTS / "reference").is_dir():
         raise InputError(f"{TESTS / 'reference'}: not found: run in a checkout of the repository")
     sys.path.insert(0, str(TESTS))
-    network = _reference(job)
+    reference = _reference(job)
+    network = reference.timed(job.config)
+    weights = pickle.loads(job.weights.read_bytes())
+    table = registry.torch_names(job.config.name)
+    network.load_state_dict(variables_to_torch(weights, table))
+    network = _as_variant(network, job, network.children())
     if job.work == "forward":
-        return _forward(job, network)
+        return _forward(job, reference, network)
     if job.work == "inference":
-        return _inference(job, network)
-    return _train(job, network)
+        return _inference(job, reference, network)
+    return _train(job, reference, network)
 
 
 def environment(_config: Config) -> dict[str, Any]:
@@ -98,12 +104,13 @@ def peak_rates() -> tuple[str, dict[str, float]]:
 
 
 def _reference(job: Job) -> Any:
-    # The reference's own shares the gradient of ties, as ours does, and is several times as slow.
-    lesion: Any = importlib.import_module("reference.lesion")
-    lesion.pool = functools.partial(torch.nn.functional.max_pool3d, kernel_size=2, ceil_mode=True)
-    network = importlib.import_module("reference.deepsc").DeepSC(job.config)
-    network.load_state_dict(to_torch(pickle.loads(job.weights.read_bytes())))
-    return _as_variant(network, job, network.children())
+    """The model in plain PyTorch, of `tests/reference`."""
+    try:
+        return importlib.import_module(f"reference.{job.config.name}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--peer=torch: {TESTS / 'reference'} has no {job.config.name}: leave --peer out"
+        ) from error
 
 
 def _as_variant(network: Any, job: Job, subnets: Any) -> Any:
@@ -143,40 +150,41 @@ def _tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: x if name in ON_HOST else x.to(DEVICE) for name, x in tensors.items()}
 
 
-def _train(job: Job, network: Any) -> Built:
-    stage = jobs.TRAIN_STAGES[job.work]
-    batch = _tensors(jobs.batch(job.config, stage, job.scan_size))
-    weights = torch.ones(len(CLASSES), device=DEVICE)
-    training = importlib.import_module("reference.training")
-    steps = training.train(network, stage, itertools.repeat(batch), weights)
+def _train(job: Job, reference: Any, network: Any) -> Built:
+    batch = _tensors(jobs.batch(job))
+    weights = torch.ones(len(job.config.data.classes), device=DEVICE)
+    steps = reference.train(network, job.stage, itertools.repeat(batch), weights)
     return Built(_synchronised(job, lambda: next(steps)), lambda means: {"loss": means["loss"]})
 
 
-def _forward(job: Job, network: Any) -> Built:
-    batch = _tensors(jobs.batch(job.config, "joint", job.scan_size))
-    scans = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+def _forward(job: Job, reference: Any, network: Any) -> Built:
+    batch = _tensors(jobs.batch(job))
 
     def forward() -> Any:
         with torch.no_grad():
-            return [network(scan, "joint") for scan in scans]
+            return reference.forward(network, batch, job.stage)
 
-    def summary(outs: Any) -> dict[str, float]:
-        lesion = torch.cat([tile.lesion.flatten() for out in outs for tile in out.tiles])
-        return {"lesion": float(lesion.mean()), "logit": float(outs[0].logits[0, 0])}
+    def summary(out: Any) -> dict[str, float]:
+        first = {"lesion": lambda x: x.mean(), "logits": lambda x: x[0, 0]}
+        return {name: float(first[name](x)) for name, x in out.items()}
 
     return Built(_synchronised(job, forward), summary)
 
 
-def _inference(job: Job, network: Any) -> Built:
-    inference = importlib.import_module("reference.inference")
+def _inference(job: Job, reference: Any, network: Any) -> Built:
     drawn, _ = jobs.draw_scan(job.scan_size, 0)
 
     def predict() -> Any:  # from and to the host, as ours
-        found = inference.predict(network, torch.from_numpy(drawn).to(DEVICE))
-        return found[0].cpu(), found[1].cpu(), [mask.cpu() for mask in found[2]]
+        volumes, classes = reference.predict(network, torch.from_numpy(drawn).to(DEVICE))
+        return (
+            {name: volume.cpu() for name, volume in volumes.items()},
+            None if classes is None else classes.cpu(),
+        )
 
-    def summary(found: Any) -> dict[str, float]:
-        return {"lesion": float(found[0].mean()), "probability": float(found[1][0])}
+    def summary(predicted: Any) -> dict[str, float]:
+        volumes, classes = predicted
+        means = {"lesion": float(volumes["lesion"].mean())} if "lesion" in volumes else {}
+        return means if classes is None else means | {"probability": float(classes[0])}
 
     return Built(_synchronised(job, predict), summary)
 
@@ -185,23 +193,22 @@ def _monai(job: Job) -> Built:
     # Counted in a process of its own: JAX's traces must not be in this one's memory.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         wanted = sum(pool.submit(works.count_flops, job).result().values())
-    trains = job.work in jobs.TRAIN_STAGES
+    trains = job.work == "train"
     tile = job.config.data.tile
     tiles = jobs.counts(job)[1]
     width, found = nearest_width(tile, tiles, wanted, trains=trains)
     torch.manual_seed(job.config.train.seed)
-    network = make_unet(width)
+    network = _unet(width)
     network = _as_variant(network, job, [network])
     run = _monai_step(job, network) if trains else _sliding_window(job, network)
     return Built(_synchronised(job, run), lambda _: {"width": width}, lambda: {"float32": found})
 
 
-def make_unet(width: int) -> torch.nn.Module:
-    """MONAI's U-Net of four levels, `width` channels at the first, as its tutorials have it."""
-    from monai.networks.nets.unet import UNet
+def _unet(width: int) -> torch.nn.Module:
+    """MONAI's U-Net of four levels, `width` channels at the first."""
+    from deepsc_jax.interop.monai import make_unet
 
-    channels = [width * 2**level for level in range(4)]
-    return UNet(3, 1, 2, channels, (2, 2, 2), num_res_units=2, norm=("INSTANCE", {"affine": True}))
+    return make_unet([width * 2**level for level in range(4)])
 
 
 def nearest_width(tile: Any, tiles: int, wanted: int, *, trains: bool) -> tuple[int, int]:
@@ -222,7 +229,7 @@ def _unet_flops(width: int, tile: Any, trains: bool) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        found = make_unet(width)(torch.zeros(1, 1, *tile))
+        found = _unet(width)(torch.zeros(1, 1, *tile))
         if trains:
             found.sum().backward()
     return counter.get_total_flops()
@@ -231,13 +238,14 @@ def _unet_flops(width: int, tile: Any, trains: bool) -> int:
 def _monai_step(job: Job, network: Any) -> Callable[[], Any]:
     from monai.losses.dice import DiceCELoss
 
-    batch = jobs.batch(job.config, "segmentation", job.scan_size)
+    batch = jobs.batch(job)
     tiles, lesions = (
         torch.from_numpy(batch[name].reshape(-1, 1, *job.config.data.tile)).to(DEVICE)
         for name in ("tiles", "lesions")
     )
     objective = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-    optimizer = torch.optim.Adam(network.parameters(), job.config.train.learning_rate)
+    rate = job.config.stage(job.stage).learning_rate
+    optimizer = torch.optim.Adam(network.parameters(), rate)
 
     def step() -> float:
         loss = objective(network(tiles), lesions)
@@ -254,8 +262,7 @@ def _sliding_window(job: Job, network: Any) -> Callable[[], Any]:
 
     drawn, _ = jobs.draw_scan(job.scan_size, 0)
     tile = job.config.data.tile
-    at_once = max(1, CHUNK_VOXELS // int(np.prod(tile)))  # as many tiles as our Predictor takes
-    at_once = at_once if CUDA else min(at_once, 4)
+    at_once = chunk_tiles(tile, "gpu" if CUDA else "cpu")  # as ours
 
     def predict() -> torch.Tensor:
         with torch.no_grad():

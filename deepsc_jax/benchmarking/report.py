@@ -40,7 +40,7 @@ def _ours(ours: Measured, repeats: int) -> Row:
     scans, tiles = (statistics.fmean(n) for n in zip(*steps, strict=True))
     seconds, flops = ours.times.median, sum(ours.end["flops"].values())
     return {
-        "work": ours.job.work,
+        "work": ours.job.title,
         "ours_s": seconds,
         "ours_min_s": ours.times.low,
         "ours_max_s": ours.times.high,
@@ -77,7 +77,7 @@ def _devices(ours: Measured) -> int:
     if ours.job.work in ("inference", "loading"):
         return 1
     platform = ours.job.config.platform
-    return platform.data * platform.space or ours.environment["devices"]
+    return platform.data_devices * platform.space or ours.environment["devices"]
 
 
 def _peer(peer: Measured | None, own: Row) -> Row:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deepsc_jax.benchmarking import jobs
 from deepsc_jax.benchmarking.jobs import Job
-from deepsc_jax.config import POOLING, Config
+from deepsc_jax.config import Config
 
 QUANTITIES = ("voxels", "channels", "scans", "devices")
 DOUBLINGS = (1, 2, 4, 8)
@@ -21,11 +20,12 @@ def on_devices(job: Job, devices: int, *, weak: bool) -> Job:
     Raises:
       ValueError: the devices do not divide the batch.
     """
-    stage = jobs.TRAIN_STAGES[job.work]
-    scans = job.config.train.batch(stage) * (devices if weak else 1)
+    scans = job.scans * (devices if weak else 1)
     parts = devices * job.config.platform.accumulation
     if scans % parts:
-        raise ValueError(f"{stage}_batch is {scans}: give a multiple of {parts}, or fewer devices")
+        raise ValueError(
+            f"{job.stage}.batch is {scans}: give a multiple of {parts}, or fewer devices"
+        )
     return _with_batch(job, scans, devices)
 
 
@@ -40,34 +40,30 @@ def points(job: Job, quantity: str, devices: Sequence[int]) -> list[tuple[int, J
     """The values that a quantity takes, doubling, and the job of each; all else as it is.
 
     Voxels are those of a tile, whose depth is 8 and up and is the scan's too, with the sampled
-    slices in proportion; channels the inception block's, every other width in proportion; scans a
+    slices in proportion; channels in multiples of the network's; scans a
     batch's, on as many devices as `train` would take; devices share one batch.
 
     Raises:
       ValueError: a configuration that cannot be.
     """
-    config, stage = job.config, jobs.TRAIN_STAGES[job.work]
+    config = job.config
     if quantity == "voxels":
-        made = [_of_depth(job, POOLING * factor) for factor in DOUBLINGS]
+        made = [_of_depth(job, config.model.TILE_STEP * factor) for factor in DOUBLINGS]
         return [(int(np.prod(j.config.data.tile)), j) for j in made]
     if quantity == "channels":
-        configs = [_of_width(config, factor) for factor in DOUBLINGS]
-        made = [dataclasses.replace(job, config=c) for c in configs]
-        return [(c.model.inception_channels, j) for c, j in zip(configs, made, strict=True)]
+        made = [dataclasses.replace(job, config=_of_width(config, n)) for n in DOUBLINGS]
+        return list(zip(DOUBLINGS, made, strict=True))
     if quantity == "scans":
-        scans = [config.train.batch(stage) * factor for factor in DOUBLINGS]
-        return [(n, _with_batch(job, n, config.platform.data)) for n in scans]
-    scans = math.lcm(config.train.batch(stage), *devices)
+        scans = [job.scans * factor for factor in DOUBLINGS]
+        return [(n, _with_batch(job, n, config.platform.data_devices)) for n in scans]
+    scans = math.lcm(job.scans, *devices)
     return [(n, _with_batch(job, scans, n)) for n in devices]
 
 
 def _with_batch(job: Job, scans: int, devices: int) -> Job:
-    stage, config = jobs.TRAIN_STAGES[job.work], job.config
-    train = dataclasses.replace(config.train, **{f"{stage}_batch": scans})
-    platform = dataclasses.replace(config.platform, data=devices)
-    return dataclasses.replace(
-        job, config=dataclasses.replace(config, train=train, platform=platform)
-    )
+    config = job.config.with_stage(job.stage, batch=scans)
+    platform = dataclasses.replace(config.platform, data_devices=devices)
+    return dataclasses.replace(job, config=dataclasses.replace(config, platform=platform))
 
 
 def _of_depth(job: Job, depth: int) -> Job:
@@ -85,17 +81,7 @@ def _of_depth(job: Job, depth: int) -> Job:
 
 
 def _of_width(config: Config, factor: int) -> Config:
-    model = config.model
-    first, second, third = model.lesion_channels
-    c1, c2, c3 = model.encoder_channels
-    wider = dataclasses.replace(
-        model,
-        inception_channels=model.inception_channels * factor,
-        lesion_channels=(first * factor, second * factor, third * factor),
-        classifier_stem_channels=model.classifier_stem_channels * factor,
-        encoder_channels=(c1 * factor, c2 * factor, c3 * factor),
-    )
-    return dataclasses.replace(config, model=wider)
+    return dataclasses.replace(config, model=config.model.widened(factor))
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:

@@ -80,7 +80,7 @@ class Timed:
         del out
         warm, _ = _seconds(self._run)
         self._calls = max(1, math.ceil(TURN_SECONDS / max(warm, 1e-6)))
-        compiler.give_back()
+        compiler.give_back_memory()
         _reset_peak()
         self._module.reset_peak_device_bytes()
         self._idle = _held("VmRSS")

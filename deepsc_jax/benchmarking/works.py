@@ -15,21 +15,22 @@ from jax.sharding import Mesh
 
 from deepsc_jax.benchmarking import jobs
 from deepsc_jax.benchmarking.jobs import Job
-from deepsc_jax.config import CLASSES, STAGES, Config, PlatformConfig, Stage
+from deepsc_jax.config import Config, PlatformConfig
 from deepsc_jax.data import pipeline
+from deepsc_jax.data.batch import DEPTH_AXES
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
-from deepsc_jax.inference.predictor import Predictor
-from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.layers.blocks import resolve_dtype
+from deepsc_jax.models.layers.layout import resolve_dtype
 from deepsc_jax.planning import compiled, flops, targets
-from deepsc_jax.runtime import device_mesh
-from deepsc_jax.runtime.entry import keep_compiled
+from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.building import build as build_system
+from deepsc_jax.systems.system import System, Variables, initial
 from deepsc_jax.training import state as states
-from deepsc_jax.training.loop import STAGE_SEEDS
-from deepsc_jax.training.step import make_train_step
+from deepsc_jax.training.step import Scalars, make_train_step
 
 BATCHES = 10  # that one call of a work with loading takes
+OUTPUTS = ("lesion", "logits")  # of a network, that all peers have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def import_late(job: Job) -> None:
 
 def build(job: Job) -> Built:
     """Build our side of `job`, and leave its weights for the peers and its compiled programs."""
-    keep_compiled(str(job.programs))
+    compiler.keep_compiled(str(job.programs))
     if job.side == "forms":
         platform = dataclasses.replace(job.config.platform, conv_form=job.variant)
         try:
@@ -64,14 +65,13 @@ def build(job: Job) -> Built:
         except ValueError as error:
             raise InputError(str(error)) from error
         job = dataclasses.replace(job, config=config)
-    stage = jobs.stage_of(job)
     if job.work not in ("inference", "loading"):  # as `predict` and `train` do
-        device_mesh.use_cpu_cores(job.config, [stage])
+        device_mesh.use_cpu_cores(job.config.platform, [job.scans])
     if job.work == "loading":
         return _loading(job)
     if job.work in ("loop", "loop_without_loading"):
         return _loop(job, loads=job.work == "loop")
-    return {"forward": _forward, "inference": _inference}.get(job.work, _train)(job, stage)
+    return {"forward": _forward, "inference": _inference}.get(job.work, _train)(job)
 
 
 def count_flops(job: Job) -> dict[str, int]:
@@ -82,24 +82,25 @@ def count_flops(job: Job) -> dict[str, int]:
     """
     if job.work == "loading":
         return {}
-    stage, platform = jobs.stage_of(job), job.config.platform
+    platform = job.config.platform
     plain = PlatformConfig(
-        data=1, compute_dtype=platform.compute_dtype, conv_form="native", remat="none"
+        data_devices=1, compute_dtype=platform.compute_dtype, conv_form="native", remat="none"
     )
-    config, depth = dataclasses.replace(job.config, platform=plain), job.scan_size[0]
+    system = build_system(dataclasses.replace(job.config, platform=plain))
+    stage, depth = system.stage(job.stage), job.scan_size[0]
     if job.work not in ("forward", "inference"):
         mesh = device_mesh.make_mesh(plain)
-        traced = compiled.trace(config, stage, mesh, config.train.batch(stage), depth)
+        traced = compiled.trace(system, stage.name, mesh, job.scans, depth)
         return dict(flops.count(traced.jaxpr))
-    model = deepsc.build(config, jax.default_backend())
-    shapes = compiled.batch_shapes(config, "joint", jobs.counts(job)[0], depth)
-    params = jax.eval_shape(lambda: states.initial_params(config, model))
+    whole = dataclasses.replace(stage, reads=stage.reads.whole())
+    shapes = compiled.batch_shapes(system.config, whole, jobs.counts(job)[0], depth)
+    variables = jax.eval_shape(lambda: initial(system))
 
-    def program(params: Any, batch: Any) -> Any:
-        out: Any = model.apply({"params": params}, batch, "joint")
-        return out["lesion"], out["logits"]
+    def program(variables: Variables, batch: Any) -> Any:
+        out = system.outputs(stage, variables, batch)
+        return {name: out[name] for name in OUTPUTS if name in out}
 
-    return dict(flops.count(jax.jit(program).trace(params, shapes).jaxpr))
+    return dict(flops.count(jax.jit(program).trace(variables, shapes).jaxpr))
 
 
 def environment(config: Config) -> dict[str, Any]:
@@ -157,34 +158,35 @@ def matrix_product_rate(side: int = 2048) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def _weights(job: Job, model: deepsc.DeepSC) -> Any:
-    params = states.initial_params(job.config, model)
-    job.weights.write_bytes(pickle.dumps(jax.device_get(params)))
-    return params
+def _weights(job: Job, system: System) -> Variables:
+    variables = initial(system)
+    job.weights.write_bytes(pickle.dumps(jax.device_get(variables)))
+    return variables
 
 
-def _step(job: Job, stage: Stage, mesh: Mesh) -> tuple[Callable[[Any], Any], deepsc.DeepSC]:
+def _step(job: Job, mesh: Mesh) -> Callable[[Any], Scalars]:
     """A function from a batch to the scalars, to come, of a step that trains on it."""
-    config = job.config
-    device_mesh.check_batch(config, stage, mesh)
-    model = deepsc.build(config, jax.default_backend())
-    state = states.create(config, stage, _weights(job, model))
-    where = states.sharding(config, state, mesh)
+    config, system = job.config, build_system(job.config)
+    stage = system.stage(job.stage)
+    flag = f"{config.name}.{stage.name}.batch"
+    device_mesh.check_batch(flag, stage.batch, config.platform.accumulation, mesh)
+    state = states.create(system, stage, _weights(job, system))
+    where = states.sharding(state, mesh, shard_optimizer=config.platform.shard_optimizer)
     state = jax.device_put(state, where)
-    step = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)), where)
+    step = make_train_step(system, stage, mesh, system.facts(stage, ()), where)
 
-    def take(batch: Any) -> Any:
+    def take(batch: Any) -> Scalars:
         nonlocal state
         state, scalars = step(state, batch)
         return scalars
 
-    return take, model
+    return take
 
 
-def _train(job: Job, stage: Stage) -> Built:
+def _train(job: Job) -> Built:
     mesh = device_mesh.make_mesh(job.config.platform)
-    step, _ = _step(job, stage, mesh)
-    batch = device_mesh.put_batch(jobs.batch(job.config, stage, job.scan_size), mesh)
+    step = _step(job, mesh)
+    batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
 
     def run() -> Any:
         return jax.block_until_ready(step(batch))
@@ -196,42 +198,48 @@ def _loss(scalars: Any) -> dict[str, float]:
     return {"loss": float(scalars["loss"])}
 
 
-def _forward(job: Job, stage: Stage) -> Built:
-    config, mesh = job.config, device_mesh.make_mesh(job.config.platform)
-    device_mesh.check_batch(config, stage, mesh)
-    model = deepsc.build(config, jax.default_backend())
+def _forward(job: Job) -> Built:
+    mesh, system = device_mesh.make_mesh(job.config.platform), build_system(job.config)
+    stage = system.stage(job.stage)
+    flag = f"{system.config.name}.{stage.name}.batch"
+    device_mesh.check_batch(flag, stage.batch, system.config.platform.accumulation, mesh)
 
-    def program(params: Any, batch: Any) -> Any:
-        out: Any = model.apply({"params": params}, batch, stage)
-        return {"lesion": out["lesion"], "logits": out["logits"]}
+    def program(variables: Variables, _: Variables, batch: Any) -> Any:
+        out = system.outputs(stage, variables, batch)
+        return {name: out[name] for name in OUTPUTS if name in out}
 
     forward = jax.jit(
         device_mesh.over_data(program, mesh, gathered=True),
-        compiler_options=device_mesh.compiler_options(
-            mesh.devices.flat[0].platform, config.data, model.layout.form
+        compiler_options=compiler.options(
+            mesh.devices.flat[0].platform, system.config.data.tile, system.layout.form
         ),
     )
-    params = jax.device_put(_weights(job, model), device_mesh.replicated(mesh))
-    batch = device_mesh.put_batch(jobs.batch(config, stage, job.scan_size), mesh)
+    variables = jax.device_put(_weights(job, system), device_mesh.replicated(mesh))
+    batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
 
     def summary(out: Any) -> dict[str, float]:
-        return {"lesion": float(out["lesion"].mean()), "logit": float(out["logits"][0, 0])}
+        first = {"lesion": lambda x: x.mean(), "logits": lambda x: x[0, 0]}
+        return {name: float(first[name](x)) for name, x in out.items()}
 
     def run() -> Any:
-        return jax.block_until_ready(forward(params, batch))
+        return jax.block_until_ready(forward(variables, {}, batch))
 
     return Built(run, summary, lambda: count_flops(job))
 
 
-def _inference(job: Job, stage: Stage) -> Built:
-    model = deepsc.build(job.config, jax.default_backend())
-    predictor = Predictor(job.config, stage, _weights(job, model), 0.5, "unknown data")
+def _inference(job: Job) -> Built:
+    alone = dataclasses.replace(job.config.platform, space=1)
+    system = build_system(dataclasses.replace(job.config, platform=alone))
+    predict = system.predictor(system.stage(job.stage), _weights(job, system))
     volume, _ = jobs.draw_scan(job.scan_size, 0)
 
-    def summary(found: Any) -> dict[str, float]:
-        return {"lesion": float(found.lesion.mean()), "probability": float(found.probabilities[0])}
+    def summary(prediction: Prediction) -> dict[str, float]:
+        means = {name: float(volume.mean()) for name, volume in prediction.volumes.items()}
+        if prediction.classes is not None:
+            means["probability"] = float(prediction.classes[0])
+        return means
 
-    return Built(lambda: predictor(volume), summary, lambda: count_flops(job))
+    return Built(lambda: predict(volume), summary, lambda: count_flops(job))
 
 
 def _loading(job: Job) -> Built:
@@ -250,7 +258,7 @@ def _loop(job: Job, *, loads: bool) -> Built:
     It begins to read with its first.
     """
     mesh = device_mesh.make_mesh(job.config.platform)
-    step, _ = _step(job, job.stage, mesh)
+    step = _step(job, mesh)
     read: Any = iter(_batches(job))
     first = next(read)
     others = itertools.islice(read if loads else itertools.repeat(first), BATCHES - 1)
@@ -259,7 +267,9 @@ def _loop(job: Job, *, loads: bool) -> Built:
 
     def run() -> Any:
         batches: Any = iter(_batches(job)) if loads else itertools.repeat(first)
-        scalars = [step(device_mesh.put_batch(next(batches), mesh)) for _ in range(BATCHES)]
+        scalars = [
+            step(device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)) for _ in range(BATCHES)
+        ]
         if loads:
             batches.close()
         return jax.block_until_ready(scalars)[0]
@@ -275,15 +285,15 @@ def _loop(job: Job, *, loads: bool) -> Built:
 
 
 def _filled_depth(job: Job, batch: dict[str, Any]) -> int:
-    """What the depth of a batch's scans was filled up to; only joint batches depend on it."""
-    if job.stage != "joint":
+    """What the depth of a batch's scans was filled up to; only whole scans depend on it."""
+    if job.reads.tiles != "all":
         return job.scan_size[0]
     _, rows, columns = job.config.data.tile_counts(1)
     return batch["tiles"].shape[1] // (rows * columns) * job.config.data.tile[0]
 
 
 def _batches(job: Job) -> Any:
-    config = job.config
+    config, system = job.config, build_system(job.config)
     if not flags.FLAGS.is_parsed():  # grain's threads ask for flags
         flags.FLAGS.mark_as_parsed()
     assert job.data_dir is not None
@@ -291,8 +301,8 @@ def _batches(job: Job) -> Any:
     return pipeline.batches(
         store,
         "train",
-        job.stage,
+        job.reads,
         config,
-        seed=config.train.seed * len(STAGES) + STAGE_SEEDS[job.stage],
-        batch_size=config.train.batch(job.stage),
+        seed=system.seed(system.stage(job.stage)),
+        batch_size=job.scans,
     )

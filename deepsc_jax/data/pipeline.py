@@ -1,22 +1,7 @@
 """Batches from a store: random access, counter-based randomness, one shape for a whole run.
 
-A batch is a dictionary of numpy arrays (B scans, K tiles each, T slices, tile size d, h, w):
-
-    tiles    (B, K, d, h, w) float32   masked, normalised intensities
-    lesions  (B, K, d, h, w) float32   0 or 1
-    origins  (B, K, 3) int32           working-grid voxel of each tile's corner
-    slices   (B, T, H, W) float32      C_i = V[floor(i D / T)]
-    depth    (B,) int32                the scan's true number of slices, D
-    label    (B,) int32                index into config.CLASSES
-
-The segmentation stage has no `slices`; the classification stage has no `tiles`, `lesions` and
-`origins`. An evaluation (`train=False`) has all of them in every stage, and two more:
-
-    valid    (B,) bool                 False for what only fills up the last batch
-    case     (B,) int32                index into store.cases(split)
-
-Every scan of a split is padded with zeros to the largest depth bucket of the split, so that a run
-compiles one shape.
+`batch` says what one holds. Every scan of a split is padded with zeros to the largest depth bucket
+of the split, so that a run compiles one shape.
 
 Order. Element g of the endless global stream is a pure function of (seed, g): which scan, from an
 epoch-wise shuffle, and every random choice made for it. Process p of P takes the elements p, p + P,
@@ -34,9 +19,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from deepsc_jax.config import Config, Stage
+from deepsc_jax.config import Config
 from deepsc_jax.data import augment
+from deepsc_jax.data.batch import Reads, count_tiles, fields
 from deepsc_jax.data.store import Store, StoredCase
+from deepsc_jax.geometry.sampling import slice_indices, tile_corners
 from deepsc_jax.runtime.errors import InputError
 
 ORIGIN_STEP = 8  # in-plane origins of random tiles: the pooled grids of tile and scan then align
@@ -47,15 +34,15 @@ _PREFETCHED_BATCHES = 8
 Example = dict[str, Any]
 
 
-def learnable(cases: list[StoredCase], stage: Stage) -> list[StoredCase]:
-    """What a stage can train on: where it learns lesions, the cases whose lesions are known."""
-    return cases if stage == "classification" else [c for c in cases if c.lesions_known]
+def learnable(cases: list[StoredCase], reads: Reads) -> list[StoredCase]:
+    """What a stage can train on: where it reads lesions, the cases whose lesions are known."""
+    return [c for c in cases if c.lesions_known] if reads.lesions else cases
 
 
 def batches(
     store: Store,
     split: str,
-    stage: Stage,
+    reads: Reads,
     config: Config,
     *,
     seed: int,
@@ -68,10 +55,10 @@ def batches(
     """The batches of one process, read ahead by threads.
 
     Args:
-      store: where the scans are; its cases with unknown lesions are left out of the training of the
-        stages that learn lesions.
+      store: where the scans are; cases with unknown lesions are left out of training where
+        lesions are read.
       split: `train`, `validation` or `test`.
-      stage: decides what a training batch holds.
+      reads: what a batch holds of a scan; an evaluation has all tiles in place of drawn ones.
       config: its `data` and `train` sections are used.
       seed: of order, tiles and augmentation, below 2**32.
       batch_size: scans in a batch of this process.
@@ -89,14 +76,16 @@ def batches(
       InputError: the split has no case to offer, or the store was made with other preprocessing.
     """
     store.require(config.data)
-    cases = learnable(store.cases(split), stage) if train else store.cases(split)
+    cases = learnable(store.cases(split), reads) if train else store.cases(split)
     if not cases:
         kind = "case" if not store.cases(split) else "case with a lesion mask"
         raise InputError(
-            f"{store.path}: split {split} has no {kind}, at least 1 expected for the {stage} "
-            "stage: prepare a case list that has one"
+            f"{store.path}: split {split} has no {kind}, at least 1 expected: prepare a case list "
+            "that has one"
         )
-    reader = _Reader(store, cases, stage, config, padded_depth(store, split, config), train)
+    reader = _Reader(
+        store, cases, reads if train else reads.whole(), config, padded_depth(store, split, config)
+    )
     dataset: grain.MapDataset
     if train:
         dataset = grain.MapDataset.range(len(cases)).seed(seed).shuffle().repeat()
@@ -109,7 +98,7 @@ def batches(
     dataset = dataset.slice(slice(process_index, None, process_count))
     dataset = dataset.batch(batch_size, drop_remainder=True)
     ahead = int(
-        np.clip(_PREFETCHED_BYTES // reader.batch_bytes(batch_size), 2, _PREFETCHED_BATCHES)
+        np.clip(_PREFETCHED_BYTES // (batch_size * reader.example_bytes()), 2, _PREFETCHED_BATCHES)
     )
     threads = os.cpu_count() or 1 if read_threads is None else read_threads
     return dataset.to_iter_dataset(
@@ -122,24 +111,11 @@ def padded_depth(store: Store, split: str, config: Config) -> int:
     return max((config.data.bucket(case.depth) for case in store.cases(split)), default=0)
 
 
-def slice_indices(depth: int, count: int) -> np.ndarray:
-    """The slices the classifier sees, floor(i D / T) for i < T: paper, section V-A."""
-    return np.arange(count) * depth // count
-
-
 def cut_tiles(volume: np.ndarray, tile: tuple[int, int, int]) -> np.ndarray:
-    """(D, H, W) into its non-overlapping tiles (K, d, h, w), width fastest; sides must divide."""
+    """(D, H, W) into the tiles (K, d, h, w) at its `tile_corners`; sides must divide."""
     (depth, height, width), (d, h, w) = volume.shape, tile
     blocks = volume.reshape(depth // d, d, height // h, h, width // w, w)
     return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(-1, d, h, w)
-
-
-def tile_origins(shape: tuple[int, int, int], tile: tuple[int, int, int]) -> np.ndarray:
-    """The corners of `cut_tiles`' tiles, (K, 3) int32, in its order."""
-    axes = [
-        np.arange(0, side, step, dtype=np.int32) for side, step in zip(shape, tile, strict=True)
-    ]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,40 +124,44 @@ class _Reader:
 
     store: Store
     cases: list[StoredCase]
-    stage: Stage
+    reads: Reads
     config: Config
     padded_depth: int
-    train: bool
 
     def train_example(self, index: int, rng: np.random.Generator) -> Example:
-        """A shuffled, augmented example of the stage."""
+        """A shuffled, augmented example."""
         case = self.cases[index]
         augmentation = augment.draw(rng, self.config.train)
-        if self.stage == "segmentation":
-            tiles = self._random_tiles(case, augmentation, rng)
-        elif self.stage == "classification":
-            tiles = {"slices": self._slices(case, augmentation)}
-        else:
-            tiles = self._whole_scan(case, augmentation, rng)
-        return tiles | _facts(case)
+        return self._example(case, augmentation, rng) | _facts(case)
 
     def evaluation_example(self, index: int) -> Example:
-        """Everything about the case at `index`, or about the last one beyond the end."""
+        """The case at `index` as it is, or the last one beyond the end."""
         row = min(index, len(self.cases) - 1)
         case = self.cases[row]
         extra = {"valid": np.bool_(index == row), "case": np.int32(row)}
-        return self._whole_scan(case, augment.NONE, None) | _facts(case) | extra
+        return self._example(case, augment.NONE, None) | _facts(case) | extra
 
-    def batch_bytes(self, batch_size: int) -> int:
-        """The size of a batch, small fields apart."""
-        data = self.config.data
-        slices = data.slices * data.working_size[0] * data.working_size[1]
-        tiles = 2 * self.padded_depth * data.working_size[0] * data.working_size[1]
-        if self.train and self.stage == "segmentation":
-            tiles, slices = 2 * self.config.train.tiles_per_scan * int(np.prod(data.tile)), 0
-        elif self.train and self.stage == "classification":
-            tiles = 0
-        return 4 * batch_size * (tiles + slices)
+    def example_bytes(self) -> int:
+        """The size of an example."""
+        tiles = count_tiles(self.reads, self.config, self.padded_depth)
+        return sum(field.nbytes for field in fields(self.reads, self.config.data, tiles).values())
+
+    def _example(
+        self,
+        case: StoredCase,
+        augmentation: augment.Augmentation,
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """What is read of a scan; tiles are drawn, or put in random order, if there is an `rng`."""
+        if self.reads.tiles == "all":
+            return self._whole_scan(case, augmentation, rng)
+        example: Example = {}
+        if self.reads.tiles == "drawn":
+            assert rng is not None
+            example |= self._random_tiles(case, augmentation, rng)
+        if self.reads.slices:
+            example["slices"] = self._slices(case, augmentation)
+        return example
 
     def _random_tiles(
         self, case: StoredCase, augmentation: augment.Augmentation, rng: np.random.Generator
@@ -223,7 +203,7 @@ class _Reader:
         augmentation: augment.Augmentation,
         rng: np.random.Generator | None,
     ) -> Example:
-        """All tiles, in random order if there is an `rng`, and the slices."""
+        """All tiles, in random order if there is an `rng`, and the slices where they are read."""
         data = self.config.data
         padded = (self.padded_depth, *case.shape[1:])
         volume = self.store.read(case.name, "volume", (0, 0, 0), padded)
@@ -231,14 +211,16 @@ class _Reader:
         if augmentation.flip:
             volume, lesion = volume[..., ::-1], lesion[..., ::-1]
         augment.change_intensity(volume, augmentation)
-        origins = tile_origins(padded, data.tile)
+        origins = tile_corners(padded, data.tile)
         order = np.arange(len(origins)) if rng is None else rng.permutation(len(origins))
-        return {
+        example = {
             "tiles": cut_tiles(volume, data.tile)[order],
             "lesions": cut_tiles(lesion, data.tile)[order].astype(np.float32),
             "origins": origins[order],
-            "slices": volume[slice_indices(case.depth, data.slices)],
         }
+        if self.reads.slices:
+            example["slices"] = volume[slice_indices(case.depth, data.slices)]
+        return example
 
     def _slices(self, case: StoredCase, augmentation: augment.Augmentation) -> np.ndarray:
         indices = slice_indices(case.depth, self.config.data.slices)

@@ -32,7 +32,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorstore as ts
 
-from deepsc_jax.config import DataConfig, from_document
+from deepsc_jax.config import DataConfig
+from deepsc_jax.config.options import from_document
 from deepsc_jax.data.arrays import DTYPES, LEVELS, array_spec, kvstore, reason, write_array
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.preprocess import Prepared

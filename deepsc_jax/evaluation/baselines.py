@@ -207,3 +207,18 @@ def _dice_table(smoothed, case: BaselineCase, edges) -> np.ndarray:
 def _dice(prediction, truth) -> float:
     total = np.count_nonzero(prediction) + np.count_nonzero(truth)
     return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
+
+
+def table(figures: dict[str, float | None]) -> str:
+    """`run_baselines` as lines to print below the network's table."""
+    band = "best HU band [{:.0f}, {:.0f}), sigma {:.1f} mm, at least {:.2f} ml".format(
+        *(figures[f"band_{k}"] for k in ("low_hu", "high_hu", "sigma_mm", "min_ml"))
+    )
+    rows = [
+        ("band_dsc", f"DSC       {{:.3f}}  {band}"),
+        ("band_accuracy", "accuracy  {:.3f}  logistic regression on that band's findings"),
+        ("true_mask_accuracy", "accuracy  {:.3f}  the same on the true lesion masks"),
+        ("nuisance_accuracy", "accuracy  {:.3f}  on the nuisances alone (1/3 is chance)"),
+    ]
+    lines = [text.format(figures[name]) for name, text in rows if figures[name] is not None]
+    return "\n  ".join(["Without a network (tuned on validation)", *lines])

@@ -21,10 +21,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.models.layers.blocks import EXACT
+from deepsc_jax.geometry.sampling import slice_indices
 from deepsc_jax.runtime import device_mesh
 
 Part = Float[Array, "depth height width channel"]
+# Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
+EXACT = lax.Precision.HIGHEST
 
 
 @functools.partial(
@@ -80,11 +82,6 @@ def tile_grid(
         step=scale,
         size=(tile[1] // scale, tile[2] // scale),
     )
-
-
-def slice_indices(depth: Int[Array, ""], slices: int) -> Int[Array, "slices"]:
-    """The sampled slices of a scan of D slices: floor(i * D / T) (paper, V-A.2)."""
-    return jnp.arange(slices) * depth // slices
 
 
 def slice_grid(depth: Int[Array, ""], slices: int, size: tuple[int, int], step: int = 1) -> Grid:

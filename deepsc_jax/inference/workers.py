@@ -9,6 +9,7 @@ threads of a process from running for about half of the time.
 """
 
 import contextlib
+import dataclasses
 import functools
 import mmap
 import os
@@ -17,7 +18,6 @@ import queue
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Generator, Sequence
 from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
@@ -25,9 +25,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deepsc_jax.data.prediction import Prediction
+from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Compute, Network, Outcome, Prediction, attempt
+from deepsc_jax.inference.results import Compute, Network, Outcome, attempt
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.names import shown
 
 
 class Predicts(Protocol):
@@ -146,10 +149,17 @@ class BatchInference:
                     worker = None
                     if self._stopped.is_set():
                         break
+                    killed = (
+                        f"{request.path}: the process that worked on it was killed, probably for "
+                        "want of memory: try with fewer --workers"
+                    )
+                    outcome = Outcome(request, error=shown(killed))
+                except (OSError, MemoryError) as error:  # no memory to share, or no open file left
+                    worker.kill()
+                    self._forget(worker)
+                    worker = None
                     outcome = Outcome(
-                        request,
-                        error=f"{request.path}: the process that worked on it was killed, probably "
-                        "for want of memory: try with fewer --workers",
+                        request, error=explained(error, request.path, self._options["out"])
                     )
                 except _DroppedError:
                     break
@@ -205,10 +215,17 @@ class _Worker:
         # Spawned, not forked: XLA's threads do not survive a fork.
         context = get_context("spawn")
         self.computed = False
+        self._out: pathlib.Path = options["out"]
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, options))
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        except OSError as error:
+            raise InputError(
+                f"--workers: a process cannot be started ({error.strerror}): try with fewer"
+            ) from error
+        finally:
+            theirs.close()
 
     def wait_until_ready(self) -> None:
         """Return when it has come up.
@@ -245,14 +262,17 @@ class _Worker:
         except _DroppedError:
             raise
         except Exception as error:
-            traceback.print_exception(error)
-            self._connection.send(f"{request.path}: {type(error).__name__}: {error}")
+            self._connection.send(explained(error, request.path, self._out))
             return self._connection.recv()
-        if prediction.lesion is not None:
-            arrays[0] = prediction.lesion
-        if prediction.evidence is not None:
-            arrays[1:] = prediction.evidence
-        self._connection.send((prediction.lesion is not None, prediction.probabilities))
+        volumes = {**prediction.volumes, **prediction.evidence}
+        for array, volume in zip(arrays, volumes.values(), strict=False):
+            array[...] = volume
+        without = dataclasses.replace(
+            prediction,
+            volumes=dict.fromkeys(prediction.volumes),
+            evidence=dict.fromkeys(prediction.evidence),
+        )
+        self._connection.send(without)
         return self._connection.recv()
 
     def close(self) -> None:
@@ -276,8 +296,8 @@ def _work(connection: Connection, options: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
 
     def compute(volume: np.ndarray) -> Prediction:
-        """Ask for it: the volume and room for lesion (in its place) and evidence."""
-        shape = (4 if options["network"].stage != "segmentation" else 1, *volume.shape)
+        """Ask for it: the volume, and room for what is made of it, the first in its place."""
+        shape = (max(len(options["network"].volumes), 1), *volume.shape)
         memory = os.memfd_create("scan")
         os.ftruncate(memory, int(np.prod(shape)) * 4)
         arrays = _mapped(memory, shape)
@@ -291,11 +311,11 @@ def _work(connection: Connection, options: dict[str, Any]) -> None:
             raise SystemExit from None
         if isinstance(answer, str):
             raise InputError(answer)
-        has_lesion, probabilities = answer
-        return Prediction(
-            arrays[0] if has_lesion else None,
-            probabilities,
-            None if probabilities is None else arrays[1:],
+        volumes = iter(arrays)
+        return dataclasses.replace(
+            answer,
+            volumes={name: next(volumes) for name in answer.volumes},
+            evidence={name: next(volumes) for name in answer.evidence},
         )
 
     with contextlib.suppress(EOFError, ConnectionError):

@@ -12,6 +12,7 @@ learns small lesions. Needs the extra `monai`.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,19 @@ from absl import flags
 from monai.losses.dice import DiceCELoss
 from monai.networks.nets.unet import UNet
 
-from deepsc_jax import config
 from deepsc_jax.config import Config
 from deepsc_jax.data import pipeline
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluate import choose_threshold, evaluate
-from deepsc_jax.inference.results import Prediction
+from deepsc_jax.evaluation.scoring import evaluate
+from deepsc_jax.evaluation.thresholds import choose_threshold
+from deepsc_jax.geometry.sampling import tile_corners
 from deepsc_jax.metrics.summary import table
+from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.files import write_json
-from deepsc_jax.training.logs import Progress
-from deepsc_jax.training.loop import STAGE_SEEDS
+from deepsc_jax.runtime.progress import Progress
+from deepsc_jax.systems.building import build
 
 
 @dataclasses.dataclass
@@ -47,46 +50,51 @@ class Peer:
         padded = np.pad(volume, [(0, data.bucket(len(volume)) - len(volume)), (0, 0), (0, 0)])
         lesion = np.zeros_like(padded)
         tiles = pipeline.cut_tiles(padded, data.tile)
-        origins = pipeline.tile_origins(padded.shape, data.tile)
+        origins = tile_corners(padded.shape, data.tile)
         with torch.no_grad():
             for tile, (z, y, x) in zip(tiles, origins, strict=True):
                 logits = self.network(_inputs(tile[None], self.config))
                 found = torch.softmax(logits, dim=1)[0, 1]
                 d, h, w = tile.shape
                 lesion[z : z + d, y : y + h, x : x + w] = found.numpy()
-        return Prediction(lesion[: len(volume)], None, None)
+        return Prediction({"lesion": lesion[: len(volume)]})
 
 
 def _inputs(tiles: np.ndarray, settings: Config) -> torch.Tensor:
     """Tiles (N, d, h, w) as (N, 1, d, h, w), standardised inside the lungs as DeepSC does."""
-    model = settings.model
-    standard = (tiles - model.intensity_mean) / model.intensity_sd
+    options: Any = settings.model
+    standard = (tiles - options.intensity_mean) / options.intensity_sd
     return torch.from_numpy(np.where(tiles > 0, standard, 0).astype(np.float32)[:, None])
+
+
+def make_unet(channels: Sequence[int]) -> torch.nn.Module:
+    """MONAI's U-Net of these channels a level, as its tutorials have it."""
+    strides = [2] * (len(channels) - 1)
+    norm = ("INSTANCE", {"affine": True})
+    return UNet(3, 1, 2, channels, strides, num_res_units=2, norm=norm)
 
 
 def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     """Train a U-Net of `channels` per level for the segmentation stage's steps."""
-    options = settings.train
+    system = build(settings)
+    stage, options = next(s for s in system.stages if s.reads.tiles == "drawn"), settings.train
     torch.manual_seed(options.seed)
-    strides = (2,) * (len(channels) - 1)
-    norm = ("INSTANCE", {"affine": True})
-    network = UNet(3, 1, 2, channels, strides, num_res_units=2, norm=norm)
+    network = make_unet(channels)
     loss_fn = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-    optimizer = torch.optim.Adam(network.parameters(), options.learning_rate)
-    steps = options.segmentation_steps
+    optimizer = torch.optim.Adam(network.parameters(), settings.stage(stage.name).learning_rate)
+    steps = stage.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    seed = options.seed * len(config.STAGES) + STAGE_SEEDS["segmentation"]
     batches: Any = iter(
         pipeline.batches(
             store,
             "train",
-            "segmentation",
+            stage.reads,
             settings,
-            seed=seed,
-            batch_size=options.segmentation_batch,
+            seed=system.seed(stage),
+            batch_size=stage.batch,
         )
     )
-    progress = Progress("MONAI UNet", steps, 0)
+    progress = Progress("MONAI UNet", steps, lines=True)
     for step in range(1, steps + 1):
         batch = next(batches)
         tiles, lesions = (
@@ -103,9 +111,20 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     return Peer(settings, network.eval())
 
 
+CONFIG = registry.config_flags()
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    CONFIG.define()
+    flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
+    flags.DEFINE_string("out", None, "Folder for the results.", required=True)
+    flags.DEFINE_list("channels", ["16", "32", "64", "128"], "Channels of the U-Net's levels.")
+
+
 def main() -> None:
     """Train the peer and evaluate it on the test split."""
-    options, settings = flags.FLAGS, entry.config_from_flags()
+    options, settings = flags.FLAGS, CONFIG.config()
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     store = Store(pathlib.Path(options.data_dir) / "store", settings.data, settings.train.cache_mib)
@@ -120,10 +139,10 @@ def main() -> None:
             print(f"{row['case']:24} DSC {row['dsc']:.3f}")
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, CONFIG.parse)
+
+
 if __name__ == "__main__":
-    entry.define_config_flags()
-    flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
-    flags.DEFINE_string("out", None, "Folder for the results.", required=True)
-    flags.DEFINE_list("channels", ["16", "32", "64", "128"], "Channels of the U-Net's levels.")
-    flags.DEFINE_enum("stage", "segmentation", ["segmentation"], "For shared flag files.")
-    entry.run(main)
+    run()

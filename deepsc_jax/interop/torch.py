@@ -7,16 +7,16 @@ WORKDIR is a training run's folder. From it, the best checkpoint of `--stage` (d
 one trained) becomes a `state_dict` in a .safetensors or .pth file; to it, such a file becomes a
 run that `predict` and `evaluate` read, with the configuration of the flags.
 
-The names are those of `TABLE`; the values are the same bits, their axes in the other order. A .pth
-file is read without unpickling code. Needs the extra `torch`.
+The names are those of the network's table; the values are the same bits, their axes in the other
+order. A .pth file is read without unpickling code. Needs the extra `torch`.
 """
 
 import contextlib
 import pathlib
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -27,12 +27,14 @@ import safetensors.torch
 import torch
 from absl import flags
 
-from deepsc_jax.config import STAGES, Config, Stage
-from deepsc_jax.inference import predictor as inference
-from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.inference import predictor
+from deepsc_jax.models import registry
+from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, folder_aside
+from deepsc_jax.systems.building import build, stages_of
+from deepsc_jax.systems.system import Stage, System, Variables, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
@@ -40,84 +42,82 @@ from deepsc_jax.training.checkpoint import Checkpoints
 StateDict = dict[str, torch.Tensor]
 Params = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
+Table = Sequence[Rule]
 SUFFIXES = (".safetensors", ".pth")
+MEAN, COUNT = "running_mean", "num_batches_tracked"  # of a batch norm
 
 
-class Rule(NamedTuple):
-    """A pattern of names on both sides, `{x}` being the same in both, and what torch transposes."""
+def to_torch(variables: Params, table: Table, collection: str = "params") -> StateDict:
+    """The `state_dict` of one collection of Flax variables, or of a part such as `lesion` alone.
 
-    flax: str
-    torch: str
-    axes: tuple[int, ...] | None = None
-
-
-CONV = (4, 3, 0, 1, 2)  # (depth, height, width, in, out) to (out, in, depth, height, width)
-DECONV = (3, 4, 0, 1, 2)  # the same to (in, out, depth, height, width)
-LINEAR = (1, 0)  # (in, out) to (out, in)
-POINT = (1, 0, -1, -1, -1)  # (in, out) to (out, in, 1, 1, 1): -1 is a new axis
-
-TABLE = (
-    Rule("inception_{task}/b{i}_{j}/kernel", "inception_{task}.branches.{i}.{j}.weight", CONV),
-    Rule("inception_{task}/norm/scale", "inception_{task}.norm.weight"),
-    Rule("inception_{task}/norm/bias", "inception_{task}.norm.bias"),
-    Rule("inception_{task}/plain/conv/kernel", "inception_{task}.plain.conv.weight", CONV),
-    Rule("inception_{task}/plain/norm/scale", "inception_{task}.plain.norm.weight"),
-    Rule("inception_{task}/plain/norm/bias", "inception_{task}.plain.norm.bias"),
-    Rule("cross_stitch/weights", "cross_stitch.weights"),
-    Rule("lesion/{unit}/conv{i}/conv/kernel", "lesion.{unit}.{i}.conv.weight", CONV),
-    Rule("lesion/{unit}/conv{i}/norm/scale", "lesion.{unit}.{i}.norm.weight"),
-    Rule("lesion/{unit}/conv{i}/norm/bias", "lesion.{unit}.{i}.norm.bias"),
-    Rule("lesion/deconv{n}/kernel", "lesion.deconv{n}.weight", DECONV),
-    Rule("lesion/segmentation{n}/kernel", "lesion.segmentation{n}.weight", POINT),
-    Rule("lesion/segmentation{n}/bias", "lesion.segmentation{n}.bias"),
-    Rule("classifier/stem/conv/kernel", "classifier.stem.conv.weight", CONV),
-    Rule("classifier/stem/norm/scale", "classifier.stem.norm.weight"),
-    Rule("classifier/stem/norm/bias", "classifier.stem.norm.bias"),
-    Rule("classifier/lesion_stem/kernel", "classifier.lesion_stem.weight", CONV),
-    Rule(
-        "classifier/encoder{n}/conv0/conv/kernel", "classifier.encoder{n}.first.conv.weight", CONV
-    ),
-    Rule("classifier/encoder{n}/conv0/norm/scale", "classifier.encoder{n}.first.norm.weight"),
-    Rule("classifier/encoder{n}/conv0/norm/bias", "classifier.encoder{n}.first.norm.bias"),
-    Rule("classifier/encoder{n}/conv1/kernel", "classifier.encoder{n}.conv.weight", CONV),
-    Rule("classifier/encoder{n}/norm1/scale", "classifier.encoder{n}.norm.weight"),
-    Rule("classifier/encoder{n}/norm1/bias", "classifier.encoder{n}.norm.bias"),
-    Rule("classifier/encoder{n}/shortcut/kernel", "classifier.encoder{n}.shortcut.0.weight", CONV),
-    Rule("classifier/encoder{n}/shortcut_norm/scale", "classifier.encoder{n}.shortcut.1.weight"),
-    Rule("classifier/encoder{n}/shortcut_norm/bias", "classifier.encoder{n}.shortcut.1.bias"),
-    Rule("classifier/kernel", "classifier.linear.weight", LINEAR),
-)
-
-
-def to_torch(params: Params) -> StateDict:
-    """The `state_dict` of Flax parameters; `params` may be a part of them, such as `lesion` alone.
+    Beside running statistics stands PyTorch's `num_batches_tracked`, 0: it reads it only where
+    there is no momentum.
 
     Raises:
       InputError: names that the table does not have, all of them.
     """
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    renamed = _rename(flat, "flax", "torch")
-    return {
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    rules = [rule for rule in table if rule.collection == collection]
+    weights = {
         name: torch.from_numpy(_outward(np.asarray(flat[ours]), rule))
-        for ours, (name, rule) in renamed.items()
+        for ours, (name, rule) in _rename(flat, "flax", "torch", rules).items()
     }
+    norms = [name.removesuffix(MEAN) for name in weights if name.endswith(MEAN)]
+    return weights | {norm + COUNT: torch.tensor(0) for norm in norms}
 
 
-def from_torch(weights: Mapping[str, torch.Tensor], like: Params | None = None) -> Params:
-    """The Flax parameters of a `state_dict`, as numpy arrays.
+def variables_to_torch(variables: Variables, table: Table) -> StateDict:
+    """The `state_dict` of all collections of a network's variables.
+
+    Raises:
+      InputError: names that the table does not have, all of them.
+    """
+    weights: StateDict = {}
+    for collection, values in variables.items():
+        weights |= to_torch(values, table, collection)
+    return weights
+
+
+def variables_from_torch(
+    weights: Mapping[str, torch.Tensor], table: Table, like: Variables
+) -> Variables:
+    """All collections of `like` from a `state_dict`, as numpy arrays.
+
+    Raises:
+      InputError: as `from_torch`.
+    """
+    return {name: from_torch(weights, table, values, name) for name, values in like.items()}
+
+
+def from_torch(
+    weights: Mapping[str, torch.Tensor],
+    table: Table,
+    like: Params | None = None,
+    collection: str = "params",
+) -> Params:
+    """The Flax variables of a `state_dict` that belong to `collection`, as numpy arrays.
 
     Args:
       weights: whole, or a part such as the lesion subnet alone.
-      like: parameters, or their `jax.ShapeDtypeStruct`s, that they must fit.
+      table: of the network.
+      like: variables, or their `jax.ShapeDtypeStruct`s, that they must fit.
+      collection: `params`, or `batch_stats`.
 
     Raises:
       InputError: names that the table does not have or, with `like`, that are missing, unexpected
         or of another shape: all of them in one message; or tensors of fewer bits than float32.
     """
+    weights = {name: x for name, x in weights.items() if not name.endswith(COUNT)}
     if like is not None:
-        _check_fit({name: tuple(x.shape) for name, x in weights.items()}, _torch_shapes(like))
-    renamed = _rename(weights, "torch", "flax")
-    inexact = [n for n, x in weights.items() if x.dtype not in (torch.float32, torch.float64)]
+        others = [rule for rule in table if rule.collection != collection]
+        shapes = {name: tuple(x.shape) for name, x in weights.items() if not _known(name, others)}
+        _check_fit(shapes, _torch_shapes(like, table))
+    renamed = {
+        name: (ours, rule)
+        for name, (ours, rule) in _rename(weights, "torch", "flax", table).items()
+        if rule.collection == collection
+    }
+    inexact = [n for n in renamed if weights[n].dtype not in (torch.float32, torch.float64)]
     if inexact:
         raise InputError(
             f"weights: {inexact[0]} is {weights[inexact[0]].dtype} ({len(inexact)} such), expected "
@@ -178,7 +178,7 @@ def write(weights: StateDict, path: pathlib.Path) -> None:
 
 
 def save_run(
-    params: Params, config: Config, stage: Stage, threshold: float, workdir: pathlib.Path
+    system: System, stage: Stage, variables: Variables, threshold: float, workdir: pathlib.Path
 ) -> None:
     """Write a folder that `predict` reads: no training, one step; lesion is p >= `threshold`.
 
@@ -188,18 +188,18 @@ def save_run(
     if workdir.exists():
         raise InputError(f"{workdir}: exists already: give --to another folder")
     with folder_aside(workdir) as partial:
-        workdirs.write(partial, workdirs.Record(config, "unknown data", "", {stage: threshold}))
-        checkpoints = Checkpoints(partial / stage, writer=True)
-        state = states.create(config, stage, jax.tree.map(jnp.asarray, params))
+        thresholds = {stage.name: threshold}
+        workdirs.write(partial, workdirs.Record(system.config, "unknown data", "", thresholds))
+        checkpoints = Checkpoints(partial / stage.name, writer=True)
+        state = states.create(system, stage, jax.tree.map(jnp.asarray, variables))
         checkpoints.save(state, {"next_index": 0}, None)
         checkpoints.wait()
         checkpoints.close()
 
 
-def expected(config: Config) -> Params:
-    """Shapes and types of the parameters of `config`'s network."""
-    model = deepsc.build(config, "cpu")
-    return jax.eval_shape(lambda: states.initial_params(config, model))
+def expected(system: System) -> Variables:
+    """Shapes and types of the network's variables."""
+    return jax.eval_shape(lambda: initial(system))
 
 
 def _suffix(path: pathlib.Path) -> str:
@@ -208,20 +208,26 @@ def _suffix(path: pathlib.Path) -> str:
     return path.suffix
 
 
-def _rename(names: Iterable[str], source: str, target: str) -> dict[str, tuple[str, Rule]]:
+def _rename(
+    names: Iterable[str], source: str, target: str, table: Table
+) -> dict[str, tuple[str, Rule]]:
     """The other side's name, and the rule, of every name."""
-    rules = [(_pattern(getattr(rule, source)), rule) for rule in TABLE]
+    rules = [(_pattern(getattr(rule, source)), rule) for rule in table]
     renamed, unknown = {}, []
     for name in names:
-        found = [(match, rule) for pattern, rule in rules if (match := pattern.fullmatch(name))]
-        if found:
-            match, rule = found[0]
+        matches = [(match, rule) for pattern, rule in rules if (match := pattern.fullmatch(name))]
+        if matches:
+            match, rule = matches[0]
             renamed[name] = (getattr(rule, target).format(**match.groupdict()), rule)
         else:
             unknown.append(name)
     if unknown:
         raise InputError(f"weights: unexpected names: {', '.join(sorted(unknown))}")
     return renamed
+
+
+def _known(name: str, table: Table) -> bool:
+    return any(_pattern(rule.torch).fullmatch(name) for rule in table)
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -245,10 +251,10 @@ def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
     return np.array(lean.transpose(np.argsort(kept)), order="C")
 
 
-def _torch_shapes(like: Params) -> Shapes:
+def _torch_shapes(like: Params, table: Table) -> Shapes:
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(like, sep="/")
     shapes = {}
-    for ours, (name, rule) in _rename(flat, "flax", "torch").items():
+    for ours, (name, rule) in _rename(flat, "flax", "torch", table).items():
         shape = tuple(flat[ours].shape)
         axes = rule.axes or range(len(shape))
         shapes[name] = tuple(1 if axis < 0 else shape[axis] for axis in axes)
@@ -284,32 +290,48 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
 
 
+CONFIG = registry.config_flags()
+
+
+def define_flags() -> None:
+    """Define the flags of this command."""
+    CONFIG.define()
+    flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
+    flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
+    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one.")
+    flags.DEFINE_float(
+        "threshold", 0.5, "Of lesion probability, for a new run: run.json of the old one has it."
+    )
+
+
 def main() -> None:
     """Convert `--from` to `--to`."""
     options = flags.FLAGS
     source, target = (pathlib.Path(getattr(options, name)) for name in ("from", "to"))
     if source.is_dir():
-        write(to_torch(inference.load(source, options.stage).params), target)
+        trained = predictor.load(source, options.stage)
+        table = registry.torch_names(trained.config.name)
+        write(variables_to_torch(trained.variables, table), target)
     elif target.suffix in SUFFIXES:
         weights = read(source)
         with _naming(source):
-            _rename(weights, "torch", "flax")  # refuses names of another network
+            names = [name for name in weights if not name.endswith(COUNT)]
+            _rename(names, "torch", "flax", registry.torch_names(options.model))
         write(weights, target)
     else:
-        config, weights = entry.config_from_flags(), read(source)
+        system, weights = build(CONFIG.config(), "cpu"), read(source)
+        stage = stages_of(system.config, options.stage or "all")[-1]
         with _naming(source):
-            params = from_torch(weights, expected(config))
-        save_run(params, config, options.stage or "joint", options.threshold, target)
+            variables = variables_from_torch(weights, system.torch_names, expected(system))
+        save_run(system, stage, variables, options.threshold, target)
         print(f"lesion is p >= {options.threshold:g}: weights do not say; see --threshold")
     print(f"written: {target}")
 
 
+def run() -> None:
+    """Run this command."""
+    entry.run(main, define_flags, CONFIG.parse)
+
+
 if __name__ == "__main__":
-    entry.define_config_flags()
-    flags.DEFINE_string("from", None, "Run's --workdir, or file of weights.", required=True)
-    flags.DEFINE_string("to", None, "File of weights, or new run's --workdir.", required=True)
-    flags.DEFINE_enum("stage", None, STAGES, "Whose checkpoint; default: the last, or joint.")
-    flags.DEFINE_float(
-        "threshold", 0.5, "Of lesion probability, for a new run: run.json of the old one has it."
-    )
-    entry.run(main)
+    run()

@@ -5,6 +5,9 @@ import math
 import numpy as np
 from jaxtyping import Bool
 
+# Of lesion probability, among which the one is chosen on validation.
+THRESHOLDS = tuple(i / 20 for i in range(2, 19))
+
 
 def dice(pred: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -> float:
     """The Dice similarity coefficient, 2·|P∩T| / (|P| + |T|).

@@ -86,11 +86,11 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `metrics.json`.
 
-    `segmentation` holds each figure of `per_scan` as `{"mean", "sd", "n"}` over the scans that have
+    `lesions` holds each figure of `per_scan` as `{"mean", "sd", "n"}` over the scans that have
     truth lesions (n: of them, those where it is defined; sd: sample standard deviation, None for
     n < 2), `missed` (scans with lesions and nothing predicted), the same again for the scans of
     each class that has lesions (`covid-19`, `cap`), and `lesion_free` for the others: share of
-    scans with any false positive voxel, and their ml. `classification` holds the figures of the one
+    scans with any false positive voxel, and their ml. `classes` holds the figures of the one
     run (sd is None), `confusion` (rows: label; columns: given class) and `classes`.
 
     Args:
@@ -113,9 +113,9 @@ def summarise(
         segmentation["lesion_free"] = _over_lesion_free(
             [row for row in rows if not row["has_lesion"]]
         )
-        document["segmentation"] = segmentation
+        document["lesions"] = segmentation
     if labels is not None and probabilities is not None:
-        document["classification"] = {
+        document["classes"] = {
             key: {"mean": _defined(measure(labels, probabilities)), "sd": None, "n": len(labels)}
             for key, measure in CLASSIFICATION.items()
         } | {
@@ -128,10 +128,10 @@ def summarise(
 def table(metrics: Mapping[str, Any]) -> str:
     """What `summarise` returned, as text to print."""
     parts = []
-    if "segmentation" in metrics:
-        parts.append(_segmentation_table(metrics["segmentation"]))
-    if "classification" in metrics:
-        parts.append(_classification_table(metrics["classification"]))
+    if "lesions" in metrics:
+        parts.append(_segmentation_table(metrics["lesions"]))
+    if "classes" in metrics:
+        parts.append(_classification_table(metrics["classes"]))
     return "\n\n".join(parts)
 
 

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from deepsc_jax.config import CLASSES, Config, Stage
-from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.config import Config
+from deepsc_jax.data.batch import DEPTH_AXES, count_tiles, fields
 from deepsc_jax.planning import flops, hlo, kernels, targets
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.building import build
+from deepsc_jax.systems.system import Stage, System, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
@@ -56,7 +57,7 @@ class Program:
 
 
 def batch_shapes(config: Config, stage: Stage, scans: int, depth: int) -> dict[str, Any]:
-    """A training batch of `stage`, as `data.pipeline` makes it, by shapes alone.
+    """A training batch of `stage`, by shapes alone.
 
     Args:
       config: its tiles, slices and working grid.
@@ -64,53 +65,48 @@ def batch_shapes(config: Config, stage: Stage, scans: int, depth: int) -> dict[s
       scans: in the batch.
       depth: slices of the deepest scan; its bucket decides the number of tiles.
     """
-    data = config.data
-    count = math.prod(data.tile_counts(data.bucket(depth)))
-    if stage == "segmentation":
-        count = config.train.tiles_per_scan
-    fields: dict[str, Any] = {"depth": ((scans,), jnp.int32), "label": ((scans,), jnp.int32)}
-    if stage != "classification":
-        tiles = (scans, count, *data.tile)
-        fields |= {"tiles": (tiles, jnp.float32), "lesions": (tiles, jnp.float32)}
-        fields["origins"] = ((scans, count, 3), jnp.int32)
-    if stage != "segmentation":
-        fields["slices"] = ((scans, data.slices, *data.working_size), jnp.float32)
-    return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
+    tiles = count_tiles(stage.reads, config, depth)
+    return {
+        name: jax.ShapeDtypeStruct((scans, *field.shape), field.dtype)
+        for name, field in fields(stage.reads, config.data, tiles).items()
+    }
 
 
-def trace(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> Any:
+def of_scans(system: System, stage: str, scans: int) -> System:
+    """The same system with so many scans in a batch of `stage`."""
+    config = system.config.with_stage(stage, batch=scans)
+    return type(system)(config, system.layout, system.model)
+
+
+def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -> Any:
     """The train step that `training` runs, traced for a global batch of `scans`.
 
     Raises:
       InputError: the devices of the mesh's `data` axis, or their parts, do not divide the batch.
     """
-    train = dataclasses.replace(config.train, **{f"{stage}_batch": scans})
-    config = dataclasses.replace(config, train=train)
-    device_mesh.check_batch(config, stage, mesh)
-    model = deepsc.build(config, mesh.devices.flat[0].platform)
-    example = states.example_batch(config)
-    state = jax.eval_shape(
-        lambda: states.create(
-            config, stage, model.init(jax.random.key(0), example, "joint")["params"]
-        )
-    )
-    where = states.sharding(config, state, mesh)
-    step: Any = make_train_step(config, stage, model, mesh, jnp.ones(len(CLASSES)), where)
+    system = of_scans(system, stage_name, scans)
+    config, stage = system.config, system.stage(stage_name)
+    flag = f"{config.name}.{stage.name}.batch"
+    device_mesh.check_batch(flag, scans, config.platform.accumulation, mesh)
+    state = jax.eval_shape(lambda: states.create(system, stage, initial(system)))
+    shard = config.platform.shard_optimizer
+    where = states.sharding(state, mesh, shard_optimizer=shard)
+    step: Any = make_train_step(system, stage, mesh, system.facts(stage, ()), where)
     batch = {
         name: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=device_mesh.batch_sharding(mesh, name)
+            x.shape, x.dtype, sharding=device_mesh.batch_sharding(mesh, DEPTH_AXES.get(name))
         )
         for name, x in batch_shapes(config, stage, scans, depth).items()
     }
     return step.trace(state, batch)
 
 
-def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: int) -> Program:
+def compile_step(config: Config, stage: str, mesh: Mesh, scans: int, depth: int) -> Program:
     """Compile the train step for `mesh` and read what it needs.
 
     Args:
       config: the configuration.
-      stage: which of the three.
+      stage: the name of one of its model's.
       mesh: of devices from `targets.devices`.
       scans: in the global batch.
       depth: slices of the deepest scan.
@@ -118,14 +114,17 @@ def compile_step(config: Config, stage: Stage, mesh: Mesh, scans: int, depth: in
     Raises:
       InputError: the batch does not fit the mesh, or the program cannot be compiled.
     """
-    traced = trace(config, stage, mesh, scans, depth)
+    platform = mesh.devices.flat[0].platform
+    system = build(config, platform)
+    traced = trace(system, stage, mesh, scans, depth)
     plain = traced
-    if deepsc.build(config, mesh.devices.flat[0].platform).layout.form != "native":
-        platform = dataclasses.replace(config.platform, conv_form="native")
-        plain = trace(dataclasses.replace(config, platform=platform), stage, mesh, scans, depth)
+    if system.layout.form != "native":
+        native = dataclasses.replace(config.platform, conv_form="native")
+        native_system = build(dataclasses.replace(config, platform=native), platform)
+        plain = trace(native_system, stage, mesh, scans, depth)
     counted = dict(flops.count(plain.jaxpr))
     try:
-        with compiler_options(mesh.devices.flat[0].platform) as options:
+        with compiler_options(platform) as options:
             compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         wanted = re.search(r"Used ([\d.]+)([MG]) of ", str(error))

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from deepsc_jax.models.layers.convolution import TENSOR_CHANNELS
+from deepsc_jax.models.layers.bands import TENSOR_CHANNELS
 from deepsc_jax.planning.hlo import Computation, Instruction, Module, called, instructions
 
 # Who computes a convolution: a cuDNN call, or XLA itself. That is slow loops on GPU; on TPU it is

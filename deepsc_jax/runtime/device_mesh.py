@@ -9,18 +9,36 @@ partitioner, which exchanges the borders that convolutions need. No other file n
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from deepsc_jax.config import Config, DataConfig, PlatformConfig, Stage
 from deepsc_jax.runtime.errors import InputError
 
 DATA, SPACE = "data", "space"
+
+
+class Wanted(Protocol):
+    """The devices that a configuration asks for (`config.PlatformConfig`)."""
+
+    @property
+    def data_devices(self) -> int:
+        """Over which a batch is split; 0 for all there are."""
+        ...
+
+    @property
+    def space(self) -> int:
+        """That share the depth of a tile."""
+        ...
+
+    @property
+    def accumulation(self) -> int:
+        """Parts in which a device takes its examples."""
+        ...
 
 
 def usable_cores() -> int:
@@ -29,34 +47,33 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def use_cpu_cores(config: Config, stages: Sequence[Stage]) -> None:
+def use_cpu_cores(platform: Wanted, batches: Sequence[int]) -> None:
     """Make devices of the CPU, for where there is no accelerator; call before all else of JAX.
 
-    As many as `config.platform` asks for; left to choose, one a core: XLA's CPU backend leaves most
+    As many as `platform` asks for; left to choose, one a core: XLA's CPU backend leaves most
     of a second core idle inside one program, and two programs on half of the batch each took half
-    the time. Only as many as divide every stage's batch.
+    the time. Only as many as divide all of the `batches`.
     """
-    platform = config.platform
-    batches = [config.train.batch(stage) // platform.accumulation for stage in stages]
     cores = max(usable_cores() // platform.space, 1)
-    data = platform.data or math.gcd(cores, *batches)
+    parts = [batch // platform.accumulation for batch in batches]
+    data = platform.data_devices or math.gcd(cores, *parts)
     jax.config.update("jax_num_cpu_devices", data * platform.space)
 
 
-def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `platform.data` x `platform.space` of `devices`, by default of all there are.
+def make_mesh(platform: Wanted, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `data_devices` x `space` of `devices`, by default of all there are.
 
     Raises:
       InputError: there are not so many devices.
     """
     devices = jax.devices() if devices is None else devices
     found = len(devices)
-    data = platform.data or found // platform.space
+    data = platform.data_devices or found // platform.space
     needed = max(data, 1) * platform.space
     if needed > found:
         raise InputError(
-            f"--data={platform.data} --space={platform.space}: {needed} devices are needed "
-            f"and {found} were found: lower one of them"
+            f"--data_devices={platform.data_devices} --space={platform.space}: {needed} devices "
+            f"are needed and {found} were found: lower one of them"
         )
     if jax.process_count() > 1 and jax.local_device_count() % platform.space:
         raise InputError(
@@ -67,74 +84,18 @@ def make_mesh(platform: PlatformConfig, devices: Sequence[Any] | None = None) ->
     return Mesh(grid, (DATA, SPACE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-LARGE_TILE = 2**18  # voxels
-
-
-# Convolutions by oneDNN, and large products.
-ONEDNN = {
-    "xla_cpu_experimental_onednn_custom_call": True,
-    "xla_cpu_experimental_ynn_fusion_type": "",  # YNNPACK would take its convolutions
-}
-
-
-@functools.cache
-def has_onednn() -> bool:
-    """Whether XLA's CPU backend has oneDNN's convolutions, as JAX 0.11's on x86-64 Linux has."""
-    shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((1, 4, 4, 4, 8), (3, 3, 3, 8, 8))]
-    convolve = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(1, 1, 1),
-        padding="SAME",
-        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-    )
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        try:
-            program = jax.jit(convolve, compiler_options=ONEDNN).lower(*shapes).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "No such compile option" not in str(error):  # they are experimental
-                raise
-            return False
-    return "__onednn$convolution" in (program.as_text() or "")
-
-
-def compiler_options(platform: str, data: DataConfig, form: str) -> dict[str, bool | str]:
-    """XLA's options for the network's programs on `platform` (a device's), run or only planned.
-
-    On GPUs convolutions stay channel-last, as the network writes them and as tensor cores want
-    them; XLA's default turns every one to channel-first.
-
-    On CPUs the barriers stay that keep apart what a block computes twice (`--remat`): without them
-    XLA merges both again. For large tiles, Eigen's convolutions, a train step with YNNPACK's took
-    half as long again (64x96x96; at 48x40x56 a fifth less), and the order of steps that needs the
-    least memory, a third less. YNNPACK for products alone gave wrong sums (JAX 0.10.2; tests of
-    meshes saw it). The form `direct` has oneDNN in place of YNNPACK.
-    """
-    if platform == "gpu":
-        return {"xla_gpu_force_conv_nhwc": True}
-    if platform != "cpu":
-        return {}
-    options: dict[str, bool | str] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    if form == "direct":
-        options |= ONEDNN
-    if math.prod(data.tile) >= LARGE_TILE:
-        options["xla_cpu_experimental_ynn_fusion_type"] = ""
-        options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
-    return options
-
-
-def check_batch(config: Config, stage: Stage, mesh: Mesh) -> None:
+def check_batch(flag: str, batch: int, parts: int, mesh: Mesh) -> None:
     """Refuse a global batch that the `data` axis and the parts of a device do not divide.
 
     Raises:
-      InputError: naming the stage's flag.
+      InputError: naming `--flag`.
     """
-    batch, parts = config.train.batch(stage), config.platform.accumulation
     if batch % (mesh.shape[DATA] * parts):
         in_parts = f" in {parts} parts each" if parts > 1 else ""
         raise InputError(
-            f"--{stage}_batch={batch}: the batch is split over {mesh.shape[DATA]} devices"
-            f"{in_parts}: give a multiple of {mesh.shape[DATA] * parts}, or lower --data or "
-            "--accumulation"
+            f"--{flag}={batch}: the batch is split over {mesh.shape[DATA]} devices"
+            f"{in_parts}: give a multiple of {mesh.shape[DATA] * parts}, or lower "
+            "--data_devices or --accumulation"
         )
 
 
@@ -218,39 +179,45 @@ def split_over_data(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-DEPTH_AXIS = {"tiles": 2, "lesions": 2, "slices": 1}  # of what a batch holds
-
-
-def batch_sharding(mesh: Mesh, name: str = "") -> NamedSharding:
-    """The sharding of a batch's array: scans over `data`, the depth of volumes over `space`."""
-    between = [None] * (DEPTH_AXIS.get(name, 0) - 1)
-    depth = [*between, SPACE] if name in DEPTH_AXIS else []
+def batch_sharding(mesh: Mesh, depth_axis: int | None = None) -> NamedSharding:
+    """The sharding of a batch's array: examples over `data`, its depth, if any, over `space`."""
+    depth = [] if depth_axis is None else [*[None] * (depth_axis - 1), SPACE]
     return NamedSharding(mesh, PartitionSpec(DATA, *depth))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's share of a batch, as global arrays over the mesh."""
+def put_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, depth_axes: Mapping[str, int]
+) -> dict[str, jax.Array]:
+    """This process's share of a batch, as global arrays over the mesh.
+
+    Args:
+      batch: arrays by name, the example's axis first.
+      mesh: the devices.
+      depth_axes: which axis of an array is depth, of those that have it.
+    """
     return {
-        name: jax.make_array_from_process_local_data(batch_sharding(mesh, name), array)
+        name: jax.make_array_from_process_local_data(
+            batch_sharding(mesh, depth_axes.get(name)), array
+        )
         for name, array in batch.items()
     }
 
 
 def over_data(program: Callable[..., Any], mesh: Mesh, *, gathered: bool = False) -> Callable:
-    """`program(replicated, batch)`, run by every device of the `data` axis on its share.
+    """`program(own, shared, batch)`, run by every device of the `data` axis on its examples.
 
-    Its first argument arrives as a device's own copy, so that gradients with respect to it are the
-    device's own too, until `sum_over_data`. Results are the same on all devices, or, where
-    `gathered`, one row per example.
+    `own` arrives as a device's own copy, so that gradients with respect to it are the device's own
+    too, until `sum_over_data`; `shared` stays one for all. Results are the same on all devices, or,
+    where `gathered`, one row per example.
     """
 
-    def per_device(shared: Any, batch: Any) -> Any:
-        return program(jax.lax.pcast(shared, (DATA,), to="varying"), batch)
+    def per_device(own: Any, shared: Any, batch: Any) -> Any:
+        return program(jax.lax.pcast(own, (DATA,), to="varying"), shared, batch)
 
     return jax.shard_map(
         per_device,
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(DATA)),
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(DATA)),
         out_specs=PartitionSpec(DATA) if gathered else PartitionSpec(),
         axis_names={DATA},
     )
@@ -270,19 +237,32 @@ def sum_over_data(values: Any) -> Any:
     return unravel(jax.lax.psum(vector, DATA))
 
 
+def shared_sum_over_data(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum of every device's `vector`, in one all-reduce: as own values, and as one for all.
+
+    Own values take part in what differs between devices, so that the gradient is one all-reduce
+    too; the others may be a program's replicated results. Outside of a program of `over_data` both
+    are `vector`.
+    """
+    if DATA not in jax.sharding.get_abstract_mesh().manual_axes:
+        return vector, vector
+    total = jax.lax.psum(vector, DATA)
+    return jax.lax.pcast(total, (DATA,), to="varying"), total
+
+
 def check_processes(mesh: Mesh) -> None:
     """Refuse a mesh of which one process has more devices than another.
 
     Raises:
-      InputError: naming --data.
+      InputError: naming --data_devices.
     """
     shares = [0] * jax.process_count()
     for device in mesh.devices.flat:
         shares[device.process_index] += 1
     if len(set(shares)) > 1:
         raise InputError(
-            f"--data={mesh.shape[DATA]}: {shares} devices of the {len(shares)} processes would be "
-            "used, the same number of each is expected: give --data=0 for all"
+            f"--data_devices={mesh.shape[DATA]}: {shares} devices of the {len(shares)} processes "
+            "would be used, the same number of each is expected: give --data_devices=0 for all"
         )
 
 
@@ -312,8 +292,8 @@ def connect(mesh: Mesh) -> None:
         return
     make_any_process(mesh)(False).block_until_ready()
     ones = {"x": np.ones(mesh.shape[DATA] // jax.process_count(), np.float32)}
-    reduce = over_data(lambda _, batch: sum_over_data(batch["x"].sum()), mesh)
-    jax.jit(reduce)(np.float32(0), put_batch(ones, mesh)).block_until_ready()
+    reduce = over_data(lambda *arguments: sum_over_data(arguments[-1]["x"].sum()), mesh)
+    jax.jit(reduce)(np.float32(0), {}, put_batch(ones, mesh, {})).block_until_ready()
 
 
 def make_any_process(mesh: Mesh) -> Callable[[bool], jax.Array]:

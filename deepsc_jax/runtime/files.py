@@ -23,7 +23,8 @@ from typing import Any
 
 from deepsc_jax.runtime.errors import InputError
 
-_PARTIAL, _REPLACED = "partial", "replaced"  # before the name of what is written and replaced
+# Before the name of what is written and replaced. Hidden: what a killed process leaves is no scan.
+_PARTIAL, _REPLACED = ".partial", ".replaced"
 _LONGEST = 200  # bytes of a name that still leave room for what is put before it, of 255
 
 
@@ -37,9 +38,13 @@ def aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield partial
-        _to_disk(partial)
+        # What is in a folder that is written aside goes to the disk with it.
+        alone = not any(part.startswith(f"{_PARTIAL}-") for part in path.parent.parts)
+        if alone:
+            _to_disk(partial)
         _rename(partial, path)
-        _to_disk(path.parent)
+        if alone:
+            _to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,7 +1,9 @@
 """Checkpoints through Orbax: state, data order and validation result together.
 
-STAGE/<step>            a checkpoint, with the SHA-256 sums of its files
-STAGE/damaged-<step>    one whose files were not as they were written, set aside by a run
+In a run's folder:
+
+    STAGE/STEP            a checkpoint, with the SHA-256 sums of its files
+    STAGE/damaged-STEP    one whose files were not as they were written, set aside by a run
 """
 
 import pathlib
@@ -12,6 +14,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from deepsc_jax.runtime import cluster
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.system import Variables
 from deepsc_jax.training import checksums
 from deepsc_jax.training.state import State
 
@@ -83,6 +86,11 @@ class Checkpoints:
         scored = [(c.metrics["score"], c.step) for c in found if c.metrics]
         return max(scored)[1] if scored else self.latest_step()
 
+    def is_scored(self, step: int) -> bool:
+        """Whether the checkpoint at `step` holds a validation result."""
+        found: Any = self._checkpointer.checkpoints
+        return any(c.step == step and c.metrics for c in found)
+
     def load(self, like: State, step: int) -> dict[str, Any]:
         """`state`, laid out as `like` is, `data` and `record` of the checkpoint at `step`."""
         wanted = {"state": jax.tree.map(_abstract, like), "data": None, "record": None}
@@ -133,8 +141,8 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
     return bool(_steps(directory))
 
 
-def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, Any]]:
-    """Parameters and validation record (with its `step`) of a stage's best checkpoint.
+def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, dict[str, Any]]:
+    """Variables and validation record (with its `step`) of a stage's best checkpoint.
 
     Args:
       directory: a stage's folder of checkpoints.
@@ -156,4 +164,4 @@ def load_params(directory: pathlib.Path, like: State) -> tuple[Any, dict[str, An
         )
     contents = checkpoints.load(like, step)
     checkpoints.close()
-    return contents["state"].params, contents["record"] | {"step": step}
+    return contents["state"].variables, contents["record"] | {"step": step}

@@ -1,9 +1,11 @@
 """What a training run's folder says of itself.
 
-WORKDIR/config.json     the configuration
-WORKDIR/run.json        what it is trained on, and the lesion thresholds chosen for its stages
-WORKDIR/<stage>         the stage's checkpoints
-WORKDIR/metrics.jsonl   what was logged; tensorboard/ holds the same
+WORKDIR is what `--workdir` names:
+
+    WORKDIR/config.json    the configuration
+    WORKDIR/run.json       what it is trained on, and the lesion thresholds chosen for its stages
+    WORKDIR/STAGE          the stage's checkpoints
+    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds the same
 """
 
 import dataclasses
@@ -11,9 +13,10 @@ import json
 import pathlib
 from typing import Any
 
-from deepsc_jax import config as configs
-from deepsc_jax.config import Config, Stage
+from deepsc_jax.config import Config
+from deepsc_jax.config.run import differences, load, save
 from deepsc_jax.data.store import Store
+from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 
@@ -33,7 +36,7 @@ class Record:
     config: Config
     trained_on: str
     store: str
-    thresholds: dict[Stage, float]
+    thresholds: dict[str, float]
 
 
 def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
@@ -48,10 +51,10 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         found = read(workdir)
         # On whatever devices, it computes the same thing.
         if dataclasses.replace(found.config, platform=config.platform) != config:
+            changed = "; ".join(differences(found.config, config))
             raise InputError(
                 f"{workdir / 'config.json'}: the run was begun with other settings "
-                f"({_differences(found.config, config)}): give another folder, or the same flags "
-                "to go on"
+                f"({changed}): give another folder, or the same flags to go on"
             )
         if found.store != store.digest:
             raise InputError(
@@ -65,22 +68,13 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         write(workdir, record)
 
 
-def _differences(begun: Config, asked: Config) -> str:
-    """What is another in `asked`, by flag, the platform apart."""
-    rows = []
-    for name in configs.SECTIONS.keys() - {"platform"}:
-        one, other = (dataclasses.asdict(getattr(c, name)) for c in (begun, asked))
-        rows += [f"--{k}: {v} then, {other[k]} now" for k, v in one.items() if other[k] != v]
-    return "; ".join(sorted(rows))
-
-
 def write(workdir: pathlib.Path, record: Record) -> None:
     """Write a run's record into its folder."""
     workdir.mkdir(parents=True, exist_ok=True)
     facts = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     del facts["config"]
     write_json(facts, workdir / "run.json")
-    configs.save(record.config, workdir / "config.json")
+    save(record.config, workdir / "config.json")
 
 
 def read(workdir: pathlib.Path) -> Record:
@@ -93,18 +87,28 @@ def read(workdir: pathlib.Path) -> Record:
         raise InputError(
             f"{workdir}: no config.json found: give --checkpoint the --workdir of a training run"
         )
-    config, path = configs.load(workdir / "config.json"), workdir / "run.json"
+    config, path = load(workdir / "config.json", registry.options), workdir / "run.json"
     try:
         facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
+        if not all(0 <= value <= 1 for value in thresholds.values()):
+            raise ValueError(f"thresholds are probabilities, {thresholds} found")
         return Record(config, str(facts["trained_on"]), str(facts["store"]), thresholds)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise InputError(
             f"{path}: not the record of a run ({error!r}): copy the whole folder of the run"
         ) from error
 
 
-def save_threshold(workdir: pathlib.Path, stage: Stage, threshold: float) -> None:
+def save_threshold(workdir: pathlib.Path, stage: str, threshold: float) -> None:
     """Note the lesion threshold of a stage."""
     record = read(workdir)
     thresholds = record.thresholds | {stage: threshold}

@@ -38,7 +38,7 @@ ODD = Config(
     ),
     loss=LossConfig(task_aware_weight=0.0, task_aware_scales="single"),
     train=TrainConfig(learning_rate=1e-7, gradient_tiles=3),
-    platform=PlatformConfig(data=2, conv_form="native", remat="none"),
+    platform=PlatformConfig(data_devices=2, conv_form="native", remat="none"),
 )
 
 
@@ -139,9 +139,9 @@ def test_flags_serialise_and_parse_back(parse, given):
 
 
 def test_nested_tuples_read_as_slashes_and_commas(parse):
-    _, values = parse("--inception_branches=1/1,3/5,3,1", "--inception_channels=24")
+    _, values = parse("--deepsc.inception_branches=1/1,3/5,3,1", "--deepsc.inception_channels=24")
     assert values["inception_branches"].value == ((1,), (1, 3), (5, 3, 1))
-    assert values["inception_branches"].serialize() == "--inception_branches=1/1,3/5,3,1"
+    assert values["inception_branches"].serialize() == "--deepsc.inception_branches=1/1,3/5,3,1"
 
 
 @pytest.mark.parametrize("given", [Config(), ODD], ids=["default", "odd"])
@@ -188,23 +188,26 @@ IMPOSSIBLE = [
     (["--slices=0"], "slices is 0"),
     (["--depth_bucket=0"], "depth_bucket is 0"),
     (["--depth_bucket=96"], "depth_bucket is 96.*tile depth 64"),
-    (["--inception_branches=1/1,2"], "must be odd"),
-    (["--inception_branches=1/-1"], "must be odd"),
-    (["--inception_channels=30"], "inception_channels is 30.*4 branches"),
-    (["--inception_channels=36"], "inception_channels.*norm_groups = 8"),
-    (["--inception_channels=0"], "inception_channels"),
-    (["--lesion_channels=8,12,16"], "lesion_channels.*norm_groups = 8"),
-    (["--classifier_stem_channels=4"], "classifier_stem_channels.*norm_groups = 8"),
-    (["--encoder_channels=64,128,250"], "encoder_channels.*norm_groups = 8"),
-    (["--intensity_sd=0"], "intensity_sd is 0.*above 0"),
-    (["--norm_groups=0"], "norm_groups"),
-    (["--norm_groups=-8"], "norm_groups"),
-    (["--task_aware_weight=-1"], "task_aware_weight is -1"),
-    (["--dice_weight=-0.5"], "dice_weight"),
-    (["--focal_alpha=1.5"], "focal_alpha is 1.5"),
-    (["--tversky_alpha=0", "--tversky_beta=0"], "tversky_alpha and tversky_beta are 0"),
-    (["--segmentation_steps=0"], "segmentation_steps is 0.*at least 1"),
-    (["--joint_batch=0"], "joint_batch is 0.*at least 1"),
+    (["--deepsc.inception_branches=1/1,2"], "must be odd"),
+    (["--deepsc.inception_branches=1/-1"], "must be odd"),
+    (["--deepsc.inception_channels=30"], "inception_channels is 30.*4 branches"),
+    (["--deepsc.inception_channels=36"], "inception_channels.*norm_groups = 8"),
+    (["--deepsc.inception_channels=0"], "inception_channels"),
+    (["--deepsc.lesion_channels=8,12,16"], "lesion_channels.*norm_groups = 8"),
+    (["--deepsc.classifier_stem_channels=4"], "classifier_stem_channels.*norm_groups = 8"),
+    (["--deepsc.encoder_channels=64,128,250"], "encoder_channels.*norm_groups = 8"),
+    (["--deepsc.intensity_sd=0"], "intensity_sd is 0.*above 0"),
+    (["--deepsc.norm_groups=0"], "norm_groups"),
+    (["--deepsc.norm_groups=-8"], "norm_groups"),
+    (["--deepsc.task_aware_weight=-1"], "task_aware_weight is -1"),
+    (["--deepsc.dice_weight=-0.5"], "dice_weight"),
+    (["--deepsc.focal_alpha=1.5"], "focal_alpha is 1.5"),
+    (
+        ["--deepsc.tversky_alpha=0", "--deepsc.tversky_beta=0"],
+        "tversky_alpha and tversky_beta are 0",
+    ),
+    (["--deepsc.segmentation.steps=0"], "segmentation_steps is 0.*at least 1"),
+    (["--deepsc.joint.batch=0"], "joint_batch is 0.*at least 1"),
     (["--log_every=0"], "log_every is 0.*at least 1"),
     (["--seed=-1"], "seed is -1"),
     (["--adam_b1=1"], "adam_b1"),
@@ -213,12 +216,15 @@ IMPOSSIBLE = [
     (["--learning_rate=-0.001"], "learning_rate is -0.001"),
     (["--foreground=1.5"], "foreground is 1.5.*share"),
     (["--flip_probability=2"], "flip_probability is 2.*share"),
-    (["--gradient_tiles=17"], "gradient_tiles is 17.*16 tiles"),
-    (["--data=-1"], "data is -1"),
+    (["--deepsc.gradient_tiles=17"], "gradient_tiles is 17.*16 tiles"),
+    (["--data_devices=-1"], "data is -1"),
     (["--space=0"], "space is 0"),
     (["--space=3"], "tile depth is 64: with space = 3 it must be a multiple of 24"),
     (["--space=2", "--slices=33"], "slices is 33: give a multiple of space = 2"),
-    (["--space=8", "--slices=8", "--inception_branches=1/5"], "kernels reach 2.*at least 16"),
+    (
+        ["--space=8", "--slices=8", "--deepsc.inception_branches=1/5"],
+        "kernels reach 2.*at least 16",
+    ),
     (["--space=2", "--conv_form=folded"], "conv_form is folded and space is 2"),
     (["--space=2", "--conv_form=sliced"], "conv_form is sliced and space is 2"),
     (["--space=2", "--conv_form=direct"], "conv_form is direct and space is 2"),
@@ -227,8 +233,8 @@ IMPOSSIBLE = [
 MALFORMED = [
     (["--tile=64,128"], "tile.*2 values found, 3 expected"),
     (["--tile=a,b,c"], "tile"),
-    (["--inception_branches=1//3"], "inception_branches"),
-    (["--inception_branches="], "inception_branches"),
+    (["--deepsc.inception_branches=1//3"], "inception_branches"),
+    (["--deepsc.inception_branches="], "inception_branches"),
     (["--intensity=ct"], "intensity.*hu"),
     (["--inception=resnet"], "inception.*plain"),
     (["--compute_dtype=float16"], "compute_dtype"),

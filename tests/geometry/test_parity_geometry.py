@@ -12,7 +12,7 @@ from drawn import masked_volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import GRADIENTS, VALUES, compare
-from reference import geometry as reference
+from reference.deepsc import geometry as reference
 
 from deepsc_jax.geometry import grids
 

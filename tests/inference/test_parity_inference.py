@@ -11,9 +11,9 @@ import pytest
 import torch
 from parity import INFERENCE, VALUES, relative
 from parity_network import CONFIG, draw
-from reference import inference as reference
-from reference import preprocess as reference_preprocess
-from reference.deepsc import DeepSC
+from reference.deepsc import inference as reference
+from reference.deepsc import preprocess as reference_preprocess
+from reference.deepsc.network import DeepSC
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.data import preprocess
@@ -21,6 +21,7 @@ from deepsc_jax.data.scans import Scan
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.phantoms import lesions as phantom
 
 # Tiles of 8 slices and a depth that is not a multiple of 8; slices repeat in the last case.
@@ -95,7 +96,7 @@ def test_tiled_inference_of_a_phantom(
     assert volume.any()
     params = draw(config)
     module = DeepSC(config).to(getattr(torch, dtype))
-    module.load_state_dict(to_torch(params))
+    module.load_state_dict(to_torch(params, TORCH_NAMES))
     lesion, probabilities, evidence = reference.predict(
         module, torch.from_numpy(volume).to(getattr(torch, dtype))
     )

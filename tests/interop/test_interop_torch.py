@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from parity_network import CONFIG, changed, draw
-from reference.deepsc import DeepSC as Reference
+from reference.deepsc.network import DeepSC as Reference
 
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.interop import torch as interop
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.runtime.errors import InputError
 
 ABLATED = changed(CONFIG, model={"inception": "plain", "cross_stitch": False})
@@ -36,40 +37,40 @@ def test_a_round_trip_through_a_file_keeps_every_bit(
     params: Any, suffix: str, tmp_path: pathlib.Path
 ):
     path = tmp_path / f"weights{suffix}"
-    interop.write(interop.to_torch(params), path)
-    found = interop.from_torch(interop.read(path), interop.expected(CONFIG))
+    interop.write(interop.to_torch(params, TORCH_NAMES), path)
+    found = interop.from_torch(interop.read(path), TORCH_NAMES, interop.expected(CONFIG))
     assert same_bits(params, found)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("config", [CONFIG, ABLATED], ids=["default", "ablated"])
 def test_the_reference_has_the_names_and_shapes_of_the_table(config: Any):
-    weights = interop.to_torch(draw(config))
+    weights = interop.to_torch(draw(config), TORCH_NAMES)
     reference = Reference(config)
     reference.load_state_dict(weights, strict=True)
-    again = interop.from_torch(reference.state_dict(), interop.expected(config))
-    assert same_bits(interop.to_torch(again), weights)
+    again = interop.from_torch(reference.state_dict(), TORCH_NAMES, interop.expected(config))
+    assert same_bits(interop.to_torch(again, TORCH_NAMES), weights)
 
 
 def test_the_weights_share_no_memory_with_the_parameters(params: Any):
     before = jax.tree.map(np.array, params)
-    weights = interop.to_torch(params)
+    weights = interop.to_torch(params, TORCH_NAMES)
     for weight in weights.values():
         weight.fill_(7.0)
     assert same_bits(params, before)
-    again = interop.from_torch(weights)
+    again = interop.from_torch(weights, TORCH_NAMES)
     for weight in weights.values():
         weight.zero_()
     assert all((leaf == 7).all() for leaf in jax.tree.leaves(again))
 
 
 def test_every_name_that_does_not_fit_is_in_the_error(params: Any):
-    weights = interop.to_torch(params)
+    weights = interop.to_torch(params, TORCH_NAMES)
     del weights["lesion.down1.0.conv.weight"], weights["cross_stitch.weights"]
     weights |= {"head.weight": torch.zeros(1), "lesion.down9.0.norm.bias": torch.zeros(1)}
     weights["classifier.linear.weight"] = torch.zeros(14, 3)
     with pytest.raises(InputError) as caught:
-        interop.from_torch(weights, interop.expected(CONFIG))
+        interop.from_torch(weights, TORCH_NAMES, interop.expected(CONFIG))
     text = str(caught.value)
     assert "missing: cross_stitch.weights, lesion.down1.0.conv.weight;" in text
     assert "unexpected: head.weight, lesion.down9.0.norm.bias;" in text
@@ -79,14 +80,14 @@ def test_every_name_that_does_not_fit_is_in_the_error(params: Any):
 def test_names_of_another_network_are_refused():
     weights = {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}
     with pytest.raises(InputError, match=r"unexpected names: conv1\.weight, fc\.bias"):
-        interop.from_torch(weights)
+        interop.from_torch(weights, TORCH_NAMES)
 
 
 def test_weights_of_half_precision_are_refused(params: Any):
-    weights = interop.to_torch(params)
+    weights = interop.to_torch(params, TORCH_NAMES)
     weights["cross_stitch.weights"] = weights["cross_stitch.weights"].to(torch.bfloat16)
     with pytest.raises(InputError, match=r"cross_stitch.weights is torch.bfloat16 \(1 such\)"):
-        interop.from_torch(weights)
+        interop.from_torch(weights, TORCH_NAMES)
 
 
 class Runs:

@@ -1,6 +1,5 @@
-"""DeepSC-COVID in plain PyTorch: what the Flax network must compute, as a specification.
+"""Every model a second time in plain PyTorch, as a specification: a folder or a file each.
 
-Written for reading, not for speed. Volumes are `(batch, channel, depth, height, width)`. Where the
-Flax code pads and masks, the reference does neither: every tile is computed by itself, cut to the
-slices that its scan has, so that torch's own operators apply as they are.
+Each has `network(config)`, `timed(config)`, `train`, `forward` and `predict`, by which `benchmark`
+knows it.
 """

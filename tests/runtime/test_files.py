@@ -64,11 +64,11 @@ def test_a_planted_partial_file_is_not_written_to(
     target = tmp_path / "target"
     target.write_text("a user's own")
     monkeypatch.setattr(files.secrets, "token_hex", lambda _: "01234567")  # a guess that is right
-    (tmp_path / "partial-01234567-a.txt").symlink_to(target)
+    (tmp_path / ".partial-01234567-a.txt").symlink_to(target)
     with pytest.raises(FileExistsError), aside(tmp_path / "a.txt") as partial:
         partial.write_text("new")
     assert target.read_text() == "a user's own"
-    assert names(tmp_path) == {"target", "partial-01234567-a.txt"}
+    assert names(tmp_path) == {"target", ".partial-01234567-a.txt"}
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
@@ -160,8 +160,8 @@ def test_a_file_of_others_is_not_replaced(tmp_path: pathlib.Path):
 
 def test_of_two_that_fill_a_folder_at_once_one_stays_whole(tmp_path: pathlib.Path):
     path = tmp_path / "a"
-    left = tmp_path / "partial-01234567-a"  # by a process that was killed
-    other = tmp_path / "partial-01234567-b-a"  # another folder's
+    left = tmp_path / ".partial-01234567-a"  # by a process that was killed
+    other = tmp_path / ".partial-01234567-b-a"  # another folder's
     left.mkdir()
     other.mkdir()
     slow = folder_aside(path)

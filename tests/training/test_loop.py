@@ -25,7 +25,6 @@ from deepsc_jax.inference import predictor as inference
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import predict_scan
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import checkpoint, loop, state
 from deepsc_jax.training import workdir as workdirs
@@ -160,10 +159,10 @@ def test_a_trained_network_is_written_as_this_device_likes_it(
     )
     workdirs.write(tmp_path, workdirs.Record(elsewhere, "phantoms", "", {}))
     assert inference.load(tmp_path)._model.layout.form == "folded"
-    monkeypatch.setattr(device_mesh, "has_onednn", lambda: False)
+    monkeypatch.setattr(compiler, "has_onednn", lambda: False)
     with pytest.raises(InputError, match=r"--conv_form=direct: JAX .* has no oneDNN here"):
         inference.load(tmp_path, form="direct")
-    monkeypatch.setattr(device_mesh, "has_onednn", lambda: True)
+    monkeypatch.setattr(compiler, "has_onednn", lambda: True)
     assert inference.load(tmp_path, form="direct")._model.layout.form == "direct"
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from parity import DTYPES, TRAINING, relative, to_tensors
 from parity_network import CLASS_WEIGHTS, CONFIG, batch, draw, to_jax
-from reference import training as reference
-from reference.deepsc import DeepSC
+from reference.deepsc import training as reference
+from reference.deepsc.network import DeepSC
 
 from deepsc_jax.config import STAGES, PlatformConfig, Stage
 from deepsc_jax.interop.torch import from_torch, to_torch
 from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.training import state
 from deepsc_jax.training.step import make_train_step
@@ -33,12 +34,12 @@ def test_thirty_steps(stage: Stage, dtype: str, within: Any):
     batches = [batch(seed, depths=(11, 5 + seed % 7)) for seed in range(30)]
 
     module = DeepSC(CONFIG).to(getattr(torch, dtype))
-    module.load_state_dict(to_torch(params))
+    module.load_state_dict(to_torch(params, TORCH_NAMES))
     weights = torch.tensor(CLASS_WEIGHTS, dtype=getattr(torch, dtype))
     theirs = list(reference.train(module, stage, (to_tensors(b, dtype) for b in batches), weights))
 
     with jax.enable_x64(dtype == "float64"):
-        mesh = device_mesh.make_mesh(PlatformConfig(data=1))
+        mesh = device_mesh.make_mesh(PlatformConfig(data_devices=1))
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
         current = jax.device_put(state.create(CONFIG, stage, cast), device_mesh.replicated(mesh))
         step = make_train_step(CONFIG, stage, network, mesh, jnp.asarray(CLASS_WEIGHTS, dtype))
@@ -54,6 +55,6 @@ def test_thirty_steps(stage: Stage, dtype: str, within: Any):
     error = max(relative(o["loss"], t["loss"]) for o, t in zip(ours, theirs, strict=True))
     measured = {"loss at each step": (error, bound)}
     if dtype == "float64":  # in float32 Adam turns rounding into steps
-        last = relative(final, from_torch(module.state_dict()))
+        last = relative(final, from_torch(module.state_dict(), TORCH_NAMES))
         measured["parameters at the end"] = (last, bound)
     within(f"30 steps, {stage}", dtype, measured)

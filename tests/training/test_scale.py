@@ -12,8 +12,8 @@ from drawn import draw_params, masked_volume
 
 from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.layers import convolution
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.models.layers import bands
+from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
@@ -51,7 +51,7 @@ def batch(seed: int) -> dict[str, np.ndarray]:
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands in rows as short as these scans'."""
-    monkeypatch.setattr(convolution, "BAND_GROUPS", 1)
+    monkeypatch.setattr(bands, "BAND_GROUPS", 1)
 
 
 def run(stage: Any, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]:
@@ -149,9 +149,9 @@ def test_the_compilers_options_for_large_tiles_change_no_number(
     dtype: str, one_device: Any, monkeypatch: Any
 ):
     expected = one_device("joint", dtype)  # before they are changed
-    few = device_mesh.compiler_options("cpu", CONFIG.data, "folded")
-    monkeypatch.setattr(device_mesh, "LARGE_TILE", 1)
-    assert device_mesh.compiler_options("cpu", CONFIG.data, "folded").keys() > few.keys()
+    few = compiler.options("cpu", CONFIG.data, "folded")
+    monkeypatch.setattr(compiler, "LARGE_TILE", 1)
+    assert compiler.options("cpu", CONFIG.data, "folded").keys() > few.keys()
     found = run("joint", dtype, data=1)
     (assert_same if dtype == "float64" else assert_near)(found, expected)
 

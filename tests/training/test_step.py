@@ -69,11 +69,11 @@ def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
 
 def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
     # What `auto` means on GPU and TPU; lowering is enough to see that shapes and axes agree.
-    platform = dataclasses.replace(CONFIG.platform, tile_loop="scan", data=2)
+    platform = dataclasses.replace(CONFIG.platform, tile_loop="loop", data=2)
     config = dataclasses.replace(CONFIG, platform=platform)
     mesh = device_mesh.make_mesh(platform)
     model = deepsc.build(config, "cpu")
-    assert model.layout.scan_tiles
+    assert model.layout.loop_tiles
     step = make_train_step(config, "joint", model, mesh, jnp.ones(len(CLASSES)))
     batches = iter(pipeline.batches(store, "train", "joint", config, seed=0, batch_size=2))
     batch = device_mesh.put_batch(next(batches), mesh)

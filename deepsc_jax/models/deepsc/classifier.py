@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.models.layers.blocks import EXACT, Conv, ConvNormAct, GroupNorm, recomputed
-from deepsc_jax.models.layers.convolution import ConvForm, Volume
+from deepsc_jax.geometry.grids import EXACT
+from deepsc_jax.models.layers.blocks import Conv, ConvNormAct, GroupNorm, recomputed
+from deepsc_jax.models.layers.layout import Layout, Volume
 
 
 class ResidualUnit(nn.Module):
@@ -15,20 +16,19 @@ class ResidualUnit(nn.Module):
     features: int
     groups: int
     stride: int
-    form: ConvForm
-    dtype: jnp.dtype
+    layout: Layout
 
     @nn.compact
     def __call__(self, x: Volume) -> Volume:
-        y = ConvNormAct(
-            self.features, self.groups, 3, self.stride, self.form, self.dtype, name="conv0"
-        )(x, None)
-        y = Conv(self.features, 3, form=self.form, dtype=self.dtype, name="conv1")(y)
-        y = GroupNorm(self.groups, self.form, name="norm1")(y, None)
+        y = ConvNormAct(self.features, self.groups, 3, self.stride, self.layout, name="conv0")(
+            x, None
+        )
+        y = Conv(self.features, 3, layout=self.layout, name="conv1")(y)
+        y = GroupNorm(self.groups, self.layout, name="norm1")(y, None)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = x[:, :, :: self.stride, :: self.stride]
-            x = Conv(self.features, 1, form=self.form, dtype=self.dtype, name="shortcut")(x)
-            x = GroupNorm(self.groups, self.form, name="shortcut_norm")(x, None)
+            x = Conv(self.features, 1, layout=self.layout, name="shortcut")(x)
+            x = GroupNorm(self.groups, self.layout, name="shortcut_norm")(x, None)
         return nn.relu(x.astype(y.dtype) + y)
 
 
@@ -44,22 +44,17 @@ class Classifier(nn.Module):
     stem_channels: int
     encoder_channels: tuple[int, int, int]
     groups: int
-    form: ConvForm = "native"
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(
         self, features: Volume, lesions: Float[Array, "batch slices height width 1"]
     ) -> dict[str, Array | tuple[Array, ...]]:
         """Returns `logits (batch, class)`, the units' `maps` and `weights`, one matrix a unit."""
-        stem = ConvNormAct(
-            self.stem_channels, self.groups, form=self.form, dtype=self.dtype, name="stem"
-        )
+        stem = ConvNormAct(self.stem_channels, self.groups, layout=self.layout, name="stem")
         branch = Conv(
             self.stem_channels,
-            form=self.form,
-            dtype=self.dtype,
+            layout=self.layout,
             kernel_init=nn.initializers.zeros,
             name="lesion_stem",
         )
@@ -67,8 +62,8 @@ class Classifier(nn.Module):
         maps = []
         for i, channels in enumerate(self.encoder_channels):
             stride = 1 if i == 0 else 2
-            unit = recomputed(ResidualUnit, self.remat)(
-                channels, self.groups, stride, self.form, self.dtype, name=f"encoder{i + 1}"
+            unit = recomputed(ResidualUnit, self.layout.remat_blocks)(
+                channels, self.groups, stride, self.layout, name=f"encoder{i + 1}"
             )
             x = unit(x)
             maps.append(x)

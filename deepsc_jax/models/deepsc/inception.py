@@ -13,7 +13,7 @@ from deepsc_jax.models.layers.blocks import (
     average_in_plane,
     mask_depth,
 )
-from deepsc_jax.models.layers.convolution import ConvForm, Volume
+from deepsc_jax.models.layers.layout import Layout, Volume
 
 
 class Inception(nn.Module):
@@ -32,15 +32,14 @@ class Inception(nn.Module):
     channels: int
     groups: int
     stride: int = 1
-    form: ConvForm = "native"
-    dtype: jnp.dtype = jnp.float32
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> Volume:
         if self.kind == "plain":
             kernel = max(k for branch in self.branches for k in branch)
             return ConvNormAct(
-                self.channels, self.groups, kernel, self.stride, self.form, self.dtype, name="plain"
+                self.channels, self.groups, kernel, self.stride, self.layout, name="plain"
             )(x, valid)
         outputs = []
         for i, kernels in enumerate(self.branches):
@@ -50,8 +49,8 @@ class Inception(nn.Module):
                 if kernel == 1 and stride > 1:
                     y, stride = average_in_plane(y, stride), 1
                 features = self.channels // len(self.branches)
-                conv = Conv(features, kernel, stride, self.form, self.dtype, name=f"b{i}_{j}")
+                conv = Conv(features, kernel, stride, self.layout, name=f"b{i}_{j}")
                 y = mask_depth(conv(y), valid)
             outputs.append(y)
         y = jnp.concatenate(outputs, axis=-1)
-        return GroupNorm(self.groups, self.form, relu=True, name="norm")(y, valid)
+        return GroupNorm(self.groups, self.layout, relu=True, name="norm")(y, valid)

@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.geometry.grids import resample, tile_grid
+from deepsc_jax.geometry.grids import EXACT, resample, tile_grid
 from deepsc_jax.models.layers.blocks import (
-    EXACT,
     ConvNormAct,
     Deconv,
     Valid,
@@ -16,7 +15,7 @@ from deepsc_jax.models.layers.blocks import (
     max_pool,
     recomputed,
 )
-from deepsc_jax.models.layers.convolution import ConvForm, Volume
+from deepsc_jax.models.layers.layout import Layout, Volume
 
 LESION_PRIOR = 0.05  # assumed: initial lesion probability (Lin et al. 2017 start from a small one)
 
@@ -26,15 +25,12 @@ class DoubleConv(nn.Module):
 
     features: int
     groups: int
-    form: ConvForm
-    dtype: jnp.dtype
+    layout: Layout
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> Volume:
         for i in range(2):
-            unit = ConvNormAct(
-                self.features, self.groups, form=self.form, dtype=self.dtype, name=f"conv{i}"
-            )
+            unit = ConvNormAct(self.features, self.groups, layout=self.layout, name=f"conv{i}")
             x = unit(x, valid)
         return x
 
@@ -49,26 +45,24 @@ class LesionSubnet(nn.Module):
     channels: tuple[int, int, int]
     scale_weights: tuple[float, ...]
     groups: int
-    form: ConvForm = "native"
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> tuple[Volume, tuple[Volume, ...]]:
         tile, skips = (x.shape[1], x.shape[2], x.shape[3]), []
-        transition = recomputed(DoubleConv, self.remat)
+        transition = recomputed(DoubleConv, self.layout.remat_blocks)
         for level, features in enumerate(self.channels):
-            unit = transition(features, self.groups, self.form, self.dtype, name=f"down{level + 1}")
+            unit = transition(features, self.groups, self.layout, name=f"down{level + 1}")
             x = unit(x, halve(valid, level))
             skips.append(x)
             x = max_pool(x)
         scales = [self._segmentation(x, halve(valid, 3), 1)]
         for level in (2, 1, 0):
             features, reached = self.channels[level], halve(valid, level)
-            deconv = Deconv(features, self.form, self.dtype, name=f"deconv{3 - level}")
+            deconv = Deconv(features, self.layout, name=f"deconv{3 - level}")
             x = mask_depth(deconv(x), reached)
             x = jnp.concatenate([skips[level], x], axis=-1)
-            unit = transition(features, self.groups, self.form, self.dtype, name=f"up{3 - level}")
+            unit = transition(features, self.groups, self.layout, name=f"up{3 - level}")
             x = unit(x, reached)
             scales.append(self._segmentation(x, reached, 4 - level))
         return combine(scales, self.scale_weights, tile, valid), tuple(scales)

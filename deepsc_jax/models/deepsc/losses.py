@@ -4,17 +4,70 @@ Arrays of tiles are `(batch, tile, depth, height, width)`; `valid` of the same s
 voxels that are part of a scan, the others being padding.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from deepsc_jax.config import NON_PNEUMONIA, DataConfig, LossConfig, ModelConfig
+from deepsc_jax.config import DataConfig
 from deepsc_jax.geometry import grids
+from deepsc_jax.models.deepsc.classifier import evidence_masks
+from deepsc_jax.models.deepsc.config import Options
 
 TileMask = Float[Array, "batch tile d h w"]
 PER_SCAN = (1, 2, 3, 4)
+
+
+def scan_losses(
+    options: Options,
+    data: DataConfig,
+    stage: str,
+    out: dict[str, Any],
+    batch: dict[str, Array],
+    class_weights: Float[Array, "class"],
+) -> dict[str, Float[Array, "batch"]]:
+    """Every loss term of `stage`, per scan, and their weighted sum `loss` (paper, equation 11)."""
+    terms = {}
+    total = jnp.zeros(batch["depth"].shape)
+    if stage != "classification":
+        count = options.gradient_tiles if stage == "joint" else 0
+        count = count or batch["tiles"].shape[1]
+        probability, truth = out["lesion"][:, :count, ..., 0], batch["lesions"][:, :count]
+        valid = valid_voxels(batch["origins"][:, :count], batch["depth"], data.tile)
+        terms["dice"] = tversky_loss(
+            probability,
+            truth,
+            valid,
+            options.dice_epsilon,
+            options.tversky_alpha,
+            options.tversky_beta,
+        )
+        terms["focal"] = focal_loss(
+            probability, truth, valid, options.focal_alpha, options.focal_gamma
+        )
+        segmentation = options.dice_weight * terms["dice"] + options.focal_weight * terms["focal"]
+        total += options.segmentation_weight * segmentation
+    if stage != "segmentation":
+        terms["cross_entropy"] = cross_entropy(out["logits"], batch["label"], class_weights)
+        total += options.classification_weight * terms["cross_entropy"]
+    if stage == "joint" and options.task_aware_weight > 0:
+        predicted = jnp.argmax(out["logits"], axis=-1)
+        classes = predicted if options.evidence_class == "predicted" else batch["label"]
+        terms["task_aware"] = task_aware_loss(
+            out["scales"],
+            evidence_masks(out["maps"], out["weights"], classes),
+            out["logits"],
+            batch["label"],
+            batch["origins"],
+            batch["depth"],
+            options,
+            data,
+        )
+        total += options.task_aware_weight * terms["task_aware"]
+    return terms | {"loss": total}
 
 
 def valid_voxels(
@@ -75,12 +128,6 @@ def cross_entropy(
     return class_weights[label] * optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
 
-def class_weights(counts: Int[Array, "class"]) -> Float[Array, "class"]:
-    """Inverse class frequency over the training split: N / (classes * n_c)."""
-    counts = jnp.maximum(jnp.asarray(counts, jnp.result_type(float)), 1)
-    return counts.sum() / (counts.shape[0] * counts)
-
-
 def task_aware_loss(
     scales: tuple[Array, ...],
     masks: tuple[Float[Array, "batch slices height width"], ...],
@@ -88,9 +135,8 @@ def task_aware_loss(
     label: Int[Array, "batch"],
     origins: Int[Array, "batch tile 3"],
     depth: Int[Array, "batch"],
-    loss: LossConfig,
+    loss: Options,
     data: DataConfig,
-    model: ModelConfig,
 ) -> Float[Array, "batch"]:
     """Squared difference of S_1, S_2, S_3 and M_3, M_2, M_1 (paper, equation 10).
 
@@ -106,19 +152,20 @@ def task_aware_loss(
       origins: working-grid voxel of each tile's corner.
       depth: the scan's true number of slices.
       loss: which scales count, and how much.
-      data: the slice grid.
-      model: the weights of the scales.
+      data: the slice grid, and which class is lesion-free.
     """
     weights = (1.0, 1.0, 1.0)
     if loss.task_aware_scale_weights == "w":
-        weights = model.scale_weights[:3]
+        weights = loss.scale_weights[:3]
     pairs = [(8, scales[0], masks[2]), (4, scales[1], masks[1]), (2, scales[2], masks[0])]
     total = jnp.zeros(label.shape, scales[0].dtype)
     for (scale, segmentation, mask), weight in zip(pairs, weights, strict=True):
         if loss.task_aware_scales == "single" and scale != 2:
             continue
         total += weight * _mean_squared_difference(segmentation, mask, origins, depth, scale, data)
-    pneumonia = (label != NON_PNEUMONIA) & (jnp.argmax(logits, axis=-1) != NON_PNEUMONIA)
+    pneumonia = (label != data.lesion_free_id) & (
+        jnp.argmax(logits, axis=-1) != data.lesion_free_id
+    )
     return jnp.where(pneumonia, total, 0.0)
 
 

@@ -1,15 +1,16 @@
 """DeepSC-COVID: the paper's Figure 2.
 
-scan -- tiles  --> inception_seg --> F_s --+
-     -- slices --> inception_cls --> F_c --+
-                             cross-stitch <+
-  F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
-  F_L --> lesion subnet --> S_1..S_4 --> S
-  F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
+    scan -- tiles  --> inception_seg --> F_s --+
+         -- slices --> inception_cls --> F_c --+
+                                 cross-stitch <+
+      F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
+      F_L --> lesion subnet --> S_1..S_4 --> S
+      F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
+
+S is the lesion probability and S_1..S_4 its scales; M_1..M_3 are the evidence masks.
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,37 +18,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import CLASSES, Config, DataConfig, ModelConfig, Stage
+from deepsc_jax.config import DataConfig
 from deepsc_jax.geometry import grids
 from deepsc_jax.models.deepsc.classifier import Classifier, evidence_masks
+from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.models.deepsc.cross_stitch import CrossStitch
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
-from deepsc_jax.models.layers.blocks import recomputed, resolve_dtype, resolve_form
-from deepsc_jax.models.layers.convolution import ConvForm, Volume
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
+from deepsc_jax.models.layers.blocks import recomputed
+from deepsc_jax.models.layers.layout import Layout, Volume
+
+__all__ = ["TORCH_NAMES", "DeepSC", "build", "evidence"]  # of a registry's row
 
 Tiles = Float[Array, "batch tile d h w"]
 Slices = Float[Array, "batch slice height width"]
+StageName = Literal["segmentation", "classification", "joint"]
 FEATURE_STEP = 2  # in-plane stride of inception_cls, so the step of the slice grid's features
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a device computes the network; the result is the same.
-
-    Attributes:
-      form: of the convolutions.
-      dtype: of their inputs and outputs.
-      scan_tiles: a scan's tiles one after another, in a loop, rather than all as one batch.
-      remat_tiles: the backward pass computes a scanned tile's activations again.
-      remat_blocks: it computes what is inside a block again.
-    """
-
-    form: ConvForm = "native"
-    dtype: Any = jnp.float32
-    scan_tiles: bool = False
-    remat_tiles: bool = False
-    remat_blocks: bool = False
 
 
 class DeepSC(nn.Module):
@@ -57,33 +44,28 @@ class DeepSC(nn.Module):
     and the classifier's lesion input is zero. `joint` runs everything.
     """
 
-    model: ModelConfig
+    model: Options
     data: DataConfig
     layout: Layout = Layout()
 
     def setup(self) -> None:
-        config, form, dtype = self.model, self.layout.form, self.layout.dtype
+        config, layout = self.model, self.layout
         branches = (config.inception, config.inception_branches, config.inception_channels)
         groups = config.norm_groups
-        remat = self.layout.remat_blocks
-        inception = recomputed(Inception, remat)
-        self.inception_seg = inception(*branches, groups, 1, form, dtype)
-        self.inception_cls = inception(*branches, groups, FEATURE_STEP, form, dtype)
+        inception = recomputed(Inception, layout.remat_blocks)
+        self.inception_seg = inception(*branches, groups, 1, layout)
+        self.inception_cls = inception(*branches, groups, FEATURE_STEP, layout)
         self.cross_stitch = CrossStitch(config.cross_stitch, config.cross_stitch_init)
-        self.lesion = LesionSubnet(
-            config.lesion_channels, config.scale_weights, groups, form, dtype, remat
-        )
+        self.lesion = LesionSubnet(config.lesion_channels, config.scale_weights, groups, layout)
         self.classifier = Classifier(
-            len(CLASSES),
+            len(self.data.classes),
             config.classifier_stem_channels,
             config.encoder_channels,
             groups,
-            form,
-            dtype,
-            remat,
+            layout,
         )
 
-    def __call__(self, batch: dict[str, Array], stage: Stage, gradient_tiles: int = 0) -> dict:
+    def __call__(self, batch: dict[str, Array], stage: StageName, gradient_tiles: int = 0) -> dict:
         """Run `stage` on a batch.
 
         Args:
@@ -132,7 +114,7 @@ class DeepSC(nn.Module):
         Returns `lesion`, `scales` and, with `features`, the sums over the tiles `scan_features`
         and `scan_lesion` `(B, T, H / 2, W / 2, channel)`.
         """
-        if not self.layout.scan_tiles or self.is_initializing():
+        if not self.layout.loop_tiles or self.is_initializing():
             return self._segment(tiles, origins, depth, features)
 
         def one_tile(module: "DeepSC", sums: Any, item: tuple[Array, Array]) -> tuple[Any, Any]:
@@ -237,15 +219,6 @@ def evidence(out: dict, classes: Int[Array, "batch"]) -> tuple[Array, ...]:
     return evidence_masks(out["maps"], out["weights"], classes)
 
 
-def build(config: Config, platform: str) -> DeepSC:
-    """The network of `config`, laid out for `platform` (`jax.default_backend()`)."""
-    choice = config.platform
-    scan = choice.tile_loop == "scan" or (choice.tile_loop == "auto" and platform != "cpu")
-    layout = Layout(
-        form=resolve_form(choice.conv_form, platform, choice.space),
-        dtype=resolve_dtype(choice.compute_dtype, platform),
-        scan_tiles=scan,
-        remat_tiles=choice.remat in ("tiles", "all"),
-        remat_blocks=choice.remat in ("blocks", "all"),
-    )
-    return DeepSC(config.model, config.data, layout)
+def build(options: Options, data: DataConfig, layout: Layout) -> DeepSC:
+    """The network of the registry's row."""
+    return DeepSC(options, data, layout)

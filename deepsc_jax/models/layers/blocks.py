@@ -6,7 +6,7 @@ many padded slices follow. `mask_depth` restores zeros there, which a zero-padde
 the unpadded volume would have seen.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,22 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.models.layers.convolution import (
-    CPU_FORMS,
-    ConvForm,
-    Volume,
-    conv3d,
-    row_voxels,
-    with_summed_gradient,
-)
-from deepsc_jax.runtime import device_mesh
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.geometry.grids import EXACT
+from deepsc_jax.models.layers.bands import row_voxels
+from deepsc_jax.models.layers.convolution import conv3d, with_summed_gradient
+from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Strides, Volume
 
 Valid = Int[Array, "batch"] | None
 PerChannel = Float[Array, "batch channel"]
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
-# Of float32 products that must stay float32: by default they are TF32 on GPU, bfloat16 on TPU.
-EXACT = lax.Precision.HIGHEST
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")  # He et al. 2015
 
@@ -54,20 +46,19 @@ def halve(valid: Valid, times: int = 1) -> Valid:
 
 
 class Conv(nn.Module):
-    """3D convolution without bias, in `dtype`; parameter `kernel (kd, kh, kw, in, out)`."""
+    """3D convolution without bias, in `layout.dtype`; parameter `kernel (kd, kh, kw, in, out)`."""
 
     features: int
     kernel: int = 3
-    stride: int = 1
-    form: ConvForm = "native"
-    dtype: jnp.dtype = jnp.float32
+    stride: int | Strides = 1
+    layout: Layout = Layout()
     kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Volume) -> Volume:
         shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        return conv3d(x.astype(self.dtype), kernel, self.stride, self.form)
+        return conv3d(x.astype(self.layout.dtype), kernel, self.stride, self.layout.form)
 
 
 def _column_sums(x: Volume) -> Float[Array, "batch columns"]:
@@ -99,6 +90,11 @@ _affine_on_cpu = jax.custom_vjp(_affine)  # the sums of its gradients are dot pr
 _affine_on_cpu.defvjp(_affine_forward, _affine_backward)
 
 
+def affine(x: Volume, slope: PerChannel, offset: PerChannel, layout: Layout) -> Volume:
+    """`x * slope + offset`, whose gradient a CPU sums on all cores."""
+    return (_affine_on_cpu if layout.form in CPU_FORMS else _affine)(x, slope, offset)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation over a volume's real slices (Wu and He 2018), padded slices set to zero.
 
@@ -110,13 +106,13 @@ class GroupNorm(nn.Module):
     """
 
     groups: int
-    form: ConvForm = "native"
+    layout: Layout = Layout()
     relu: bool = False
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> Volume:
         shape, channels = x.shape, x.shape[-1]
-        voxels = row_voxels(x.shape[3], channels) if self.form == "sliced" else 1
+        voxels = row_voxels(x.shape[3], channels) if self.layout.form == "sliced" else 1
         x = x.reshape(*x.shape[:3], -1, voxels * channels)
         batch, depth, height, width, _ = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -136,7 +132,7 @@ class GroupNorm(nn.Module):
         wide = mask_depth(wide - shift[:, None, None, None], valid)
 
         def group_sums(values: Array) -> Array:
-            plain = self.form == "sliced"
+            plain = self.layout.form == "sliced"
             columns = values.sum(axis=(1, 2)) if plain else _column_sums(values)
             sums = columns.reshape(batch, shape[3], self.groups, -1)
             return sums.sum(axis=(1, 3))
@@ -147,34 +143,32 @@ class GroupNorm(nn.Module):
         inverse = lax.rsqrt(variance + NORM_EPSILON)
         slope = per_channel(inverse) * jnp.tile(scale, voxels)
         offset = jnp.tile(bias, voxels) - per_channel(mean) * slope
-        affine = _affine_on_cpu if self.form in CPU_FORMS else _affine
-        y = affine(wide, slope, offset)
+        y = affine(wide, slope, offset, self.layout)
         y = mask_depth(y.astype(x.dtype), valid)
         return (nn.relu(y) if self.relu else y).reshape(shape)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, group norm, ReLU."""
+    """Convolution, group norm, ReLU; with a group a channel, the norm is an instance norm."""
 
     features: int
     groups: int
     kernel: int = 3
-    stride: int = 1
-    form: ConvForm = "native"
-    dtype: jnp.dtype = jnp.float32
+    stride: int | Strides = 1
+    layout: Layout = Layout()
 
     @nn.compact
     def __call__(self, x: Volume, valid: Valid) -> Volume:
-        x = Conv(self.features, self.kernel, self.stride, self.form, self.dtype, name="conv")(x)
-        return GroupNorm(self.groups, self.form, relu=True, name="norm")(x, valid)
+        x = Conv(self.features, self.kernel, self.stride, self.layout, name="conv")(x)
+        return GroupNorm(self.groups, self.layout, relu=True, name="norm")(x, valid)
 
 
 class Deconv(nn.Module):
     """Transposed convolution with kernel 2 and stride 2: a matrix product and a depth-to-space."""
 
     features: int
-    form: ConvForm = "native"
-    dtype: jnp.dtype = jnp.float32
+    layout: Layout = Layout()
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: Volume) -> Volume:
@@ -186,12 +180,16 @@ class Deconv(nn.Module):
         def product(x: Volume, flat: Array, _: int) -> Volume:
             return x @ flat.astype(x.dtype)
 
-        y = with_summed_gradient(product, 0, x.astype(self.dtype), flat)
-        if self.form in CPU_FORMS:  # XLA would lay the gradient anew for each of two products
+        y = with_summed_gradient(product, 0, x.astype(self.layout.dtype), flat)
+        if self.layout.form in CPU_FORMS:
+            # XLA would lay the gradient anew for each of two products.
             y = lax.optimization_barrier(y)
         # Pairs of a row's voxels are moved whole: a TPU pads the last axis to its 128 lanes.
         y = y.reshape(batch, depth, height, width, 2, 2, -1).transpose(0, 1, 4, 2, 5, 3, 6)
-        return y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
+        y = y.reshape(batch, 2 * depth, 2 * height, 2 * width, self.features)
+        if not self.bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
 
 
 def max_pool(x: Volume) -> Volume:
@@ -228,6 +226,23 @@ def _larger(
     return jnp.where(a < b, b, a + share * (b - a)), ties
 
 
+def first_max_pool(x: Volume) -> Volume:
+    """3x3x3 maximum with stride 2, one voxel past every side (torch's `MaxPool3d(3, 2, 1)`).
+
+    The gradient goes to the first of tied values, as torch's. Axis by axis, each time to the first
+    of three: together that is the first of the 27 in order of rows. XLA's own windowed maximum has
+    a gradient that scatters, and adds in no fixed order on GPU.
+    """
+    for axis in (3, 2, 1):
+        margins = [(1, 1) if a == axis else (0, 0) for a in range(x.ndim)]
+        padded = jnp.pad(x, margins, constant_values=-jnp.inf)
+        last = x.shape[axis] - (x.shape[axis] + 1) % 2  # of the windows' first voxels
+        x, *others = (lax.slice_in_dim(padded, i, i + last, stride=2, axis=axis) for i in range(3))
+        for other in others:
+            x = jnp.where(other > x, other, x)
+    return x
+
+
 def average_in_plane(x: Volume, factor: int) -> Volume:
     """Mean over `factor` x `factor` in-plane blocks; sides must be multiples of `factor`."""
     batch, depth, height, width, channels = x.shape
@@ -235,36 +250,9 @@ def average_in_plane(x: Volume, factor: int) -> Volume:
     return blocks.mean(axis=(3, 5))
 
 
-def recomputed(block: type[nn.Module], wanted: bool) -> Any:
-    """`block`, or, where `wanted`, `block` whose insides the backward pass computes again."""
-    return nn.remat(block) if wanted else block
+def recomputed(block: type[nn.Module], wanted: bool, static: tuple[int, ...] = ()) -> Any:
+    """`block`, or, where `wanted`, `block` whose insides the backward pass computes again.
 
-
-def resolve_form(form: str, platform: str, space: int = 1) -> ConvForm:
-    """The convolution form that `auto` stands for on `platform` (`jax.default_backend()`).
-
-    Depth that is split over `space` devices does not become a batch: that would gather it.
-
-    Raises:
-      InputError: `direct` without oneDNN.
+    `static` arguments, counted from `self`, are no arrays.
     """
-    if form == "direct" and platform != "cpu":
-        raise InputError(f"--conv_form=direct: it is for CPUs, and this is a {platform}: use auto")
-    if form == "direct" and not device_mesh.has_onednn():
-        raise InputError(
-            f"--conv_form=direct: JAX {jax.__version__} has no oneDNN here: use JAX 0.11 (Python "
-            "3.12 or newer, x86-64 Linux), or auto"
-        )
-    if form != "auto":
-        return cast(ConvForm, form)
-    if platform == "gpu":
-        return "banded"
-    whole: dict[str, ConvForm] = {"cpu": "folded", "tpu": "sliced"}
-    return whole.get(platform, "native") if space == 1 else "native"
-
-
-def resolve_dtype(name: str, platform: str) -> jnp.dtype:
-    """The compute dtype that `auto` stands for on `platform`."""
-    if name == "auto":
-        name = "float32" if platform == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    return nn.remat(block, static_argnums=static) if wanted else block

@@ -12,8 +12,9 @@ from deepsc_jax.models.deepsc.classifier import (
     class_activation_maps,
     evidence_masks,
 )
+from deepsc_jax.models.layers.layout import Layout
 
-CLASSIFIER = Classifier(len(CLASSES), 4, (4, 6, 8), 2, form="folded")
+CLASSIFIER = Classifier(len(CLASSES), 4, (4, 6, 8), 2, Layout("folded"))
 RNG = np.random.default_rng(0)
 FEATURES = jnp.asarray(RNG.normal(size=(2, 3, 16, 8, 4)), jnp.float32)
 LESIONS = jnp.asarray(RNG.uniform(size=(2, 3, 16, 8, 1)), jnp.float32)
@@ -116,11 +117,11 @@ def test_the_last_layer_has_no_bias(variables):
 
 def test_a_residual_unit_passes_its_input_by():
     # Kernels of zero leave norms of zero: same width and stride 1 give ReLU of the input alone.
-    unit = ResidualUnit(4, 2, 1, "folded", jnp.dtype("float32"))
+    unit = ResidualUnit(4, 2, 1, Layout("folded"))
     x = FEATURES
     shapes = jax.eval_shape(unit.init, jax.random.key(0), x)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
     np.testing.assert_array_equal(jax.jit(unit.apply)(zeros, x), np.maximum(x, 0))
     assert "shortcut" not in shapes["params"]
-    strided = ResidualUnit(4, 2, 2, "folded", jnp.dtype("float32"))
+    strided = ResidualUnit(4, 2, 2, Layout("folded"))
     assert "shortcut" in jax.eval_shape(strided.init, jax.random.key(0), x)["params"]

@@ -9,7 +9,7 @@ import numpy as np
 from parity_network import CLASS_WEIGHTS, CONFIG, batch, draw, to_jax
 
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.deepsc.network import Layout
+from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.training.step import scan_losses
 
 

@@ -8,6 +8,7 @@ import pytest
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.layers.blocks import average_in_plane
 from deepsc_jax.models.layers.convolution import conv3d
+from deepsc_jax.models.layers.layout import Layout
 
 BRANCHES = ((1,), (1, 3), (3, 5))
 CHANNELS = 6
@@ -50,7 +51,7 @@ def by_hand(params, x, stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_branches_are_concatenated_normalised_and_rectified(variables, stride):
-    found = jax.jit(block(stride=stride, form="folded").apply)(variables, X, None)
+    found = jax.jit(block(stride=stride, layout=Layout("folded")).apply)(variables, X, None)
     assert found.shape == (2, 5, 8 // stride, 6 // stride, CHANNELS)
     expected = by_hand(variables["params"], X, stride)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -96,7 +97,7 @@ def test_plain_is_one_convolution_of_the_widest_kernel():
 
 
 def test_padded_slices_change_nothing(variables):
-    apply = jax.jit(block(form="folded").apply)
+    apply = jax.jit(block(layout=Layout("folded")).apply)
     valid = np.array([3, 5])
     padded = X.at[0, 3:].set(0)
     short = apply(variables, X[:, :3], np.array([3, 3]))[0]

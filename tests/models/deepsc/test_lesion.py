@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from deepsc_jax.models.deepsc.lesion import LESION_PRIOR, LesionSubnet, combine
+from deepsc_jax.models.layers.layout import Layout
 
 WEIGHTS = (0.05, 0.1, 0.25, 0.6)
-SUBNET = LesionSubnet((4, 4, 4), WEIGHTS, 2, form="folded")
+SUBNET = LesionSubnet((4, 4, 4), WEIGHTS, 2, Layout("folded"))
 DEPTH, HEIGHT, WIDTH = 16, 8, 16
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, DEPTH, HEIGHT, WIDTH, 3)), jnp.float32)
 
@@ -100,7 +101,7 @@ def test_gradients_are_those_of_finite_differences():
     # In one compiled program XLA may round an activation and the maximum it was pooled to
     # differently; no gradient may hang on the two being equal.
     with jax.enable_x64(True):
-        subnet = LesionSubnet((8, 16, 32), WEIGHTS, 4, form="folded", dtype=jnp.float64)
+        subnet = LesionSubnet((8, 16, 32), WEIGHTS, 4, layout=Layout("folded", jnp.float64))
         rng = np.random.default_rng(0)
         x, probe = rng.normal(size=(1, 16, 16, 24, 8)), rng.normal(size=(1, 16, 16, 24, 1))
         params = jax.tree.map(

@@ -11,8 +11,9 @@ import pytest
 
 from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.deepsc.network import DeepSC, Layout
-from deepsc_jax.models.layers import convolution
+from deepsc_jax.models.deepsc.network import DeepSC
+from deepsc_jax.models.layers import bands
+from deepsc_jax.models.layers.layout import Layout
 
 TILE, SIZE, SLICES = (8, 16, 16), (32, 16), 6
 DATA = DataConfig(working_size=SIZE, tile=TILE, slices=SLICES, depth_bucket=8)
@@ -190,7 +191,7 @@ def test_the_result_does_not_depend_on_the_order_of_tiles(joint, variables, out)
 
 
 def test_scanned_tiles_give_what_folded_tiles_give(variables, out):
-    layout = dataclasses.replace(FOLDED, scan_tiles=True, remat_tiles=True, remat_blocks=True)
+    layout = dataclasses.replace(FOLDED, loop_tiles=True, remat_tiles=True, remat_blocks=True)
     network = DeepSC(MODEL, DATA, layout)
     found = jax.jit(lambda v: run(network, v, BATCH, "joint"))(variables)
     assert jax.tree.structure(found) == jax.tree.structure(out)
@@ -211,7 +212,7 @@ def test_scanned_tiles_give_what_folded_tiles_give(variables, out):
     ],
 )
 def test_all_forms_of_convolutions_agree(variables, out, monkeypatch, form):
-    monkeypatch.setattr(convolution, "BAND_GROUPS", 1)  # the tiles' rows are short
+    monkeypatch.setattr(bands, "BAND_GROUPS", 1)  # the tiles' rows are short
     network = DeepSC(MODEL, DATA, Layout(form=form))
     found = jax.jit(lambda v: run(network, v, BATCH, "joint"))(variables)
     same(found["logits"], out["logits"])
@@ -303,7 +304,7 @@ def test_scanned_tiles_have_the_gradients_of_folded_tiles(variables):
     gradients = []
     for layout in (
         FOLDED,
-        dataclasses.replace(FOLDED, scan_tiles=True, remat_tiles=True, remat_blocks=True),
+        dataclasses.replace(FOLDED, loop_tiles=True, remat_tiles=True, remat_blocks=True),
     ):
         network = DeepSC(MODEL, DATA, layout)
 
@@ -320,17 +321,17 @@ def test_scanned_tiles_have_the_gradients_of_folded_tiles(variables):
 def test_build_lays_the_network_out_for_the_platform():
     config = Config(data=DATA, model=MODEL)
     cpu, gpu = deepsc.build(config, "cpu").layout, deepsc.build(config, "gpu").layout
-    assert (cpu.form, cpu.scan_tiles, cpu.dtype) == ("folded", False, jnp.float32)
-    assert (gpu.form, gpu.scan_tiles, gpu.dtype) == ("banded", True, jnp.bfloat16)
-    asked = PlatformConfig(conv_form="native", tile_loop="scan", remat="blocks")
+    assert (cpu.form, cpu.loop_tiles, cpu.dtype) == ("folded", False, jnp.float32)
+    assert (gpu.form, gpu.loop_tiles, gpu.dtype) == ("banded", True, jnp.bfloat16)
+    asked = PlatformConfig(conv_form="native", tile_loop="loop", remat="blocks")
     layout = deepsc.build(dataclasses.replace(config, platform=asked), "cpu").layout
-    assert (layout.form, layout.scan_tiles) == ("native", True)
+    assert (layout.form, layout.loop_tiles) == ("native", True)
     assert (layout.remat_tiles, layout.remat_blocks) == (False, True)
 
 
 @pytest.mark.parametrize("stage", ["segmentation", "classification", "joint"])
 def test_bfloat16_keeps_results_in_single_precision(variables, stage):
-    network = DeepSC(MODEL, DATA, Layout(dtype=jnp.dtype(jnp.bfloat16), scan_tiles=True))
+    network = DeepSC(MODEL, DATA, Layout(dtype=jnp.dtype(jnp.bfloat16), loop_tiles=True))
     found = jax.eval_shape(lambda v: run(network, v, BATCH, stage), variables)
     for name in ("lesion", "logits"):
         assert name not in found or found[name].dtype == jnp.float32

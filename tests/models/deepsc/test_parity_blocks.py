@@ -22,16 +22,17 @@ from parity import (
     part,
     relative,
 )
-from reference import classifier, inception, lesion
+from reference.deepsc import classifier, inception, lesion
 
 from deepsc_jax.models.deepsc.classifier import Classifier, ResidualUnit, evidence_masks
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
 from deepsc_jax.models.layers import blocks as layers
 from deepsc_jax.models.layers.convolution import conv3d
+from deepsc_jax.models.layers.layout import ConvForm, Layout
 
 BRANCHES = ((1,), (1, 3), (1, 3, 3), (3, 5))
-FORMS = ("native", "sliced", "folded", "direct")
+FORMS: tuple[ConvForm, ...] = ("native", "sliced", "folded", "direct")
 # Two forms and every type once; the other two pairs are slow tests.
 PAIRS = [
     ("native", "float64"),
@@ -45,7 +46,7 @@ PADDED = {"native": ((2, 5, 8, 6), (3, 5)), "folded": ((1, 3, 10, 8), (1,))}
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS)
-def test_convolutions(form: str, dtype: str, within: Any):
+def test_convolutions(form: ConvForm, dtype: str, within: Any):
     # Few channels and many: folded stacks the slices of the first and sums those of the second.
     rng = np.random.default_rng(0)
     inputs, settings = [], []
@@ -85,7 +86,7 @@ def test_convolutions(form: str, dtype: str, within: Any):
     form=st.sampled_from(FORMS),
 )
 def test_convolutions_of_any_shape(
-    sides: tuple[int, ...], channels: tuple[int, int], kernel: int, stride: int, form: str
+    sides: tuple[int, ...], channels: tuple[int, int], kernel: int, stride: int, form: ConvForm
 ):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(*sides, channels[0]))
@@ -106,7 +107,7 @@ def test_convolutions_of_any_shape(
 @pytest.mark.parametrize("kind", ["inception", "plain"])
 def test_inception_block(drawn: Any, kind: Any, stride: int, form: Any, dtype: str, within: Any):
     shape, valid = PADDED[form]
-    block = Inception(kind, BRANCHES, 8, 2, stride, form, jnp.dtype(dtype))
+    block = Inception(kind, BRANCHES, 8, 2, stride, Layout(form, jnp.dtype(dtype)))
     x = masked_volume((*shape, 2))
     params = drawn(block, jnp.zeros(x.shape), jnp.asarray(valid))["params"]
     if kind == "plain":
@@ -180,7 +181,7 @@ def test_lesion_subnet(drawn: Any, form: Any, dtype: str, within: Any):
     if form == "folded":
         shape, valid = (2, 16, 16, 8), (11, 3)
     channels, weights = (4, 6, 8), (0.05, 0.1, 0.25, 0.6)
-    subnet = LesionSubnet(channels, weights, 2, form, jnp.dtype(dtype))
+    subnet = LesionSubnet(channels, weights, 2, Layout(form, jnp.dtype(dtype)))
     x = masked_volume((*shape, 3))
     params = drawn(subnet, jnp.zeros(x.shape), jnp.asarray(valid))["params"]
     reference = lesion.Lesion(3, channels, 2, weights)
@@ -214,7 +215,7 @@ def test_lesion_subnet(drawn: Any, form: Any, dtype: str, within: Any):
 def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str, within: Any):
     shape = (2, 5, 8, 12) if form == "native" else (1, 2, 12, 8)
     channels = (4, 6, 8)
-    subnet = Classifier(3, 4, channels, 2, form, jnp.dtype(dtype))
+    subnet = Classifier(3, 4, channels, 2, Layout(form, jnp.dtype(dtype)))
     inputs = [masked_volume((*shape, 4)), masked_volume((*shape, 1), seed=1)]
     params = drawn(subnet, *(jnp.zeros(x.shape) for x in inputs))["params"]
     reference = classifier.Classifier(4, 4, channels, 2, 3)
@@ -239,7 +240,7 @@ def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str, within
 
 @pytest.mark.parametrize(("channels", "stride"), [(3, 1), (6, 1), (6, 2)])
 def test_the_residual_unit_is_monais(drawn: Any, channels: int, stride: int):
-    unit = ResidualUnit(6, 2, stride, "folded", jnp.dtype("float32"))
+    unit = ResidualUnit(6, 2, stride, Layout("folded"))
     x = masked_volume((2, 3, 8, 6, channels)).astype(np.float32)
     params = drawn(unit, jnp.zeros(x.shape))["params"]
     theirs = UnetResBlock(

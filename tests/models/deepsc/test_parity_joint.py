@@ -10,13 +10,14 @@ import pytest
 import torch
 from parity import JOINT_GRADIENTS, JOINT_VALUES, compare, padded, relative, to_tensors
 from parity_network import CLASS_WEIGHTS, CONFIG, TILE, batch, changed, draw, to_jax
-from reference.deepsc import DeepSC
-from reference.training import scan_losses as reference_losses
+from reference.deepsc.network import DeepSC
+from reference.deepsc.training import scan_losses as reference_losses
 
 from deepsc_jax.config import Config
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.models.deepsc.network import Layout
+from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
+from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.training.step import scan_losses
 
 SEEDS = (0, 1, 2)
@@ -80,15 +81,15 @@ def their_outputs(module: DeepSC, config: Config, arrays: Any, dtype: str) -> An
 
 # XLA takes half a minute for each: one is quick enough for every run of the tests.
 @pytest.mark.parametrize(
-    ("config", "form", "scan_tiles", "dtype"),
+    ("config", "form", "loop_tiles", "dtype"),
     [
         pytest.param(CONFIG, "native", False, "float64", id="native-float64"),
         pytest.param(ABLATED, "folded", False, "float64", id="ablated-folded-float64", marks=SLOW),
         pytest.param(CONFIG, "folded", True, "float32", id="scanned-folded-float32", marks=SLOW),
     ],
 )
-def test_joint_network(config: Config, form: Any, scan_tiles: bool, dtype: str, within: Any):
-    layout = Layout(form, jnp.dtype(dtype), scan_tiles, scan_tiles, scan_tiles)
+def test_joint_network(config: Config, form: Any, loop_tiles: bool, dtype: str, within: Any):
+    layout = Layout(form, jnp.dtype(dtype), loop_tiles, loop_tiles, loop_tiles)
     network = deepsc.DeepSC(config.model, config.data, layout)
     module, arrays = DeepSC(config), batch()
     task_aware = []
@@ -121,7 +122,7 @@ def test_joint_network_in_bfloat16(within: Any):
     errors = []
     for seed in SEEDS:
         params, drawn = draw(config, seed), batch(seed)
-        module.load_state_dict(to_torch(params))
+        module.load_state_dict(to_torch(params, TORCH_NAMES))
         inputs = [drawn[name].astype(np.float32) for name in ("tiles", "slices")]
         found = ours(params, *inputs)
         with torch.no_grad():

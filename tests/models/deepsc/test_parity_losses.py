@@ -10,8 +10,8 @@ from monai.losses.dice import DiceLoss
 from monai.losses.focal_loss import FocalLoss
 from monai.losses.tversky import TverskyLoss
 from parity import DTYPES, GRADIENTS, VALUES, compare
-from reference import geometry
-from reference import losses as reference
+from reference.deepsc import geometry
+from reference.deepsc import losses as reference
 
 from deepsc_jax.config import DataConfig, LossConfig, ModelConfig
 from deepsc_jax.models.deepsc import losses

@@ -11,8 +11,9 @@ import pytest
 from deepsc_jax.config import DataConfig
 from deepsc_jax.models.deepsc.lesion import DoubleConv
 from deepsc_jax.models.layers import blocks as layers
-from deepsc_jax.models.layers import convolution
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.models.layers import slabs
+from deepsc_jax.models.layers.layout import Layout, resolve_dtype, resolve_form
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -41,7 +42,7 @@ def normalise(request):
     def run(x, scale, bias, valid, probe):
         def summed(x, scale, bias):
             variables = {"params": {"scale": scale, "bias": bias}}
-            y = layers.GroupNorm(2, request.param).apply(variables, x, valid)
+            y = layers.GroupNorm(2, Layout(request.param)).apply(variables, x, valid)
             return (y * probe).sum(), y
 
         gradients, y = jax.grad(summed, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
@@ -131,7 +132,7 @@ def test_padded_slices_never_change_real_ones(normalise):
         @nn.compact
         def __call__(self, x, valid):
             x = layers.mask_depth(x, valid)
-            return layers.ConvNormAct(4, 2, form="folded")(x, valid)
+            return layers.ConvNormAct(4, 2, layout=Layout("folded"))(x, valid)
 
     params = jax.jit(Unit().init)(jax.random.key(0), x, valid)
     apply = jax.jit(Unit().apply)
@@ -144,7 +145,7 @@ def test_padded_slices_never_change_real_ones(normalise):
 @pytest.mark.parametrize("form", ["native", "folded"])
 def test_deconvolution_writes_one_block_per_voxel(form):
     x = draw(2, 2, 3, 4, 5)
-    module = layers.Deconv(3, form)
+    module = layers.Deconv(3, Layout(form))
     params = module.init(jax.random.key(0), x)
     kernel = np.asarray(params["params"]["kernel"], np.float64)
     expected = np.zeros((2, 4, 6, 8, 3))
@@ -199,24 +200,24 @@ def test_average_in_plane_is_the_mean_of_blocks():
 
 
 def test_auto_is_resolved_by_platform():
-    assert layers.resolve_form("auto", "cpu") == "folded"
-    assert layers.resolve_form("auto", "cpu", space=2) == "native"
-    assert [layers.resolve_form("auto", "gpu", space) for space in (1, 2)] == ["banded"] * 2
-    assert layers.resolve_form("auto", "tpu") == "sliced"
-    assert layers.resolve_form("auto", "tpu", space=2) == "native"
-    assert layers.resolve_form("auto", "metal") == "native"
+    assert resolve_form("auto", "cpu") == "folded"
+    assert resolve_form("auto", "cpu", space=2) == "native"
+    assert [resolve_form("auto", "gpu", space) for space in (1, 2)] == ["banded"] * 2
+    assert resolve_form("auto", "tpu") == "sliced"
+    assert resolve_form("auto", "tpu", space=2) == "native"
+    assert resolve_form("auto", "metal") == "native"
     asked = ["native", "banded", "sliced", "folded"]
-    assert [layers.resolve_form(form, "cpu") for form in asked] == asked
+    assert [resolve_form(form, "cpu") for form in asked] == asked
     with pytest.raises(InputError, match="--conv_form=direct: it is for CPUs, and this is a tpu"):
-        layers.resolve_form("direct", "tpu")
-    assert layers.resolve_dtype("auto", "cpu") == jnp.float32
-    assert layers.resolve_dtype("auto", "tpu") == jnp.bfloat16
-    assert layers.resolve_dtype("float32", "gpu") == jnp.float32
+        resolve_form("direct", "tpu")
+    assert resolve_dtype("auto", "cpu") == jnp.float32
+    assert resolve_dtype("auto", "tpu") == jnp.bfloat16
+    assert resolve_dtype("float32", "gpu") == jnp.float32
 
 
 def test_half_precision_convolves_in_it_and_normalises_in_single():
     x = jnp.asarray(draw(1, 2, 4, 4, 6))
-    module = layers.ConvNormAct(4, 2, dtype=jnp.dtype(jnp.bfloat16))
+    module = layers.ConvNormAct(4, 2, layout=Layout(dtype=jnp.dtype(jnp.bfloat16)))
     abstract = functools.partial(jax.eval_shape, module.init, jax.random.key(0))
     params = abstract(x, None)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
@@ -247,15 +248,15 @@ def test_a_loop_over_tiles_takes_along_no_constant_as_large_as_a_tile():
 @pytest.mark.parametrize("tile", [(64, 128, 128), (16, 32, 32)])  # large, and not
 @pytest.mark.parametrize("wanted", [False, True])
 def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, tile, drawn, monkeypatch):
-    monkeypatch.setattr(convolution, "SLAB_BYTES", 2**13)  # two slabs
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 2**13)  # two slabs
     x = draw(1, 16, 8, 8, 4)
-    block = layers.recomputed(DoubleConv, wanted)(4, 2, "folded", jnp.float32)
+    block = layers.recomputed(DoubleConv, wanted)(4, 2, Layout("folded"))
     params = drawn(block, x, None)
 
     def loss(params, x):
         return (block.apply(params, 2 * x, None) ** 2).sum()
 
-    options = device_mesh.compiler_options("cpu", DataConfig(tile=tile, slices=tile[0]), "folded")
+    options = compiler.options("cpu", DataConfig(tile=tile, slices=tile[0]), "folded")
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
     program = gradient.lower(params, x).compile().as_text() or ""
     # Of both convolutions, slab by slab: forward, the kernel's gradient, the input's gradient; and

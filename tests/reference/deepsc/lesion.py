@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reference.inception import ConvNorm
+from reference.deepsc.inception import ConvNorm
 
 
 class Transition(nn.Sequential):

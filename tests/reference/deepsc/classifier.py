@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reference.inception import ConvNorm, convolution
+from reference.deepsc.inception import ConvNorm, convolution
 
 
 class Encoder(nn.Module):

@@ -5,23 +5,23 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from deepsc_jax.config import Config, Stage
-from reference import losses
-from reference.deepsc import DeepSC, Tile
-from reference.geometry import Grid, slice_grid, tile_grid
+from deepsc_jax.config import Config
+from reference.deepsc import losses
+from reference.deepsc.geometry import Grid, slice_grid, tile_grid
+from reference.deepsc.network import DeepSC, Tile
 
 STEPS = (8, 4, 2)  # scan voxels per voxel of S_1, S_2, S_3, and in-plane of M_3, M_2, M_1
 
 
 def scan_losses(
-    network: DeepSC, scan: dict[str, Tensor], stage: Stage, class_weights: Tensor
+    network: DeepSC, scan: dict[str, Tensor], stage: str, class_weights: Tensor
 ) -> dict[str, Tensor]:
     """The terms of a scan's loss, and their weighted sum `loss` (paper, equation 11)."""
     config: Config = network.config
-    weights, terms = config.loss, {}
+    weights, terms = config.model, {}
     count = len(scan["tiles"]) if "tiles" in scan else 0
     if stage == "joint":
-        count = config.train.gradient_tiles or count
+        count = config.model.gradient_tiles or count
     out = network(scan, stage, count)
     total = torch.zeros((), dtype=class_weights.dtype)
     if stage != "segmentation":
@@ -80,17 +80,19 @@ def _grids(tile: Tile) -> list[Grid]:
 
 def train(
     network: DeepSC,
-    stage: Stage,
+    stage: str,
     batches: Iterable[dict[str, Tensor]],
     class_weights: Tensor,
 ) -> Iterator[dict[str, float]]:
     """Take one step per batch; yields the means of the losses over its scans, before the step."""
-    options = network.config.train
-    rate = options.joint_learning_rate if stage == "joint" else options.learning_rate
+    options, of_stage = network.config.train, network.config.stage(stage)
     optimizer = torch.optim.Adam(
-        network.parameters(), rate, (options.adam_b1, options.adam_b2), options.adam_eps
+        network.parameters(),
+        of_stage.learning_rate,
+        (options.adam_b1, options.adam_b2),
+        options.adam_eps,
     )
-    steps = options.steps(stage)
+    steps = of_stage.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))
     for batch in batches:
         scans = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reference.geometry import Grid, resample
+from reference.deepsc.geometry import Grid, resample
 
 NON_PNEUMONIA = 2
 

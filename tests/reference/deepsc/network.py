@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepsc_jax.config import CLASSES, Config, Stage
-from reference.classifier import Classifier
-from reference.cross_stitch import CrossStitch
-from reference.geometry import Grid, resample, slice_grid, tile_grid
-from reference.inception import Inception, Plain
-from reference.lesion import Lesion
+from deepsc_jax.config import Config
+from reference.deepsc.classifier import Classifier
+from reference.deepsc.cross_stitch import CrossStitch
+from reference.deepsc.geometry import Grid, resample, slice_grid, tile_grid
+from reference.deepsc.inception import Inception, Plain
+from reference.deepsc.lesion import Lesion
 
 
 @dataclass
@@ -50,7 +50,7 @@ class DeepSC(nn.Module):
             model.classifier_stem_channels,
             model.encoder_channels,
             groups,
-            len(CLASSES),
+            len(config.data.classes),
         )
 
     def block(self, stride: int) -> nn.Module:
@@ -61,7 +61,7 @@ class DeepSC(nn.Module):
         return Inception(1, branches, channels, groups, stride)
 
     def forward(
-        self, scan: dict[str, Tensor], stage: Stage, gradient_tiles: int | None = None
+        self, scan: dict[str, Tensor], stage: str, gradient_tiles: int | None = None
     ) -> Output:
         """Run a scan through `stage`.
 

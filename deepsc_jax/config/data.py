@@ -1,0 +1,88 @@
+"""What a scan becomes before it reaches a network."""
+
+import dataclasses
+from typing import Literal
+
+from deepsc_jax.config.options import Ints3, option, require
+
+CLASSES = ("covid-19", "cap", "non-pneumonia")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a scan becomes before it reaches the network."""
+
+    intensity: Literal["hu", "unit"] = option(
+        "hu", "assumed: hu for CT numbers; unit for 8-bit or [0, 1] images, which are only scaled"
+    )
+    hu_window: tuple[float, float] = option(
+        (-1400.0, 200.0), "paper: CT numbers are clipped to this range and scaled to [0, 1] (V-A)"
+    )
+    working_spacing_mm: tuple[float, float, float] = option(
+        (0.0, 0.0, 0.0),
+        "paper: 0, slices as they come. assumed: > 0 resamples that axis (depth, height, width)",
+    )
+    working_size: tuple[int, int] = option(
+        (512, 512), "paper: 512,512: height and width of the grid the network sees"
+    )
+    classes: tuple[str, ...] = option(
+        CLASSES, "paper: covid-19,cap,non-pneumonia, the classes of the scans, by id"
+    )
+    lesion_free: str = option("non-pneumonia", "paper: the class whose scans have no lesion")
+    tile: Ints3 = option(
+        (64, 128, 128), "assumed: depth, height, width of the non-overlapping tiles"
+    )
+    slices: int = option(64, "assumed: T, the slices sampled for classification")
+    depth_bucket: int = option(64, "assumed: depths are padded to a multiple of this many slices")
+
+    def __post_init__(self) -> None:
+        self._check_classes()
+        low, high = self.hu_window
+        require(low < high, f"hu_window is {low:g},{high:g}: give the lower bound first")
+        require(
+            all(s >= 0 for s in self.working_spacing_mm),
+            f"working_spacing_mm is {self.working_spacing_mm}: give 0 (as it comes) or millimetres",
+        )
+        depth, height, width = self.tile
+        require(all(t > 0 for t in self.tile), f"tile is {self.tile}: give sides above 0")
+        rows, columns = self.working_size
+        require(
+            rows > 0 and columns > 0, f"working_size is {self.working_size}: give positive sizes"
+        )
+        require(
+            rows % height == 0 and columns % width == 0,
+            f"no tile of {height}x{width} fits the working grid of {rows}x{columns} a whole number "
+            "of times: choose a tile that divides working_size",
+        )
+        require(self.slices >= 1, f"slices is {self.slices}: at least 1 slice is needed")
+        require(
+            self.depth_bucket > 0 and self.depth_bucket % depth == 0,
+            f"depth_bucket is {self.depth_bucket}: give a multiple of the tile depth {depth}",
+        )
+
+    def _check_classes(self) -> None:
+        require(
+            len(set(self.classes)) == len(self.classes) > 1,
+            f"classes is {','.join(self.classes)}: give two or more names, each once",
+        )
+        require(
+            self.lesion_free in self.classes,
+            f"lesion_free is {self.lesion_free}: give one of {','.join(self.classes)}",
+        )
+
+    @property
+    def lesion_free_id(self) -> int:
+        """The id of the class whose scans have no lesion."""
+        return self.classes.index(self.lesion_free)
+
+    def bucket(self, depth: int) -> int:
+        """The padded depth, in slices, of a scan of `depth` slices."""
+        return -(-depth // self.depth_bucket) * self.depth_bucket
+
+    def tile_counts(self, depth: int) -> Ints3:
+        """Tiles along depth, height and width of a scan of `depth` slices."""
+        return (
+            -(-depth // self.tile[0]),
+            self.working_size[0] // self.tile[1],
+            self.working_size[1] // self.tile[2],
+        )

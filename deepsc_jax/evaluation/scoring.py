@@ -1,0 +1,114 @@
+"""A network's figures on a split of a store, on every scan's own grid."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from deepsc_jax.data import preprocess, scans
+from deepsc_jax.data.store import Store, StoredCase
+from deepsc_jax.evaluation import baselines
+from deepsc_jax.inference.predictor import SegmentsScans
+from deepsc_jax.metrics.summary import per_scan, summarise
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.progress import Progress
+
+
+def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, list[dict]]:
+    """The summary of a split and one row per scan.
+
+    Lesion masks are compared on the source's grid: probabilities are brought there and cut at the
+    validation threshold, inside the lungs: outside of them the network sees nothing. A scan of a
+    pneumonia class without a lesion mask counts for the classification only.
+
+    Raises:
+      InputError: the split is empty, or the store was made with other preprocessing.
+    """
+    store.require(predictor.config.data)
+    cases = store.cases(split)
+    if not cases:
+        raise InputError(f"{store.path}: split {split} has no case: name another with --split")
+    rows = []
+    with Progress(f"evaluate {split}", len(cases), lines=True) as progress:
+        for case in cases:
+            rows.append(_row(predictor, store, case))
+            progress.advance()
+    labels = np.array([case.label for case in cases])
+    probabilities = [list(row["probabilities"].values()) for row in rows if "probabilities" in row]
+    return (
+        summarise(
+            [row for row in rows if "has_lesion" in row],
+            labels if probabilities else None,
+            np.array(probabilities) if probabilities else None,
+            store.data.classes,
+        ),
+        rows,
+    )
+
+
+def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> dict[str, Any]:
+    """The figures of one scan."""
+    prediction = predictor(store.read(case.name, "volume"))
+    row: dict[str, Any] = {"case": case.name, "label": store.data.classes[case.label]}
+    if prediction.lesion is not None and case.lesions_known:
+        truth = source_case(store, case, predictor.config.data.intensity)
+        probability = preprocess.to_source(prediction.lesion, case.grid)
+        lesion = (probability >= predictor.threshold) & truth.lung
+        row |= per_scan(lesion, truth.lesion, truth.lung, truth.spacing_mm)
+    if prediction.classes is not None:
+        named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
+        row["probabilities"] = dict(named)
+    return row
+
+
+def source_case(
+    store: Store, case: StoredCase, intensity: str, nuisances: dict[str, float] | None = None
+) -> baselines.BaselineCase:
+    """A stored case's values, lesions and lungs on its source's grid.
+
+    Raises:
+      InputError: a source is missing or has changed since the case was prepared.
+    """
+    with case.unchanged_sources():
+        scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit")
+        lesion = np.zeros(scan.values.shape, bool)
+        if case.lesion_mask is not None:
+            lesion = scans.load_mask(case.lesion_mask, scan)
+        if case.lung_mask is not None:
+            lung = scans.load_mask(case.lung_mask, scan, "lung mask")
+    if case.lung_mask is None:
+        lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
+    return baselines.BaselineCase(
+        scan.values, lesion, lung, scan.spacing_mm, case.label, nuisances or {}
+    )
+
+
+def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[str, float | None]:
+    """What `baselines.run_baselines` says: tuned on validation, scored on `split`.
+
+    Phantoms bring their nuisances in `data_dir`/nuisances.json. Cases whose lesions are not known
+    are left out.
+
+    Raises:
+      InputError: the images are not in HU, or validation cannot tune the baselines.
+    """
+    if store.data.intensity != "hu":
+        raise InputError("--baselines: they are bands of HU, and these images are not in HU")
+    tuning = [case for case in store.cases("validation") if case.lesions_known]
+    if len({case.label for case in tuning}) < 2 or not any(case.lesion_voxels for case in tuning):
+        raise InputError(
+            f"--baselines: {store.path} has no validation split with lesions and two classes, "
+            "which they are tuned on: add one, or leave --baselines out"
+        )
+    file = data_dir / "nuisances.json"
+    nuisances = json.loads(file.read_text()) if file.exists() else {}
+
+    def read(name: str) -> list[baselines.BaselineCase]:
+        return [
+            source_case(store, case, store.data.intensity, nuisances.get(case.name))
+            for case in store.cases(name)
+            if case.lesions_known
+        ]
+
+    return baselines.run_baselines(read("validation"), read(split))

@@ -1,0 +1,51 @@
+"""The lesion threshold of a trained stage, chosen on validation on every scan's own grid."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from deepsc_jax.data import preprocess
+from deepsc_jax.data.store import Store
+from deepsc_jax.evaluation.scoring import source_case
+from deepsc_jax.inference import predictor as predictors
+from deepsc_jax.inference.predictor import SegmentsScans
+from deepsc_jax.metrics.overlap import THRESHOLDS
+from deepsc_jax.runtime import cluster
+from deepsc_jax.training import workdir as workdirs
+
+
+def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
+    """The threshold with the best mean DSC over validation, on every scan's own grid.
+
+    Resampling there smooths the probabilities, so the best threshold of the working grid is another
+    one. None if no validation scan has lesions. The processes of a job share the scans.
+    """
+    edges = np.array([-np.inf, *THRESHOLDS, np.inf])
+    cases = store.cases("validation")
+    rows = np.full((len(cases), len(THRESHOLDS)), np.nan)
+    for i in range(jax.process_index(), len(cases), jax.process_count()):
+        case = cases[i]
+        if case.lesion_mask is None:
+            continue
+        lesion = predictor(store.read(case.name, "volume")).lesion
+        truth = source_case(store, case, predictor.config.data.intensity)
+        if lesion is None or not truth.lesion.any():
+            continue
+        probability = preprocess.to_source(lesion, case.grid)
+        found, hits = (
+            np.histogram(probability[voxels], edges)[0][::-1].cumsum()[::-1][1:]
+            for voxels in (truth.lung, truth.lung & truth.lesion)
+        )
+        rows[i] = 2 * hits / (found + truth.lesion.sum())
+    rows = np.concatenate(cluster.by_process(rows))
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    return THRESHOLDS[int(rows.mean(axis=0).argmax())] if len(rows) else None
+
+
+def settle_threshold(workdir: pathlib.Path, stage: str, store: Store) -> float | None:
+    """Choose the threshold of a trained stage and note it in its run; None where nothing can."""
+    threshold = choose_threshold(predictors.load(workdir, stage), store)
+    if threshold is not None and cluster.is_writer():
+        workdirs.save_threshold(workdir, stage, threshold)
+    return threshold

@@ -1,0 +1,124 @@
+"""Joint segmentation and classification: DeepSC-COVID's three stages (paper, IV-E and V-A.3).
+
+`segmentation` and `classification` are pre-trained apart; `joint` starts from both and trains all
+three subnets together.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from deepsc_jax.config import Config
+from deepsc_jax.data.batch import Reads
+from deepsc_jax.models.deepsc import config as options
+from deepsc_jax.models.deepsc import losses
+from deepsc_jax.models.layers.layout import Layout
+from deepsc_jax.systems.joint_prediction import JointPredictor
+from deepsc_jax.systems.system import (
+    Batch,
+    Facts,
+    Losses,
+    Predict,
+    Stage,
+    System,
+    Variables,
+    dice_at_thresholds,
+)
+
+# The subnets that a pre-training trains; its gradient of the others is zero.
+PARTS = {
+    "segmentation": ("inception_seg", "lesion"),
+    "classification": ("inception_cls", "classifier"),
+}
+
+
+class Joint(System):
+    """DeepSC-COVID, in tiles and sampled slices of a scan."""
+
+    def __init__(self, config: Config, layout: Layout, model: ModuleType):
+        super().__init__(config, layout, model)
+        assert isinstance(config.model, options.Options)
+        self.options = config.model
+        self.network = model.build(config.model, config.data, layout)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Both pre-trainings and the joint training."""
+        segmentation, classification, joint = (
+            self.options.segmentation,
+            self.options.classification,
+            self.options.joint,
+        )
+        return (
+            Stage(
+                "segmentation",
+                Reads(tiles="drawn"),
+                ("lesions",),
+                segmentation.steps,
+                segmentation.batch,
+            ),
+            Stage(
+                "classification",
+                Reads(slices=True),
+                ("classes",),
+                classification.steps,
+                classification.batch,
+            ),
+            Stage(
+                "joint",
+                Reads(tiles="all", slices=True),
+                ("lesions", "classes"),
+                joint.steps,
+                joint.batch,
+                after=("segmentation", "classification"),
+            ),
+        )
+
+    def init(self, key: Array, batch: Batch) -> Variables:
+        """Fresh parameters of all three subnets."""
+        return dict(self.network.init(key, batch, "joint"))
+
+    def start(self, stage: Stage, fresh: Variables, trained: Mapping[str, Variables]) -> Variables:
+        """The joint stage's: each pre-trained part, and a fresh cross-stitch unit."""
+        if not stage.after:
+            return fresh
+        params = dict(fresh["params"])
+        for part in stage.after:
+            params |= {name: trained[part]["params"][name] for name in PARTS[part]}
+        return {"params": params}
+
+    def losses(
+        self, stage: Stage, variables: Variables, batch: Batch, facts: Facts
+    ) -> tuple[Losses, Variables]:
+        """The terms of the paper's equation 11, and their weighted sum."""
+        out = self.network.apply(variables, batch, stage.name, self.options.gradient_tiles)
+        weights = facts["class_weights"]
+        terms = losses.scan_losses(self.options, self.config.data, stage.name, out, batch, weights)
+        return terms, {}
+
+    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """The network's `lesion`, `scales`, `logits`, `maps` and `weights`."""
+        return self.network.apply(variables, batch, stage.name)
+
+    def measures(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """DSC at every threshold, over all tiles, and class probabilities."""
+        out = self.outputs(stage, variables, batch)
+        result = {}
+        if "lesion" in out:
+            result["dice"] = dice_at_thresholds(out["lesion"][..., 0], batch["lesions"])
+        if "logits" in out:
+            result["probabilities"] = jax.nn.softmax(out["logits"])
+        return result
+
+    def volumes(self, stage: Stage) -> tuple[str, ...]:
+        """The lesion probability, and M_1 to M_3."""
+        lesion = ("lesion",) if "lesions" in stage.learns else ()
+        masks = ("evidence_1", "evidence_2", "evidence_3") if "classes" in stage.learns else ()
+        return lesion + masks
+
+    def predictor(self, stage: Stage, variables: Variables) -> Predict:
+        """The network over a whole scan, in bounded memory."""
+        return JointPredictor(self.network, stage, variables)

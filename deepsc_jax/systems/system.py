@@ -1,0 +1,219 @@
+"""What the engine asks of whatever it trains: the interface between it and all models.
+
+A model is a Flax module; a system is a task with its data that a model is put into. The engine
+(training, inference, planning, benchmarks, weights to and from PyTorch) knows systems alone: no
+model by name, no stage by name, and no loss.
+
+Variables are Flax's: the collection `params` is trained; the others (batch statistics, counters,
+teachers) are carried: the losses return them as they are after a batch, equal on all devices.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from deepsc_jax.config import Config
+from deepsc_jax.data import batch as batches
+from deepsc_jax.data.batch import Reads
+from deepsc_jax.data.prediction import Prediction
+from deepsc_jax.data.store import StoredCase
+from deepsc_jax.metrics.classification import macro_auc
+from deepsc_jax.metrics.overlap import THRESHOLDS
+from deepsc_jax.models.layers.layout import Layout
+from deepsc_jax.models.torch_names import Rule
+
+Task = Literal["lesions", "classes"]
+Variables = dict[str, Any]
+Batch = dict[str, Array]
+Facts = dict[str, Array]
+Losses = dict[str, Float[Array, "example"]]
+Predict = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A training stage.
+
+    Attributes:
+      name: of its checkpoints' folder, its flags and its lines in the log.
+      reads: what its batches hold.
+      learns: its tasks, by which checkpoints are scored.
+      steps: optimizer steps.
+      batch: scans in a global batch.
+      after: the stages whose checkpoints it starts from.
+    """
+
+    name: str
+    reads: Reads
+    learns: tuple[Task, ...]
+    steps: int
+    batch: int
+    after: tuple[str, ...] = ()
+
+
+class System(abc.ABC):
+    """A task with its data, and the model that is put into it.
+
+    Attributes:
+      config: the configuration.
+      layout: how a device computes the network.
+      model: the module of the network.
+    """
+
+    def __init__(self, config: Config, layout: Layout, model: ModuleType):
+        """Put `model`, a module of the registry, into this task."""
+        self.config, self.layout, self.model = config, layout, model
+
+    @property
+    def torch_names(self) -> tuple[Rule, ...]:
+        """The parameters' names in PyTorch."""
+        return self.model.TORCH_NAMES
+
+    @property
+    @abc.abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, in order."""
+
+    @abc.abstractmethod
+    def init(self, key: Array, batch: Batch) -> Variables:
+        """Fresh variables of all parts, for a batch of `init_reads`."""
+
+    @property
+    def init_reads(self) -> Reads:
+        """What a batch must hold for `init`: what the last stage reads."""
+        return self.stages[-1].reads
+
+    def start(self, stage: Stage, fresh: Variables, trained: Mapping[str, Variables]) -> Variables:
+        """The variables at the start of `stage`.
+
+        Args:
+          stage: the stage.
+          fresh: from `init`.
+          trained: of the best checkpoint of each stage that this one comes `after`, by name.
+        """
+        del stage, trained
+        return fresh
+
+    def facts(self, stage: Stage, cases: Sequence[StoredCase]) -> Facts:
+        """Arrays of the training split that the losses use; for no cases, as if classes were even.
+
+        Here `class_weights (class,)`: N / (classes * n_c), inverse class frequency.
+        """
+        del stage
+        labels = [case.label for case in cases]
+        counts = np.bincount(labels, minlength=len(self.config.data.classes))
+        return {"class_weights": inverse_frequency(jnp.asarray(counts))}
+
+    @abc.abstractmethod
+    def losses(
+        self, stage: Stage, variables: Variables, batch: Batch, facts: Facts
+    ) -> tuple[Losses, Variables]:
+        """Every loss term of each example, with their weighted sum `loss`; and what is carried."""
+
+    @abc.abstractmethod
+    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """What the network gives for a batch, by name, as it predicts.
+
+        `lesion` (probabilities of tiles) and `logits (example, class)`, each where the stage learns
+        it; besides, whatever a system's own code needs.
+        """
+
+    @abc.abstractmethod
+    def measures(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Per example, on the device, for `record`: by a network as it predicts.
+
+        `dice (example, threshold)` at `THRESHOLDS` on the working grid, nan without lesions;
+        `probabilities (example, class)`; each where the stage learns it.
+        """
+
+    def record(self, stage: Stage, rows: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+        """The validation record: its `score` decides which checkpoint is the best.
+
+        Here the mean DSC at its best threshold plus the macro AUC, each where the stage learns it.
+
+        Args:
+          stage: the stage.
+          rows: `measures` of all scans, and their `label`.
+        """
+        del stage
+        record: dict[str, float | None] = {"dsc": None, "threshold": None, "auc": None}
+        if "dice" in rows:
+            means = np.nanmean(rows["dice"], axis=0)
+            best = int(np.argmax(means))
+            record |= {"dsc": float(means[best]), "threshold": THRESHOLDS[best]}
+        if "probabilities" in rows:
+            record["auc"] = macro_auc(rows["label"], rows["probabilities"])
+        record["score"] = (record["dsc"] or 0.0) + (record["auc"] or 0.0)
+        return record
+
+    def learning_rate(self, stage: Stage) -> optax.Schedule:
+        """The learning rate by step, as `optimizer` has it: here linear to 0 (DeepSC, V-A.3)."""
+        initial = self.config.stage(stage.name).learning_rate
+
+        def rate(step: Any) -> Array:
+            # optax's linear schedule stays in float32 where everything else is float64.
+            taken = jnp.clip(jnp.asarray(step, jnp.result_type(float)), 0, stage.steps)
+            return initial * (1 - taken / stage.steps)
+
+        return rate
+
+    def optimizer(self, stage: Stage) -> optax.GradientTransformation:
+        """The optimizer of `stage`: here Adam."""
+        train = self.config.train
+        return optax.adam(
+            self.learning_rate(stage), b1=train.adam_b1, b2=train.adam_b2, eps=train.adam_eps
+        )
+
+    @abc.abstractmethod
+    def volumes(self, stage: Stage) -> tuple[str, ...]:
+        """The names of the volumes and then of the evidence that `predictor` gives."""
+
+    @abc.abstractmethod
+    def predictor(self, stage: Stage, variables: Variables) -> Predict:
+        """A function from a preprocessed scan (D, H, W) to what the network says of it."""
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def seed(self, stage: Stage) -> int:
+        """Of the stage's order, tiles and augmentation: another one for every run and stage."""
+        return self.config.train.seed * len(self.stages) + self.stages.index(stage) + 1
+
+
+def inverse_frequency(counts: Float[Array, "class"]) -> Float[Array, "class"]:
+    """N / (classes * n_c) of each class; a class without an example counts as one."""
+    counts = jnp.maximum(jnp.asarray(counts, jnp.result_type(float)), 1)
+    return counts.sum() / (counts.shape[0] * counts)
+
+
+def dice_at_thresholds(
+    probability: Float[Array, "example *voxels"], truth: Float[Array, "example *voxels"]
+) -> Float[Array, "example threshold"]:
+    """The DSC of each example at every one of `THRESHOLDS`; nan where the truth is empty."""
+    truth = truth > 0
+    axes = tuple(range(1, truth.ndim))
+    volume = truth.sum(axes)
+    rows = []
+    for threshold in THRESHOLDS:
+        lesion = probability >= threshold
+        overlap = (lesion & truth).sum(axes)
+        rows.append(2 * overlap / jnp.maximum(lesion.sum(axes) + volume, 1))
+    dice = jnp.stack(rows, axis=1)
+    return jnp.where(volume[:, None] > 0, dice, jnp.nan)
+
+
+def initial(system: System) -> Variables:
+    """Fresh variables, drawn from the configuration's seed."""
+    init = jax.jit(system.init)
+    seed = system.config.train.seed
+    key = jax.random.key(seed, impl="rbg")  # compiles in a quarter of threefry's time
+    return init(key, batches.zeros(system.init_reads, system.config.data))

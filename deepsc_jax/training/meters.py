@@ -1,0 +1,57 @@
+"""What the loop measures of its steps."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.training.step import Scalars
+
+
+class StepClock:
+    """The time of steps alone."""
+
+    def __init__(self, step: int):
+        self._begun, self._step = time.monotonic(), step
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._begun = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A time that does not count."""
+        paused = time.monotonic()
+        yield
+        self._begun += time.monotonic() - paused
+
+    def rates(self, step: int, batch: int) -> dict[str, float]:
+        """Seconds of a step, and scans a second, since the last time."""
+        seconds = (time.monotonic() - self._begun) / (step - self._step)
+        self._begun, self._step = time.monotonic(), step
+        return {"seconds_per_step": seconds, "scans_per_second": batch / seconds}
+
+
+def take_means(since: list[Scalars]) -> dict[str, float]:
+    """The mean of every scalar of the steps since the last time; the list begins anew."""
+    fetched = jax.device_get(since)
+    since.clear()
+    return {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
+
+
+def require_finite(values: dict[str, float], stage: str, step: int) -> None:
+    """Refuse to go on from a loss or a gradient that is not finite.
+
+    Raises:
+      InputError: naming the stage and the step.
+    """
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            raise InputError(
+                f"{stage}: {name} is {values[name]} by step {step}, a finite number expected: the "
+                "last checkpoint is from before; lower the learning rate or look at the data"
+            )
