@@ -6,8 +6,11 @@ import hashlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
@@ -180,6 +183,77 @@ def test_what_was_done_is_done_again_if_it_was_made_from_something_else(phantoms
     volume = store.Store(tmp_path / "store").read(case.name, "volume")
     np.testing.assert_array_equal(volume, store.Store(phantoms / "store").read(case.name, "volume"))
     assert [folder.name for folder in (tmp_path / "store/cases").iterdir()] == [case.name]
+
+
+def kill(when: Callable[[], bool], *arguments: str) -> int:
+    """Start the program, kill it as soon as `when` holds, and wait until its workers are gone."""
+    command = [sys.executable, "-m", "deepsc_jax.prepare", *FLAGS, *arguments]
+    program = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: when() or program.poll() is not None)
+    program.kill()
+    code = program.wait()
+
+    def all_gone() -> bool:
+        try:
+            os.killpg(program.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_for(all_gone)
+    return code
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return when it holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_run_leaves_no_process_and_goes_on(phantoms, tmp_path):
+    arguments = (f"--cases={phantoms / 'cases.csv'}", f"--out={tmp_path}", "--workers=2")
+    records = tmp_path / "store.partial/records"
+    code = kill(lambda: any(records.glob("phantom-*.json")), *arguments)
+    assert code == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in records.glob("phantom-*.json")}
+    assert (
+        preparation.prepare(
+            datasets.read_cases(phantoms / "cases.csv"), tmp_path / "fresh", DATA, workers=1
+        )
+        == []
+    )
+    for path, written in done.items():
+        assert path.stat().st_mtime_ns == written
+    finished = run(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert store.Store(tmp_path / "store").digest == store.Store(tmp_path / "fresh/store").digest
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["index.json", "cases"]
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_runs_killed_at_random_leave_no_process_and_lose_nothing(phantoms, tmp_path):
+    arguments = (f"--cases={phantoms / 'cases.csv'}", f"--out={tmp_path}", "--workers=2")
+    begun = time.monotonic()
+    assert kill(lambda: False, *arguments) == 0
+    seconds, digest = time.monotonic() - begun, store.Store(tmp_path / "store").digest
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        begun, until = time.monotonic(), rng.uniform(0, seconds)
+        kill(lambda end=begun + until: time.monotonic() > end, "--overwrite", *arguments)
+        # Between two renames there is the one before beside it, and no new one yet.
+        if (tmp_path / "store").exists():
+            opened = store.Store(tmp_path / "store")
+            assert opened.damage() == []
+            assert opened.digest == digest
+        else:
+            assert (tmp_path / "store.replaced/index.json").exists()
+    assert kill(lambda: False, "--overwrite", *arguments) == 0
+    opened = store.Store(tmp_path / "store")
+    assert (opened.damage(), opened.digest) == ([], digest)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_a_defect_in_one_case_spares_the_others(phantoms, tmp_path, monkeypatch):
