@@ -1,5 +1,9 @@
 PYTHON ?= python3
 SCAN ?=
+# As it was given, to the programs below by the environment: in a recipe a shell would run what a name
+# has between backticks.
+override SCAN := $(value SCAN)
+export SCAN
 # Passed to pip, e.g. PIP_FLAGS='--find-links ~/wheels'.
 PIP_FLAGS ?=
 
@@ -10,9 +14,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain parity mutations benchmark test test-slow test-scale lint types
+.PHONY: help venv demo gain parity mutations benchmark docs picture test test-slow test-scale lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -36,10 +41,15 @@ $(INSTALLED_TEST): pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[test]'
 	@touch $@ $(INSTALLED)
 
+$(INSTALLED_DOCS): pyproject.toml | $(PY)
+	@echo "installing the package and its docs extra into $(VENV)"
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[docs]'
+	@touch $@ $(INSTALLED)
+
 venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
 
 demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
-	$(PY) -m deepsc_jax.demo $(if $(SCAN),--scan="$(SCAN)")
+	$(PY) -m deepsc_jax.demo $${SCAN:+--scan="$$SCAN"}
 
 gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
 	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir=runs/demo/data --out=runs/gain
@@ -53,6 +63,12 @@ mutations: $(INSTALLED_TEST) ## twelve deliberate errors, each of which a parity
 
 benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/benchmark.json (long; nothing beside it)
 	$(PY) -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json
+
+picture: ## docs/picture.png anew, from what make demo predicted
+	cp runs/demo/predictions/phantom-test-*/picture.png docs/picture.png
+
+docs: $(INSTALLED_DOCS) ## the documentation as a site, runs/site/index.html; strict: no broken link
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint: $(INSTALLED_TEST) ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -27,6 +27,7 @@ from deepsc_jax.models import registry
 from deepsc_jax.runtime import device_mesh, entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.signals import signals
 from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage
 from deepsc_jax.training import loop
@@ -69,7 +70,7 @@ def train_and_score(
     system = build(config)
     stages = [system.stage(name) for name in names]
     if not loop.train(system, store, workdir, stages):
-        sys.exit(entry.PREEMPTED)
+        sys.exit(signals.code)
     if "lesions" in stages[-1].learns:
         settle_threshold(workdir, stages[-1].name, store)
     metrics, _ = evaluate(predictor.load(workdir, stages[-1].name), store, "test")

@@ -1,12 +1,20 @@
 """Train a network: `python -m deepsc_jax.train --flagfile=... --data_dir=DIR --workdir=DIR`.
 
 On many hosts, started once per process (launch/ has scripts): the folders are on a disk that all of
-them see, process 0 writes and prints, and where one process dies all end. On SIGTERM the job saves
-at a step that all processes agree on and exits with 75 (`entry.PREEMPTED`). However it ended, the
-same command goes on from the last checkpoint, to the same parameters bit by bit, or on another
-number of devices or processes from the same step (see `data/pipeline.py` for the data's order).
+them see, process 0 writes and prints, and where one process dies all end. On SIGTERM or Ctrl-C the
+job saves at a step that all processes agree on and exits with 75 or 130 (docs/exit-codes.md).
+However it ended, the same command goes on from the last checkpoint, to the same parameters bit by
+bit, or on another number of devices or processes from the same step (see `data/pipeline.py` for the
+data's order).
 """
 
+from deepsc_jax.runtime.signals import signals
+
+if __name__ == "__main__":
+    signals.listen()  # before the imports below, which take seconds
+
+import contextlib
+import importlib.metadata
 import pathlib
 
 from absl import flags
@@ -15,7 +23,9 @@ from deepsc_jax.config import Config
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.thresholds import settle_threshold
 from deepsc_jax.models import registry
-from deepsc_jax.runtime import cluster, device_mesh, entry
+from deepsc_jax.runtime import cluster, device_mesh, entry, failures
+from deepsc_jax.runtime.files import require_writable
+from deepsc_jax.runtime.lock import locked
 from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage
 from deepsc_jax.training import loop
@@ -33,6 +43,13 @@ def define_flags() -> None:
         "workdir", None, "Where checkpoints and logs go; a stopped run goes on.", required=True
     )
     flags.DEFINE_string("stage", "all", "Stage to run, by name; all runs them in order.")
+    flags.DEFINE_float(
+        "step_timeout",
+        3600,
+        "Seconds after which a step that has not ended hangs: the job ends, to be started again; "
+        "compiling and validating do not count. 0 waits for ever.",
+        lower_bound=0,
+    )
 
 
 def main() -> int:
@@ -48,14 +65,39 @@ def main() -> int:
 def train(config: Config, stages: tuple[Stage, ...]) -> int:
     """Run `stages`, as one of the processes of the job."""
     workdir = pathlib.Path(flags.FLAGS.workdir)
-    store = Store(pathlib.Path(flags.FLAGS.data_dir) / "store", config.data, config.train.cache_mib)
     writer = cluster.is_writer()
-    workdirs.begin(workdir, config, store, writer=writer)
-    if not loop.train(build(config), store, workdir, stages):
-        return entry.PREEMPTED
+    with failures.below(workdir), contextlib.ExitStack() as held:
+
+        def begin() -> Store:
+            if writer:
+                require_writable("workdir", workdir)
+                held.enter_context(locked(workdir, "training"))
+            folder = pathlib.Path(flags.FLAGS.data_dir) / "store"
+            return Store(folder, config.data, config.train.cache_mib)
+
+        store = cluster.together(begin)
+        cluster.require_same(_digests(config, store))
+        cluster.together(lambda: workdirs.begin(workdir, config, store, writer=writer))
+        return _train(config, store, workdir, stages)
+
+
+def _digests(config: Config, store: Store) -> dict[str, str]:
+    """What must be the same in all processes of a job, by flag or name, as SHA-256."""
+    given = dict(flag.split("=", 1) for flag in CONFIG.flags(config))
+    given |= {name: importlib.metadata.version(name) for name in ("deepsc_jax", "jax", "jaxlib")}
+    given |= {"--stage": flags.FLAGS.stage, "--data_dir's store": store.digest}
+    return {name: cluster.digest(value) for name, value in given.items()}
+
+
+def _train(config: Config, store: Store, workdir: pathlib.Path, stages: tuple[Stage, ...]) -> int:
+    writer = cluster.is_writer()
+    if not loop.train(build(config), store, workdir, stages, flags.FLAGS.step_timeout):
+        return signals.code
     for stage in stages:
-        segments = "lesions" in stage.learns
-        threshold = settle_threshold(workdir, stage.name, store) if segments else None
+        if "lesions" not in stage.learns:
+            continue
+        with signals.during(f"the choice of a threshold for {stage.name}"):
+            threshold = settle_threshold(workdir, stage.name, store)
         if threshold is not None and writer:
             print(
                 f"{stage.name}: lesion threshold {threshold:g}: best on validation, on the scans' "

@@ -7,8 +7,9 @@
 # many as JAX_NUM_CPU_DEVICES says. Other settings: PYTHON (.venv/bin/python or python3), PORT.
 # Needs bash 5.1.
 #
-# SIGTERM and Ctrl-C are passed on: the job saves and this ends with 75 (start it again to go on).
-# If a process dies, the others are ended too and this ends with that process's code.
+# SIGTERM and Ctrl-C are passed on: the job saves, and this ends with 75 or 130 (the same command goes
+# on); Ctrl-C pressed again ends all at once. If a process dies, the others are ended too and this
+# ends with that process's code; if this is killed, the processes save and end.
 set -euo pipefail
 
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
@@ -40,8 +41,16 @@ if ((${#gpus[@]} > 0 && each * processes != ${#gpus[@]})); then
 fi
 
 pids=()
-stopped=
-trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+stopped= # the code with which all is well
+pass_on() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
+trap 'stopped=75; pass_on TERM' TERM
+trap 'if [[ "$stopped" == 130 ]]; then pass_on KILL; exit 130; fi; stopped=130; pass_on TERM' INT
+
+# The kernel sends SIGTERM to the processes once this is gone, or, where it cannot, a watch does.
+with_me=()
+if setpriv --pdeathsig TERM true 2>/dev/null; then
+  with_me=(setpriv --pdeathsig TERM --)
+fi
 
 for ((i = 0; i < processes; i++)); do
   if ((each > 0)); then
@@ -50,10 +59,23 @@ for ((i = 0; i < processes; i++)); do
     export CUDA_VISIBLE_DEVICES
   fi
   # In the background it ignores Ctrl-C, which the trap above passes on as SIGTERM.
-  "$PYTHON" -m deepsc_jax.train "$@" --coordinator="localhost:$PORT" \
+  "${with_me[@]}" "$PYTHON" -m deepsc_jax.train "$@" --coordinator="localhost:$PORT" \
     --num_processes="$processes" --process_id="$i" &
   pids+=($!)
 done
+if [[ -n "$stopped" ]]; then # it came before there were all of them, or before they could hear it
+  sleep 1
+  pass_on TERM
+fi
+if ((${#with_me[@]} == 0)); then
+  (
+    trap - TERM INT
+    while kill -0 $$ 2>/dev/null; do sleep 1; done
+    pass_on TERM
+  ) &
+  watch=$!
+  trap 'kill "$watch" 2>/dev/null || true' EXIT
+fi
 
 # The first one to end decides, unless all end alike.
 left=$processes
@@ -66,15 +88,14 @@ while ((left > 0)); do
   for i in "${!pids[@]}"; do
     [[ "${pids[i]}" == "$ended" ]] && number=$i && unset "pids[i]"
   done
-  if ((code == 75)); then
-    stopped=1
+  if ((code == 75)) || { [[ -n "$stopped" ]] && ((code == 143)); }; then
+    stopped=${stopped:-75}
   elif ((code != 0)); then
     echo "error: process $number of $processes ended with code $code: ending the others; the same" \
       "command goes on from the last checkpoint, or from the beginning where there is none" >&2
-    kill -KILL "${pids[@]}" 2>/dev/null || true
-    wait 2>/dev/null
+    pass_on KILL
+    wait "${pids[@]}" 2>/dev/null || true
     exit "$code"
   fi
 done
-[[ -n "$stopped" ]] && exit 75
-exit 0
+exit "${stopped:-0}"

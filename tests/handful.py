@@ -2,9 +2,10 @@
 
 import pathlib
 
-from deepsc_jax import prepare
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
+from deepsc_jax.data import preparation
 from deepsc_jax.models.deepsc.config import JointTraining, Options, PreTraining
+from deepsc_jax.phantoms.writing import write_phantoms
 
 CONFIG = Config(
     data=DataConfig(
@@ -32,6 +33,6 @@ CONFIG = Config(
 
 def write(out: pathlib.Path) -> pathlib.Path:
     """Six training, three validation and three test phantoms, prepared."""
-    cases = prepare.write_phantoms((6, 3, 3), out, seed=0, size=48, workers=1)
-    assert prepare.prepare(cases, out, CONFIG.data, workers=1, phantoms=True) == []
+    cases = write_phantoms((6, 3, 3), out, seed=0, size=48, workers=1)
+    assert preparation.prepare(cases, out, CONFIG.data, workers=1, phantoms=True) == []
     return out

@@ -1,9 +1,9 @@
 """What an option is, what a model's options must offer, and options from JSON."""
 
 import dataclasses
+import sys
 import typing
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 if typing.TYPE_CHECKING:
     from deepsc_jax.config.data import DataConfig
@@ -67,20 +67,36 @@ class ModelOptions(Protocol):
         ...
 
 
-def from_document(section: type, document: Mapping[str, Any]) -> Any:
+def from_document(section: type, document: Any) -> Any:
     """A dataclass of options from its JSON object: lists become tuples again.
 
     Raises:
-      KeyError, TypeError, ValueError: a field is missing, unknown or impossible.
+      KeyError, TypeError, ValueError: a field is missing, unknown, impossible, or not of its type.
     """
-
-    def value(kind: Any, given: Any) -> Any:
-        if dataclasses.is_dataclass(kind):
-            return from_document(typing.cast(type, kind), given)
-        return tuple(value(None, item) for item in given) if isinstance(given, list) else given
-
+    if not isinstance(document, dict):
+        raise TypeError(f"{document!r:.40} found, the options of {section.__name__} expected")
     hints = typing.get_type_hints(section)
-    missing = sorted({field.name for field in dataclasses.fields(section)} - document.keys())
-    if missing:
-        raise KeyError(f"{', '.join(missing)} missing")
-    return section(**{name: value(hints.get(name), given) for name, given in document.items()})
+    names = {field.name for field in dataclasses.fields(section)}
+    for name in sorted(names ^ document.keys()):
+        raise KeyError(f"{name} missing" if name in names else f"{name} is no option")
+    return section(**{name: _value(name, hints[name], document[name]) for name in names})
+
+
+def _value(name: str, kind: Any, given: Any) -> Any:
+    """What JSON has for an option of that type."""
+    if dataclasses.is_dataclass(kind):
+        return from_document(typing.cast(type, kind), given)
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and isinstance(given, list):
+        kinds = items[:1] * len(given) if items[1:] == (...,) else items
+        if len(kinds) == len(given):
+            return tuple(_value(name, k, item) for k, item in zip(kinds, given, strict=True))
+    elif typing.get_origin(kind) is Literal:
+        if isinstance(given, str) and given in items:
+            return given
+    elif kind is float:
+        if type(given) in (int, float) and abs(given) <= sys.float_info.max:
+            return given
+    elif type(given) is kind and (kind is not int or abs(given) < 2**63):
+        return given
+    raise TypeError(f"{name}: {given!r:.40} found, {getattr(kind, '__name__', kind)} expected")

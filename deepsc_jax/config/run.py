@@ -80,7 +80,7 @@ def load(path: pathlib.Path, options_of: Callable[[str], type]) -> Config:
         return Config(model=from_document(options_of(name), document[name]), **sections)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise InputError(
             f"{path}: not a configuration of this version ({error}): give the --workdir of a run "
             "of this version"

@@ -5,25 +5,29 @@ one. What they compute together is in `parallel`. No other file names jax.distri
 """
 
 import contextlib
+import errno
+import hashlib
+import logging
 import os
+import socket
 import sys
-import traceback
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from deepsc_jax.runtime import failures
 from deepsc_jax.runtime.errors import InputError
 
+T = TypeVar("T")
 # A process that has sent no sign of life for so long is dead, and the job ends.
 HEARTBEAT_SECONDS = 30
 # Where launchers tell a process how many there are, whether JAX knows the launcher or not.
 _PROCESS_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-# What XLA and JAX say when another process is gone.
-_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat", "oordination", "arrier")
+_SLURM_PORTS = 61440  # the first of the 4096 ports of which JAX takes one by the job's number
 
 
 def launched() -> int:
@@ -48,20 +52,28 @@ def initialize(
       The number of processes.
 
     Raises:
-      InputError: the others do not come within 5 minutes, or several processes were started that
-        would each train alone.
+      InputError: the others do not come within 5 minutes, the port is taken, or several processes
+        were started that would each train alone.
     """
+    # Its handler would take SIGTERM from `signals`.
+    jax.config.update("jax_enable_preemption_service", False)
+    step = _slurm_step()
+    if coordinator is None and step == 1:
+        return 1
+    joined: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+    if coordinator is not None:
+        joined |= {"coordinator_address": coordinator, "cluster_detection_method": "deactivate"}
+        joined |= {"num_processes": processes, "process_id": process}
+    elif step is not None:
+        joined |= {"num_processes": step}
+    if process == 0 and coordinator is not None:
+        _require_free(f"--coordinator={coordinator}", int(coordinator.rpartition(":")[2]))
+    elif _slurm() and os.environ.get("SLURM_PROCID") == "0":
+        # As JAX draws it from the job's number.
+        port = int(os.environ.get("JAX_COORDINATOR_PORT") or _SLURM_PORTS + _slurm_job() % 4096)
+        _require_free(f"SLURM job {_slurm_job()}", port)
     try:
-        if coordinator is None:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-        else:
-            jax.distributed.initialize(
-                coordinator,
-                processes,
-                process,
-                cluster_detection_method="deactivate",
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            )
+        jax.distributed.initialize(**joined)
     except ValueError as error:
         if coordinator is not None or "coordinator_address" not in str(error):
             raise
@@ -79,6 +91,80 @@ def initialize(
     return jax.process_count()
 
 
+def _slurm_job() -> int:
+    return int(os.environ["SLURM_JOB_ID"])
+
+
+def _slurm() -> bool:
+    """Whether JAX will find the processes through SLURM."""
+    known = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"}
+    return known <= os.environ.keys() and "OMPI_MCA_orte_hnp_uri" not in os.environ
+
+
+def _slurm_step() -> int | None:
+    """How many tasks SLURM's step has, where it says fewer than the job is allotted or as many.
+
+    JAX counts the job's, and would wait 5 minutes for those that an interactive step of one task
+    never starts.
+    """
+    said, allotted = (os.environ.get(f"SLURM_{n}") for n in ("STEP_NUM_TASKS", "NTASKS"))
+    if not (said and said.isdecimal()) or launched() > int(said):  # mpirun started more in it
+        return None
+    if allotted and int(said) < int(allotted):
+        print(
+            f"SLURM has allotted {allotted} tasks and started {said} here: training with {said}; "
+            "srun without --ntasks starts all",
+            file=sys.stderr,
+        )
+    return int(said)
+
+
+def _require_free(whose: str, port: int) -> None:
+    """Refuse a port at which something else listens: of two, both would answer."""
+    for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise InputError(
+                    f"{whose}: port {port} cannot be listened at ({error.strerror}): another job "
+                    "may have it; give a port of its own with --coordinator=HOST:PORT (launch/"
+                    "local.sh: PORT=...; SLURM: JAX_COORDINATOR_PORT=...)"
+                ) from error
+
+
+def require_devices() -> None:
+    """Find the devices of the platform that JAX_PLATFORMS names, or JAX chooses.
+
+    Raises:
+      InputError: there are none.
+    """
+    said: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        """What JAX logs of a plugin, with a traceback, is the reason."""
+        if record.exc_info and record.exc_info[1]:
+            said.append(str(record.exc_info[1]))
+        return record.exc_info is None
+
+    log = logging.getLogger("jax._src.xla_bridge")
+    log.addFilter(keep)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.values["jax_platforms"] or "chosen by JAX"
+        reason = [*said, str(error), "its plugin or its driver is missing"]
+        found = next(text for text in reason if text).splitlines()[0]
+        raise InputError(
+            f"JAX_PLATFORMS={asked}: no such device was found ({found}): install the extra for it "
+            "(cuda12, cuda13, tpu) where there is one, or unset JAX_PLATFORMS"
+        ) from error
+    finally:
+        log.removeFilter(keep)
+
+
 @contextlib.contextmanager
 def job(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
@@ -86,13 +172,14 @@ def job(
     """`initialize`, and an end of the whole job where one of its processes fails.
 
     Of several processes on CPUs each has one device, or JAX_NUM_CPU_DEVICES. A process that fails
-    says why in a line and goes at once: were it to wait for the others, as JAX does at exit, they
-    would wait for it in the next collective.
+    says why in a line and goes at once, with its code of `exit_codes`: were it to wait for the
+    others, as JAX does at exit, they would wait for it in the next collective.
 
     Raises:
       InputError: as `initialize`; where there is one process only, whatever its program raises.
     """
     count = initialize(coordinator, processes, process)
+    require_devices()
     if count == 1:
         yield count
         return
@@ -101,29 +188,9 @@ def job(
         yield count
         jax.distributed.shutdown()
     except BaseException as error:
-        if isinstance(error, InputError):
-            print(f"error: {who}: {error}", file=sys.stderr)
-        elif (reason := _lost_process(error)) is not None:
-            print(
-                f"error: {who}: another process is gone ({reason}): its own output says why; start "
-                "the job again, it goes on from its last checkpoint",
-                file=sys.stderr,
-            )
-        else:
-            traceback.print_exc()
-            print(f"error: {who}: {error!r}: the job ends", file=sys.stderr)
+        code = failures.report(error, f"{who}: ")
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-
-
-def _lost_process(error: BaseException | None) -> str | None:
-    """What XLA or JAX says of a lost process, if that is behind `error`."""
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(s in str(error) for s in _LOST):
-            return str(error).splitlines()[0]
-        error = error.__cause__ or error.__context__
-    return None
+        os._exit(code)
 
 
 def is_writer() -> bool:
@@ -139,6 +206,68 @@ def by_process(values: np.ndarray) -> np.ndarray:
 def wait_for_all(reason: str) -> None:
     """Return when every process has come here; `reason` is the same in all of them."""
     multihost_utils.sync_global_devices(reason)
+
+
+def together(check: Callable[[], T]) -> T:
+    """What `check` gives in this process; where it refuses in one of the job's, all refuse.
+
+    Else the others would wait for the one that ended, find it gone, and be started again for what
+    starting again does not mend.
+
+    Raises:
+      InputError: what `check` raised here, or that it did so in another process.
+    """
+    found: T | InputError
+    try:
+        found = check()
+    except InputError as error:
+        found = error
+    refused = by_process(np.asarray(isinstance(found, InputError))).reshape(-1)
+    if isinstance(found, InputError):
+        raise found
+    if refused.any():
+        raise InputError(f"process {int(refused.argmax())} refused to start: its own line says why")
+    return found
+
+
+def digest(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_same(digests: Mapping[str, str]) -> None:
+    """Refuse to train on what differs among the processes of the job; in every process alike.
+
+    Args:
+      digests: by the name of a flag, a file or a package, the SHA-256 in hexadecimal of its value;
+        the same names in the same order in every process of one version.
+
+    Raises:
+      InputError: names what differs, and in which processes it is not what process 0 has.
+    """
+    names = "\n".join(digests)
+    mine = [digest(names), *digests.values()]
+    # The number of rows first: arrays of two lengths cannot be gathered.
+    counts = by_process(np.asarray(len(mine))).reshape(-1)
+    rows = min(counts)
+    sums = [np.frombuffer(bytes.fromhex(row), np.uint8) for row in mine[:rows]]
+    found = by_process(np.stack(sums)).reshape(len(counts), rows, -1)
+    other = (found != found[0]).any(-1)
+    if (counts != counts[0]).any() or other[:, 0].any():
+        raise InputError(
+            "the processes of the job are of different versions of this program: start all of them "
+            "from the same installation"
+        )
+    if other.any():
+        differing = [
+            f"{name} (process {', '.join(map(str, np.flatnonzero(other[:, i])))})"
+            for i, name in enumerate(digests, start=1)
+            if other[:, i].any()
+        ]
+        raise InputError(
+            f"the processes of the job differ from process 0 in {'; '.join(differing)}: give all "
+            "of them the same"
+        )
 
 
 def define_flags() -> None:

@@ -15,6 +15,8 @@ import warnings
 import jax
 import numpy as np
 
+from deepsc_jax.runtime.compilation_cache import install
+
 LARGE_TILE = 2**18  # voxels
 # Convolutions by oneDNN, and large products.
 ONEDNN = {
@@ -100,6 +102,7 @@ def keep_compiled(folder: str | None, least_seconds: float = 0.0) -> None:
     Not what `--conv_form=direct` compiles: XLA cannot write a program with oneDNN, of which JAX
     would warn each time.
     """
+    install(compilation_cache())
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     unwritten = "Error writing persistent compilation cache entry .*: MemoryError"

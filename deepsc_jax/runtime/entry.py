@@ -7,13 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from deepsc_jax.runtime.errors import InputError
-
-# sysexits.h's EX_TEMPFAIL: nothing is wrong, start it again. The scripts in launch/ know it.
-PREEMPTED = 75
-INTERRUPTED = 130  # what shells say of a program ended by Ctrl-C
+from deepsc_jax.runtime import failures
+from deepsc_jax.runtime.exit_codes import BAD_FLAG, INTERRUPTED
+from deepsc_jax.runtime.names import print_any_name
+from deepsc_jax.runtime.signals import hold, signals
 
 # glibc gives freed arrays back to the system and asks for them anew, page by page: half a million
 # page faults a train step. So it keeps them, however large, and in huge pages.
@@ -43,20 +42,24 @@ def run(
       computes: whether it needs JAX, which is imported then.
       trains: whether to start over with `ALLOCATOR`.
 
-    Exits with 2 for a bad flag and 1 for bad input, each after one line on stderr; otherwise with
-    what `main` returns: `PREEMPTED` where it has saved its work on SIGTERM and wants to go on;
-    `INTERRUPTED` after Ctrl-C. A program that trains is started over with `ALLOCATOR` in its
-    environment, which glibc reads at the start only, unless some of that is set already. Compiled
-    programs are kept in `compilation_cache()` unless JAX_COMPILATION_CACHE_DIR names a folder.
+    Exits with a code of `exit_codes`: after one line on stderr where the user, the machine or the
+    file system is the cause, otherwise with what `main` returns. A program that trains is started
+    over with `ALLOCATOR` in its environment, which glibc reads at the start only, unless some of
+    that is set already. Compiled programs are kept in `compilation_cache()` unless
+    JAX_COMPILATION_CACHE_DIR names a folder.
     """
+    print_any_name()
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
+        hold()  # what is sent meanwhile
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
+    if trains:
+        signals.listen()
     if computes:
         from deepsc_jax.runtime import compiler
 
         compiler.set_up()
     define_flags()
-    app.run(lambda _: _guarded(main), flags_parser=lambda argv: _parsed(parse, argv))
+    app.run(lambda _: _guarded(main, trains=trains), flags_parser=lambda argv: _parsed(parse, argv))
 
 
 def _parsed(parse: Callable[[Sequence[str]], list[str]], argv: Sequence[str]) -> list[str]:
@@ -66,17 +69,22 @@ def _parsed(parse: Callable[[Sequence[str]], list[str]], argv: Sequence[str]) ->
             raise flags.Error(f"unexpected argument {rest[1]!r}: options begin with --")
     except (flags.Error, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_FLAG)
     return rest
 
 
-def _guarded(main: Callable[[], int | None]) -> int | None:
-    logging.set_verbosity(logging.ERROR)  # Orbax logs its internals
+def _guarded(main: Callable[[], int | None], *, trains: bool) -> int | None:
+    failures.be_quiet()
     try:
         return main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        code = failures.report(error)
+        if trains:
+            # At once: what a library's threads were about, a save to a full disk for one, would
+            # otherwise be waited for, and their errors printed.
+            sys.stdout.flush()
+            os._exit(code)
+        return code

@@ -1,7 +1,9 @@
 """Checkpoints through Orbax: state, data order and validation result together.
 
-STAGE/<step>            a checkpoint, with the SHA-256 sums of its files
-STAGE/damaged-<step>    one whose files were not as they were written, set aside by a run
+In a run's folder:
+
+    STAGE/STEP            a checkpoint, with the SHA-256 sums of its files
+    STAGE/damaged-STEP    one whose files were not as they were written, set aside by a run
 """
 
 import pathlib
@@ -83,6 +85,11 @@ class Checkpoints:
         found: Any = self._checkpointer.checkpoints
         scored = [(c.metrics["score"], c.step) for c in found if c.metrics]
         return max(scored)[1] if scored else self.latest_step()
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the checkpoint at `step` holds a validation result."""
+        found: Any = self._checkpointer.checkpoints
+        return any(c.step == step and c.metrics for c in found)
 
     def load(self, like: State, step: int) -> dict[str, Any]:
         """`state`, laid out as `like` is, `data` and `record` of the checkpoint at `step`."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import cluster, compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
+from deepsc_jax.runtime.signals import signals
+from deepsc_jax.runtime.watchdog import Watchdog
 from deepsc_jax.systems.system import Stage, System, Variables, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_variables
@@ -35,6 +38,7 @@ class Run:
     mesh: Mesh
     log: MetricsLog
     preemption: Preemption
+    watchdog: Watchdog
 
 
 @dataclasses.dataclass
@@ -44,17 +48,30 @@ class ReadyStage:
     state: states.State
     batches: Any
     step: Callable[..., tuple[states.State, Scalars]]
-    validate: Callable[[states.State], Record] | None
+    validate: Callable[[states.State], Record | None] | None
 
 
-def train(system: System, store: Store, workdir: pathlib.Path, stages: Sequence[Stage]) -> bool:
+def train(
+    system: System,
+    store: Store,
+    workdir: pathlib.Path,
+    stages: Sequence[Stage],
+    step_timeout: float = 0,
+) -> bool:
     """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
-    A stage that comes after others starts from their best checkpoints in `workdir`. On SIGTERM the
-    job saves at the next step that its processes agree on, and ends.
+    A stage that comes after others starts from their best checkpoints in `workdir`. On SIGTERM or
+    SIGINT the job saves at the next step that its processes agree on, and ends.
+
+    Args:
+      system: whose stages they are.
+      store: the scans.
+      workdir: where checkpoints and logs go.
+      stages: of the system.
+      step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
 
     Returns:
-      Whether it got to the end; False after SIGTERM.
+      Whether it got to the end; False after a signal.
 
     Raises:
       InputError: a stage lacks one that it comes after, validation cannot choose checkpoints,
@@ -69,21 +86,35 @@ def train(system: System, store: Store, workdir: pathlib.Path, stages: Sequence[
         device_mesh.check_batch(flag, stage.batch, config.platform.accumulation, mesh)
         check_split(store, stage)
     log = MetricsLog(workdir, writer=cluster.is_writer())
-    with Preemption(mesh) as preemption, contextlib.closing(log):
-        run = Run(system, store, workdir, mesh, log, preemption)
+    watchdog = Watchdog(step_timeout, workdir, jax.process_index())
+    with watchdog, contextlib.closing(log):
+        run = Run(system, store, workdir, mesh, log, Preemption(mesh), watchdog)
         return all(train_stage(run, stage) for stage in stages)
 
 
 def train_stage(run: Run, stage: Stage) -> bool:
     """Train one stage to its last step, validating and saving on the way.
 
-    However it ends, what is being saved is finished first. False if it was preempted.
+    However it ends, what is being saved is finished first. False if it was preempted: a signal that
+    came after the last step was agreed on ends it too.
     """
-    with contextlib.closing(Checkpoints(run.workdir / stage.name, writer=True)) as checkpoints:
-        if checkpoints.latest_step() == stage.steps:
+    checkpoints = Checkpoints(run.workdir / stage.name, writer=True)
+    validated = bool(run.store.cases("validation"))
+    # Entered once there is something to save, left when it is on disk.
+    with contextlib.ExitStack() as heeding, contextlib.closing(checkpoints):
+        if checkpoints.latest_step() == stage.steps and (
+            checkpoints.is_scored(stage.steps) or not validated
+        ):
             run.log.say(f"{stage.name}: already trained for {stage.steps} steps")
-            return True
-        return _take_steps(run, stage, checkpoints, prepare_stage(run, stage, checkpoints))
+            step = stage.steps
+        else:
+            ready = prepare_stage(run, stage, checkpoints)
+            step = _take_steps(run, stage, checkpoints, ready, heeding)
+    stopped = run.preemption.agreed_now()
+    if stopped:
+        told = (signals.received or signal.SIGTERM).name
+        run.log.say(f"{stage.name}: {told}: saved at step {step}; start it again to go on")
+    return not stopped
 
 
 # The order within a step must hold:
@@ -91,27 +122,52 @@ def train_stage(run: Run, stage: Stage) -> bool:
 # 2. All processes ask for SIGTERM after every step, or their programs would wait for one another.
 # 3. The loss is looked at before a checkpoint is saved: one of a loss that is not finite is no use.
 # 4. The batches' place is saved with the state of the same step: a resumed run sees the next batch.
-def _take_steps(run: Run, stage: Stage, checkpoints: Checkpoints, ready: ReadyStage) -> bool:
+# 5. A step is saved before it is validated, which may take longer than a preemption grants; a run
+#    that was stopped in between validates first.
+def _take_steps(
+    run: Run,
+    stage: Stage,
+    checkpoints: Checkpoints,
+    ready: ReadyStage,
+    heeding: contextlib.ExitStack,
+) -> int:
     train = run.system.config.train
     state = ready.state
     first = step = int(state.step)
+
+    def validates() -> bool:
+        due = step == stage.steps or step % train.evaluate_every == 0
+        return ready.validate is not None and step > 0 and due
+
+    def validate() -> bool:
+        """Whether it was stopped."""
+        with run.watchdog.paused():
+            record = ready.validate(state) if ready.validate else None
+        if record is not None:
+            heeding.enter_context(signals.heeded(f"training of {stage.name}"))
+            _log_record(run, stage, step, record)
+            checkpoints.save(state, ready.batches.get_state(), record)
+        return record is None
+
+    heeding.callback(run.watchdog.rest)
+    preempted = validates() and not checkpoints.is_scored(step) and validate()
     clock = StepClock(step)
     since: list[Scalars] = []
-    preempted = False
     quiet = not run.log.writer
     with Progress(stage.name, stage.steps, step, quiet=quiet, lines=True) as progress:
         while step < stage.steps and not preempted:
             batch = device_mesh.put_batch(next(ready.batches), run.mesh, DEPTH_AXES)
             state, scalars = ready.step(state, batch)
             if step == first:  # it has just been compiled, which is no step's time
+                heeding.enter_context(signals.heeded(f"training of {stage.name}"))
                 compiler.give_back_memory()
                 clock.restart()
             since.append(scalars)
             step += 1
             preempted = run.preemption.agreed()
+            run.watchdog.beat(step)
             last = step == stage.steps
-            validates = ready.validate is not None and (last or step % train.evaluate_every == 0)
-            saves = validates or preempted or last or step % train.checkpoint_every == 0
+            saves = validates() or preempted or last or step % train.checkpoint_every == 0
             if saves or step % train.log_every == 0:
                 values = take_means(since)
                 require_finite(values, stage.name, step)
@@ -119,15 +175,12 @@ def _take_steps(run: Run, stage: Stage, checkpoints: Checkpoints, ready: ReadySt
                 run.log.write(stage.name, step, values)
                 progress.show(step, loss=values["loss"])
             with clock.paused():
-                record = ready.validate(state) if ready.validate and validates else None
-                if record is not None:
-                    _log_record(run, stage, step, record)
                 if saves:
-                    checkpoints.save(state, ready.batches.get_state(), record)
+                    checkpoints.save(state, ready.batches.get_state(), None)
+                if validates() and not preempted:
+                    preempted = validate()
     ready.batches.close()
-    if preempted:
-        run.log.say(f"{stage.name}: SIGTERM: saved at step {step}; start it again to go on")
-    return not preempted
+    return step
 
 
 def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStage:
@@ -142,7 +195,8 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     where = states.sharding(state, run.mesh, shard_optimizer=shard)
     state = jax.device_put(state, where)
     batches: Any = iter(_batches(run, "train", stage, train=True))
-    run.log.resume(stage.name, reached or 0)
+    scored = reached is not None and checkpoints.is_scored(reached)
+    run.log.resume(stage.name, reached or 0, scored=scored)
     if reached is not None:
         contents = checkpoints.load(state, reached)
         state = contents["state"]
@@ -156,16 +210,17 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     return ReadyStage(state, batches, step, _validation(run, stage))
 
 
-def _validation(run: Run, stage: Stage) -> Callable[[states.State], Record] | None:
-    """A function that validates a state; None without a validation split."""
+def _validation(run: Run, stage: Stage) -> Callable[[states.State], Record | None] | None:
+    """A function that validates a state, until it is stopped; None without a validation split."""
     if not run.store.cases("validation"):
         run.log.say(f"{stage.name}: no validation split: its last checkpoint counts")
         return None
     measure = make_eval_step(run.system, stage, run.mesh)
 
-    def of_state(state: states.State) -> Record:
-        batches = _batches(run, "validation", stage, train=False)
-        return validate(run.system, stage, run.mesh, iter(batches), measure, state.variables)
+    def of_state(state: states.State) -> Record | None:
+        batches = iter(_batches(run, "validation", stage, train=False))
+        stop = run.preemption.agreed
+        return validate(run.system, stage, run.mesh, batches, measure, state.variables, stop)
 
     return of_state
 

@@ -25,7 +25,8 @@ def validate(
     batches: Iterator[dict[str, np.ndarray]],
     measure: Callable[..., Any],
     variables: Variables,
-) -> Record:
+    stop: Callable[[], bool],
+) -> Record | None:
     """What `System.record` says of all scans of `batches`, whichever process reads them.
 
     Args:
@@ -35,6 +36,7 @@ def validate(
       batches: this process's share of an evaluation.
       measure: of `step.make_eval_step`.
       variables: the network's.
+      stop: asked after every batch, by all processes; then there is no record.
     """
     rows: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for batch in batches:
@@ -47,6 +49,8 @@ def validate(
         measured |= device_mesh.whole_batch(facts, mesh)
         for name, values in measured.items():
             rows[name].append(values[measured["valid"]])
+        if stop():
+            return None
     whole = {name: np.concatenate(values) for name, values in rows.items()}
     order = np.argsort(whole["case"])  # the processes' number must not move a sum's last digit
     return system.record(stage, {name: values[order] for name, values in whole.items()})

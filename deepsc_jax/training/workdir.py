@@ -1,9 +1,11 @@
 """What a training run's folder says of itself.
 
-WORKDIR/config.json     the configuration
-WORKDIR/run.json        what it is trained on, and the lesion thresholds chosen for its stages
-WORKDIR/<stage>         the stage's checkpoints
-WORKDIR/metrics.jsonl   what was logged; tensorboard/ holds the same
+WORKDIR is what `--workdir` names:
+
+    WORKDIR/config.json    the configuration
+    WORKDIR/run.json       what it is trained on, and the lesion thresholds chosen for its stages
+    WORKDIR/STAGE          the stage's checkpoints
+    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds the same
 """
 
 import dataclasses
@@ -89,8 +91,18 @@ def read(workdir: pathlib.Path) -> Record:
     try:
         facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
+        if not all(0 <= value <= 1 for value in thresholds.values()):
+            raise ValueError(f"thresholds are probabilities, {thresholds} found")
         return Record(config, str(facts["trained_on"]), str(facts["store"]), thresholds)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise InputError(
             f"{path}: not the record of a run ({error!r}): copy the whole folder of the run"
         ) from error

@@ -10,16 +10,19 @@ import warnings
 import jax
 import pytest
 
-from deepsc_jax.runtime import entry
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.entry import ALLOCATOR
 
 PROGRAM = """
 import os
 from absl import flags
 from deepsc_jax.runtime import entry
-flags.DEFINE_string("word", None, "")
 names = list(entry.ALLOCATOR)
-entry.run(lambda: print(flags.FLAGS.word, [os.environ.get(n) for n in names]), trains=True)
+entry.run(
+    lambda: print(flags.FLAGS.word, [os.environ.get(n) for n in names]),
+    lambda: flags.DEFINE_string("word", None, ""),
+    trains=True,
+)
 """
 
 
@@ -46,7 +49,7 @@ def test_settings_of_the_users_own_are_left_alone():
 CACHING = """
 import jax
 from deepsc_jax.runtime import entry
-entry.run(lambda: jax.jit(lambda x: x + 1)(1).block_until_ready() and None)
+entry.run(lambda: jax.jit(lambda x: x + 1)(1).block_until_ready() and None, lambda: None)
 """
 
 
@@ -72,7 +75,7 @@ def test_the_users_own_folder_of_compiled_programs_is_taken(tmp_path: pathlib.Pa
 def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    assert entry.compilation_cache() is None
+    assert compiler.compilation_cache() is None
 
 
 @pytest.mark.parametrize(
@@ -91,12 +94,48 @@ def test_gpus_are_left_out_where_only_their_compiler_is_installed(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in found else None)
     monkeypatch.setattr("pathlib.Path.exists", lambda _: driver)
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    assert entry._compiles_for_gpus_it_lacks() == left_out
+    assert compiler._compiles_for_gpus_it_lacks() == left_out
+
+
+ENDS = """
+import sys
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
+def main():
+    {}
+entry.run(main, lambda: None, computes=False, trains={})
+"""
+
+
+def ended(code: str, *, trains: bool = False) -> subprocess.CompletedProcess:
+    """A program that does that."""
+    command = [sys.executable, "-c", ENDS.format(code, trains)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_what_a_user_or_a_machine_can_cause_is_one_line_and_a_code(trains: bool):
+    cases = {
+        "raise InputError('scan.nii: no scan')": (1, "error: scan.nii: no scan"),
+        "open('/nowhere/file')": (74, "error: /nowhere/file: No such file or directory: "),
+        "raise MemoryError": (71, "error: out of memory (MemoryError): "),
+    }
+    for code, (expected, line) in cases.items():
+        done = ended(code, trains=trains)
+        assert done.returncode == expected
+        assert done.stderr.startswith(line)
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback_and_has_a_code():
+    done = ended("print('so far'); return 1 / 0")
+    assert (done.returncode, done.stdout) == (70, "so far\n")
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ZeroDivisionError(")
 
 
 def test_ctrl_c_is_one_line_and_its_own_code():
-    code = "from deepsc_jax import program\ndef main(): raise KeyboardInterrupt\nprogram.run(main)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = ended("raise KeyboardInterrupt")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
@@ -104,7 +143,7 @@ def test_of_a_program_that_cannot_be_kept_nothing_is_said(monkeypatch: pytest.Mo
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        entry.keep_compiled(None)
+        compiler.keep_compiled(None)
         for reason in ("MemoryError", "OSError: no space left"):
             warnings.warn(
                 f"Error writing persistent compilation cache entry for 'f': {reason}", stacklevel=1

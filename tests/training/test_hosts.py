@@ -96,7 +96,7 @@ def test_the_processes_of_a_launcher_find_each_other(launcher: str) -> None:
 
 
 def test_processes_that_would_each_train_alone_are_refused() -> None:
-    code = "from deepsc_jax import processes; cluster.initialize()"
+    code = "from deepsc_jax.runtime import cluster; cluster.initialize()"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "OMPI_COMM_WORLD_SIZE": "8"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -122,9 +122,8 @@ def test_processes_that_would_each_train_alone_are_refused() -> None:
 )
 def test_the_flags_of_a_job_belong_together(flags: list[str], accepted: bool) -> None:
     code = (
-        "from deepsc_jax import program\n"
-        "program.define_cluster_flags()\n"
-        "program.run(lambda: print('accepted'))"
+        "from deepsc_jax.runtime import cluster, entry\n"
+        "entry.run(lambda: print('accepted'), cluster.define_flags)"
     )
     command = [sys.executable, "-c", code, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from handful import CONFIG
 
-from deepsc_jax import prepare
 from deepsc_jax.config import CLASSES, STAGES, Config, Stage
-from deepsc_jax.data import pipeline
+from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import choose_threshold, evaluate
@@ -171,7 +170,7 @@ def test_without_a_validation_split_the_last_checkpoint_counts(
     folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     cases = [c for c in read_cases(folder / "cases.csv") if c.split != "validation"]
-    assert prepare.prepare(cases, tmp_path, CONFIG.data, workers=1) == []
+    assert preparation.prepare(cases, tmp_path, CONFIG.data, workers=1) == []
     store = Store(tmp_path / "store", CONFIG.data)
     workdirs.begin(tmp_path, CONFIG, store)
     loop.train(CONFIG, store, tmp_path, ("segmentation",))

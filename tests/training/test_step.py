@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import pytest
 from handful import CONFIG
 
-from deepsc_jax import prepare
 from deepsc_jax.config import CLASSES, STAGES, Stage
-from deepsc_jax.data import pipeline
+from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.deepsc import network as deepsc
@@ -97,7 +96,7 @@ def test_validation_that_cannot_tell_checkpoints_apart_is_refused_at_once(
 ) -> None:
     cases = read_cases(folder / "cases.csv")
     free = [c for c in cases if c.split != "validation" or CLASSES[c.label] == "non-pneumonia"]
-    assert prepare.prepare(free, tmp_path, CONFIG.data, workers=1) == []
+    assert preparation.prepare(free, tmp_path, CONFIG.data, workers=1) == []
     store = Store(tmp_path / "store", CONFIG.data)
     reasons: dict[Stage, str] = {
         "segmentation": "no scan with a lesion",

@@ -1,11 +1,13 @@
 """DeepSC-COVID: the paper's Figure 2.
 
-scan -- tiles  --> inception_seg --> F_s --+
-     -- slices --> inception_cls --> F_c --+
-                             cross-stitch <+
-  F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
-  F_L --> lesion subnet --> S_1..S_4 --> S
-  F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
+    scan -- tiles  --> inception_seg --> F_s --+
+         -- slices --> inception_cls --> F_c --+
+                                 cross-stitch <+
+      F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
+      F_L --> lesion subnet --> S_1..S_4 --> S
+      F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
+
+S is the lesion probability and S_1..S_4 its scales; M_1..M_3 are the evidence masks.
 """
 
 from typing import Any, Literal

@@ -1,0 +1,190 @@
+"""A server of training runs that are sent a signal at a moment of one's choice.
+
+    python tests/interrupted.py DATA
+
+Reads a request a line, a JSON object of the arguments of `Trainings.run`, and trains in a child of
+its own. That sends itself the signal when the moment comes, after so many that pass, or is sent it
+after so many seconds; no file of its grows above so many bytes. Answers with the exit code, and the
+seconds from the signal to the end. The children are forks of a process that has imported JAX and has
+not used it. What they train is a system of six numbers, which compiles in no time; all else is the
+product's: flags, lock, store, loop, checkpoints, log, signals.
+"""
+
+import json
+import os
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deepsc_jax import train
+from deepsc_jax.config import Config
+from deepsc_jax.data.batch import Reads
+from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.signals import signals
+from deepsc_jax.systems.building import build
+from deepsc_jax.systems.system import Batch, Facts, Losses, Predict, Stage, System, Variables
+from deepsc_jax.training import loop
+from deepsc_jax.training import workdir as workdirs
+from deepsc_jax.training.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parents[1]
+STAGE = "classification"
+FLAGS = [
+    f"--flagfile={ROOT / 'configs/tiny.flags'}",
+    f"--stage={STAGE}",
+    "--deepsc.classification.steps=40",
+    "--deepsc.classification.batch=2",
+    "--evaluate_every=5",
+    "--checkpoint_every=2",
+    "--data_devices=1",
+]
+
+
+class Means(System):
+    """Classes from a scan's mean intensity."""
+
+    def __init__(self, config: Config):
+        super().__init__(config, build(config, "cpu").layout, sys)  # of the module nothing is used
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        options = self.config.stage(STAGE)
+        learns = ("lesions", "classes")  # of which lesions have a threshold
+        return (Stage(STAGE, Reads(slices=True), learns, options.steps, options.batch),)
+
+    def init(self, key: Any, batch: Batch) -> Variables:
+        del key, batch
+        return {"params": {"scale": jnp.ones(3), "shift": jnp.zeros(3)}}
+
+    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+        del stage
+        params, mean = variables["params"], batch["slices"].mean((1, 2, 3))
+        return {"logits": mean[:, None] * params["scale"] + params["shift"]}
+
+    def losses(
+        self, stage: Stage, variables: Variables, batch: Batch, facts: Facts
+    ) -> tuple[Losses, Variables]:
+        del facts
+        at("compile")
+        logits = jax.nn.log_softmax(self.outputs(stage, variables, batch)["logits"])
+        loss = -jnp.take_along_axis(logits, batch["label"][:, None], axis=1)[:, 0]
+        return {"loss": loss}, {}
+
+    def measures(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+        logits = self.outputs(stage, variables, batch)["logits"]
+        return {"probabilities": jax.nn.softmax(logits)}
+
+    def volumes(self, stage: Stage) -> tuple[str, ...]:
+        del stage
+        return ()
+
+    def predictor(self, stage: Stage, variables: Variables) -> Predict:
+        raise NotImplementedError
+
+
+MOMENTS = ("start-up", "compile", "step", "validation", "save", "threshold")
+WANTED: dict[str, Any] = {"moment": None}
+
+
+def at(moment: str) -> None:
+    """Send this process the signal if this is the moment for it."""
+    if WANTED["moment"] != moment:
+        return
+    if WANTED["passes"]:
+        WANTED["passes"] -= 1
+        return
+    WANTED["moment"] = None
+    os.write(WANTED["sent"], b"sent")
+    os.kill(os.getpid(), WANTED["signal"])
+    time.sleep(0.1)  # in which the thread that listens hears it
+
+
+def hook(owner: Any, name: str, moment: str) -> None:
+    """Let `at(moment)` come before every call of `owner.name`."""
+    called: Callable[..., Any] = getattr(owner, name)
+
+    def hooked(*arguments: Any, **named: Any) -> Any:
+        at(moment)
+        return called(*arguments, **named)
+
+    setattr(owner, name, hooked)
+
+
+def settle_threshold(workdir: pathlib.Path, stage: str, store: Any) -> float:
+    """In place of the choice, which takes a network."""
+    at("threshold")
+    workdirs.save_threshold(workdir, stage, 0.5)
+    return 0.5
+
+
+def run(request: dict[str, Any], data: str, sent: int) -> None:
+    """In the child: train, and write to `sent` when the signal is."""
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    WANTED.update(request, sent=sent)
+    if request["file_bytes"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
+
+    def eval_step(*arguments: Any) -> Any:
+        measure = make(*arguments)
+
+        def hooked(*inputs: Any) -> Any:
+            at("validation")
+            return measure(*inputs)
+
+        return hooked
+
+    make, loop.make_eval_step = loop.make_eval_step, eval_step
+    hook(train, "Store", "start-up")
+    hook(loop, "take_means", "step")
+    hook(Checkpoints, "_write_sums", "save")
+    train.settle_threshold = settle_threshold
+    train.build = Means
+    train.stages_of = lambda config, _: Means(config).stages
+    sys.argv = ["train", *FLAGS, f"--data_dir={data}", f"--workdir={request['workdir']}"]
+    sys.orig_argv = sys.argv
+    train.run()
+
+
+def serve(request: dict[str, Any], data: str) -> dict[str, Any]:
+    """Train in a child, and say how it ended."""
+    told, sent = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signals.listen()
+        os.close(told)
+        try:
+            run(request, data, sent)
+        except SystemExit as ended:
+            os._exit(ended.code if isinstance(ended.code, int) else 99)
+        os._exit(98)
+    os.close(sent)
+    if request["after"] is not None:
+        time.sleep(request["after"])
+        os.kill(child, request["signal"])
+        begun = time.monotonic()
+    else:
+        os.read(told, 4)  # or the end of a child that came to no such moment
+        begun = time.monotonic()
+    status = os.waitpid(child, 0)[1]
+    os.close(told)
+    seconds = time.monotonic() - begun
+    return {"code": os.waitstatus_to_exitcode(status), "seconds": seconds}
+
+
+def main() -> None:
+    """Serve."""
+    os.environ |= entry.ALLOCATOR  # so that nothing is started over
+    for line in sys.stdin:
+        print(json.dumps(serve(json.loads(line), sys.argv[1])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

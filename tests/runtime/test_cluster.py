@@ -1,0 +1,147 @@
+"""Processes that cannot become one job, or must not, and devices that are not there."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepsc_jax.runtime import cluster
+from deepsc_jax.runtime.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROGRAM = """
+import sys
+from deepsc_jax.runtime import cluster
+from deepsc_jax.runtime.errors import InputError
+try:
+    {}
+except InputError as error:
+    sys.exit(f"error: {{error}}")
+"""
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMI_"))}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(code)],
+        cwd=ROOT,
+        env=clean | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+INTERACTIVE = {
+    "SLURM_JOB_ID": "5",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+def test_a_step_of_one_task_goes_alone_whatever_the_job_is_allotted() -> None:
+    done = run("print(cluster.initialize())", **INTERACTIVE)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert done.stderr == (
+        "SLURM has allotted 4 tasks and started 1 here: training with 1; srun without --ntasks "
+        "starts all\n"
+    )
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("found_by", ["flag", "slurm"])
+def test_a_port_in_use_is_one_line(family: socket.AddressFamily, found_by: str) -> None:
+    with socket.socket(family) as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        if found_by == "flag":
+            done = run(f"cluster.initialize('localhost:{port}', 2, 0)")
+        else:
+            environment = INTERACTIVE | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+            done = run("cluster.initialize()", **environment, JAX_COORDINATOR_PORT=str(port))
+    whose = f"--coordinator=localhost:{port}" if found_by == "flag" else "SLURM job 5"
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {whose}: port {port} cannot be listened at (Address al")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "abacus"])
+def test_a_platform_that_is_not_there_is_one_line(platform: str) -> None:
+    if platform == "cuda" and pathlib.Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    done = run("cluster.require_devices()", JAX_PLATFORMS=platform)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: JAX_PLATFORMS={platform}: no such device was found (")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def gathered(monkeypatch: pytest.MonkeyPatch, *others: dict[str, str]) -> None:
+    """Let the processes after this one have those digests."""
+
+    def by_process(values: np.ndarray) -> np.ndarray:
+        rows = [values]
+        for digests in others:
+            mine = [cluster.digest("\n".join(digests)), *digests.values()]
+            if values.ndim == 0:
+                rows.append(np.asarray(len(mine)))
+            else:
+                sums = [np.frombuffer(bytes.fromhex(d), np.uint8) for d in mine[: len(values)]]
+                rows.append(np.stack(sums))
+        return np.stack(rows)
+
+    monkeypatch.setattr(cluster, "by_process", by_process)
+
+
+FACTS = {name: cluster.digest(name) for name in ("--learning_rate", "--joint_steps", "store")}
+
+
+def test_processes_of_the_same_settings_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.require_same(FACTS)  # alone
+    gathered(monkeypatch, FACTS, FACTS)
+    cluster.require_same(FACTS)
+
+
+def test_what_differs_among_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = FACTS | {"--learning_rate": cluster.digest("3e-4"), "store": cluster.digest("b")}
+    gathered(monkeypatch, FACTS, other, FACTS | {"store": cluster.digest("c")})
+    with pytest.raises(InputError) as refused:
+        cluster.require_same(FACTS)
+    assert "differ from process 0 in --learning_rate (process 2); store (process 2, 3):" in str(
+        refused.value
+    )
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("other", [{"--seed": FACTS["store"]}, {**FACTS, "--new": FACTS["store"]}])
+def test_processes_of_different_versions_are_refused(
+    monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    gathered(monkeypatch, other)
+    with pytest.raises(InputError, match="different versions of this program"):
+        cluster.require_same(FACTS)
+
+
+def test_what_one_process_refuses_all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> None:
+        raise InputError("run: held")
+
+    def answer(*refused: bool) -> Any:
+        return lambda values: np.asarray([values, *refused])
+
+    monkeypatch.setattr(cluster, "by_process", answer(False))
+    with pytest.raises(InputError, match="run: held"):
+        cluster.together(refuses)
+    cluster.together(lambda: None)
+    monkeypatch.setattr(cluster, "by_process", answer(False, True))
+    with pytest.raises(InputError, match="process 2 refused to start"):
+        cluster.together(lambda: None)
