@@ -220,7 +220,10 @@ def _read(section: type, prefix: str) -> Any:
             values[field.name] = _read(typing.cast(type, kind), f"{name}.")
         else:
             values[field.name] = flags.FLAGS[name].value
-    return section(**values)
+    try:
+        return section(**values)
+    except ValueError as error:  # which names a field, not whose
+        raise ValueError(f"{prefix}{error}") from error
 
 
 def _define(section: type, prefix: str) -> None:
