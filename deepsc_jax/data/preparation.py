@@ -99,10 +99,9 @@ def _prepare(
         if final.exists():
             _remove(replaced)  # of a run that was stopped here
             final.rename(replaced)
+        _remove(partial, "salt")  # never in a finished store
         partial.rename(final)
-        # Needed until here: a run that was stopped before goes on with them.
-        _remove(final, "records/")
-        _remove(final, "salt")
+        _remove(final, "records/")  # needed until here: a run that was stopped goes on with them
         _remove(replaced)
     return failures
 
