@@ -70,9 +70,10 @@ picture: ## docs/picture.png anew, from what make demo predicted
 docs: $(INSTALLED_DOCS) ## the documentation as a site, runs/site/index.html; strict: no broken link
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
-lint: $(INSTALLED_TEST) ## ruff: rules and format
+lint: $(INSTALLED_TEST) ## ruff: rules and format; import-linter: which folder may import which
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 types: $(INSTALLED_TEST) ## pyright
 	$(PY) -m pyright --pythonpath $(PY)

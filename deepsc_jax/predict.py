@@ -31,7 +31,7 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax.config import CLASSES
+from deepsc_jax.data.source import KINDS
 from deepsc_jax.inference import requests
 from deepsc_jax.inference.requests import Found
 from deepsc_jax.inference.results import Outcome
@@ -65,12 +65,14 @@ def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
     Raises:
       InputError: another file is there, or the disk takes none.
     """
-    figures = ["class", *CLASSES, "lesion_ml", "lesion_share_of_lung", "lung_ml"]
-    columns = ["name", "scan", *figures, "notes", "error"]
+    results = [outcome.result or {} for outcome in outcomes]
+    classes = dict.fromkeys(name for r in results for name in r.get("probabilities", ()))
+    figures = ["class", *classes, "lesion_ml", "lesion_share_of_lung", "lung_ml"]
+    columns = dict.fromkeys(["name", "scan", *figures, "notes", "error"])
     try:
         with own(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             rows = csv.DictWriter(file, columns, extrasaction="ignore")
-            rows.writeheader()
+            rows.writerow({column: cell(column) for column in columns})
             for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
                 result: dict[str, Any] = outcome.result or {"error": outcome.error}
                 row = {**result, **result.get("probabilities", {})}
@@ -127,6 +129,13 @@ def define_flags() -> None:
         False,
         "Predict scans again whose result is there; one whose file was changed, too.",
     )
+    flags.DEFINE_multi_enum(
+        "allow",
+        [],
+        KINDS,
+        "Predict scans of doubtful geometry or values, with a note in the result: voxels (their "
+        "sizes), lungs (their volume), intensity (no HU). Repeat for more.",
+    )
     flags.DEFINE_integer(
         "workers",
         None,
@@ -160,7 +169,9 @@ def main() -> int:
     checkpoint = local_path("checkpoint", options.checkpoint)
     predictor = inference.load(checkpoint, options.stage, options.conv_form)
     workers = _workers(options.workers, len(wanted))
-    batch = BatchInference(predictor, out, workers=workers, overwrite=options.overwrite)
+    batch = BatchInference(
+        predictor, out, workers=workers, overwrite=options.overwrite, allow=options.allow
+    )
     signal.signal(signal.SIGTERM, lambda *_: batch.stop())
     outcomes: list[Outcome] = []
     begun = time.monotonic()

@@ -20,7 +20,7 @@ from deepsc_jax.data.sums import meanwhile
 from deepsc_jax.runtime import lock
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, write_json
-from deepsc_jax.runtime.lock import locked
+from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.pool import AbortError, in_parallel
 
 # Of a case's lesion voxels, outside of its lung mask: more than this is worth a line.
@@ -179,7 +179,7 @@ def _made_from(case: Case, data: config.DataConfig, sums: dict[str, str]) -> str
 
 
 def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
-    scan = scans.load_scan(case.scan, data.intensity)
+    scan = scans.load_scan(case.scan, data.intensity, data.allow)
     if case.lung_mask is None:
         lung = lungs.find_lungs(scan, data.intensity)
     else:
@@ -201,7 +201,10 @@ def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
                 "mask, where the network sees nothing: check the lung mask",
                 file=sys.stderr,
             )
-    return prepare_scan(scan, lung, data, lesion)
+    prepared = prepare_scan(scan, lung, data, lesion, data.allow)
+    for note in prepared.notes:
+        print(f"note: {shown(case.name)}: {shown(note)}", file=sys.stderr)
+    return prepared
 
 
 def _without_copies(
@@ -278,7 +281,7 @@ def _alone(out: pathlib.Path) -> Iterator[None]:
     """Keep the making of a store in `out` to this process, by a lock beside it."""
     folder, held = out / "store.lock", False
     try:
-        with locked(folder, "preparation"):
+        with lock.locked(folder, "preparation"):
             held = True
             yield
     finally:

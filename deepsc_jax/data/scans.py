@@ -344,4 +344,4 @@ def scan_name(path: str | os.PathLike[str]) -> str:
     """What a scan is called after its file or folder; links keep their own name."""
     name = Path(os.path.abspath(path)).name
     suffixes = [suffix for suffix in (*SUFFIXES, ".hdr") if name.lower().endswith(suffix)]
-    return name[: len(name) - max(map(len, suffixes), default=0)]
+    return name[: len(name) - max(map(len, suffixes), default=0)] or name

@@ -48,7 +48,9 @@ CHUNK: Ints3 = (16, 64, 64)
 SAMPLED_VOXELS = 2000
 
 # The fields of DataConfig that decide nothing about what is stored, only how it is read.
-READ_FIELDS = frozenset({"tile", "slices", "depth_bucket"})
+READ_FIELDS = frozenset(
+    {"allow", "intensity_mean", "intensity_sd", "tile", "slices", "depth_bucket"}
+)
 
 
 def write_case(

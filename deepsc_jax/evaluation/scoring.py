@@ -71,7 +71,7 @@ def source_case(
       InputError: a source is missing or has changed since the case was prepared.
     """
     with case.unchanged_sources():
-        scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit")
+        scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit", store.data.allow)
         lesion = np.zeros(scan.values.shape, bool)
         if case.lesion_mask is not None:
             lesion = scans.load_mask(case.lesion_mask, scan)

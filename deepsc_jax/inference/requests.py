@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from deepsc_jax.data import itk
+from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
 from deepsc_jax.inference.identity import companions, is_dicom, read_result
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import shown
-
-NIFTI = (".nii", ".nii.gz", ".img")
-ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
-SUFFIXES = (*NIFTI, *ITK)
-"""Of files that hold a scan, in any case of letters. A pair .img and .hdr goes by the first."""
 
 _NAMED = 3  # of what is left out, the first few
 _LARGEST_LIST = 64 << 20  # bytes
@@ -60,7 +57,7 @@ def of_paths(paths: Sequence[Path], lung_masks: Sequence[Path]) -> list[Request]
         raise InputError(
             f"--lung_mask: {len(masks)} given for {len(paths)} scans: give one per --scan, in order"
         )
-    requests = [Request(_name(p), p, m) for p, m in zip(paths, masks, strict=True)]
+    requests = [Request(scan_name(p), p, m) for p, m in zip(paths, masks, strict=True)]
     return _without_collisions(requests, "--scan")
 
 
@@ -103,7 +100,7 @@ def below(folder: Path, results: Path) -> Found:
             left_out["not scans by name"] += [str(where / name) for name in others]
         for path in paths:
             parent = path.relative_to(folder).parent
-            found.append(Request((parent / _name(path)).as_posix(), path))
+            found.append(Request((parent / scan_name(path)).as_posix(), path))
     said = [_left_out(kind, names) for kind, names in left_out.items() if names]
     if not found:
         raise InputError(
@@ -130,7 +127,7 @@ def listed(file: Path) -> Found:
         name = Path(os.path.normpath(os.path.expanduser(line)))
         if name.is_absolute() or ".." in name.parts:
             name = Path(os.path.abspath(path)).relative_to("/")
-        found.append(Request((name.parent / _name(name)).as_posix(), path))
+        found.append(Request((name.parent / scan_name(name)).as_posix(), path))
     if not found:
         raise InputError(f"--scans={file}: an empty list, expected a path of a scan in each line")
     found = _without_collisions(found, "--scans")
@@ -148,13 +145,6 @@ def share(requests: Sequence[Request], text: str) -> list[Request]:
     if index >= count:
         raise InputError(f"--share={text}: expected I/N with I from 0 to N - 1, such as 0/4")
     return list(requests[index::count])
-
-
-def _name(path: Path) -> str:
-    """What a scan is called after its file or folder; links keep their own name."""
-    name = Path(os.path.abspath(path)).name
-    suffixes = [suffix for suffix in (*SUFFIXES, ".hdr") if name.lower().endswith(suffix)]
-    return name[: len(name) - max(map(len, suffixes), default=0)] or name
 
 
 def _lines(file: Path) -> list[str]:
@@ -211,7 +201,7 @@ def _sorted_out(here: Path, names: Sequence[str]) -> tuple[list[str], list[str]]
     """Which of a folder's files are scans, and which are neither that nor the rest of one."""
     scans, belonging = [], set()
     for name in names:
-        if name.lower().endswith(SUFFIXES):
+        if is_scan(name):
             others = companions(here / name)
             if name.lower().endswith(".img") and not others:
                 continue  # half of a pair, or a slice of DICOM
@@ -233,7 +223,7 @@ def _without_reader(requests: Sequence[Request]) -> list[str]:
     need = [
         request
         for request in requests
-        if request.path.name.lower().endswith(ITK) or os.path.isdir(request.path)
+        if request.path.name.lower().endswith(itk.SUFFIXES) or os.path.isdir(request.path)
     ]
     if not need:
         return []

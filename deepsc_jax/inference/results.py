@@ -11,7 +11,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -77,7 +77,13 @@ class Outcome:
 
 
 def attempt(
-    request: Request, out: pathlib.Path, network: Network, compute: Compute, *, overwrite: bool
+    request: Request,
+    out: pathlib.Path,
+    network: Network,
+    compute: Compute,
+    *,
+    overwrite: bool,
+    allow: Collection[str] = (),
 ) -> Outcome:
     """Predict a scan unless that is done (with `overwrite` anyway); whatever fails is told.
 
@@ -94,7 +100,13 @@ def attempt(
             return _found(request, folder, earlier, sources)
         try:
             result = predict_scan(
-                request, folder, network, compute, sources=sources, overwrite=overwrite
+                request,
+                folder,
+                network,
+                compute,
+                sources=sources,
+                overwrite=overwrite,
+                allow=allow,
             )
         except FileNotFoundError:  # another process was faster, and removed what was not needed
             earlier = identity.read_result(folder)
@@ -147,6 +159,7 @@ def predict_scan(
     *,
     sources: Sources | None = None,
     overwrite: bool = False,
+    allow: Collection[str] = (),
 ) -> dict[str, Any]:
     """Predict one scan into `out`, which appears whole or not at all; returns result.json's object.
 
@@ -157,6 +170,7 @@ def predict_scan(
       compute: the network.
       sources: what `identity.identify` says of the request, if it was asked before.
       overwrite: whether a result may be replaced whose scan, at the same path, had other content.
+      allow: doubts about the scan (`source.KINDS`) that become notes of the result.
 
     Raises:
       InputError: the scan or its lung mask is not usable, or `out` holds something else.
@@ -166,18 +180,18 @@ def predict_scan(
         identity.require_replaceable, sources=sources, overwrite=overwrite, read=set()
     )
     ours(out)
-    scan = scans.load_scan(request.path, network.data.intensity)
+    scan = scans.load_scan(request.path, network.data.intensity, allow)
     if request.lung_mask is None:
         lung = lungs.find_lungs(scan, network.data.intensity)
     else:
         lung = scans.load_mask(request.lung_mask, scan, "lung mask")
     sources.require_unchanged()
-    prepared = preprocess.prepare_scan(scan, lung, network.data)
+    prepared = preprocess.prepare_scan(scan, lung, network.data, allow=allow)
     prediction = compute(prepared.volume)
     with folder_aside(out, ours) as folder:
         result = sources.facts() | _write(folder, scan, lung, prepared, prediction, network)
         result |= {
-            "notes": list(getattr(scan, "notes", ())),
+            "notes": [*prepared.notes, *prediction.notes],
             "made_from": {"network": network_digest(network)},
             "files": identity.manifest(folder),
         }

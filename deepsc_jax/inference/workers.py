@@ -18,7 +18,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -57,12 +57,22 @@ class BatchInference:
       out: the folder of results.
       workers: processes that read and write (Linux only); 0 for none, one scan after the other.
       overwrite: whether to predict scans again whose result is there.
+      allow: doubts about scans (`source.KINDS`) that become notes of their results.
     """
 
-    def __init__(self, predictor: Predicts, out: pathlib.Path, *, workers: int, overwrite: bool):
+    def __init__(
+        self,
+        predictor: Predicts,
+        out: pathlib.Path,
+        *,
+        workers: int,
+        overwrite: bool,
+        allow: Collection[str] = (),
+    ):
         self.busy_seconds = 0.0
         self._predictor, self._count = predictor, workers
         self._options = {"out": out, "network": predictor.network, "overwrite": overwrite}
+        self._options["allow"] = allow
         self._device = threading.Lock()
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[Outcome | BaseException | _End | _Stop] = queue.SimpleQueue()

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 
 from deepsc_jax.config import DataConfig
-from deepsc_jax.inference.results import Network, Prediction
+from deepsc_jax.data.prediction import Prediction
+from deepsc_jax.inference.results import Network
 
 NETWORK = Network(
     DataConfig(
@@ -21,14 +22,19 @@ NETWORK = Network(
     0.5,
     "scans",
     "digest",
+    ("lesion", "evidence_1", "evidence_2", "evidence_3"),
 )
 
 
 def compute(volume: np.ndarray) -> Prediction:
     """What depends on the scan."""
     mean = float(volume.mean())
-    evidence = np.stack([volume, volume**2, volume**3])
-    return Prediction(1 - volume, np.array([mean, 1 - mean, 0.0], np.float32), evidence)
+    return Prediction(
+        {"lesion": 1 - volume},
+        np.array([mean, 1 - mean, 0.0], np.float32),
+        {f"evidence_{level}": volume**level for level in (1, 2, 3)},
+        notes=("a stand-in",),
+    )
 
 
 def write_chest(scan: pathlib.Path, *, seed: int = 0) -> pathlib.Path:

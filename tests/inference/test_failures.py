@@ -2,22 +2,24 @@
 
 import csv
 import errno
+import json
 import os
 import pathlib
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from chests import NETWORK, compute, write_chest
 
-from deepsc_jax.config import CLASSES
 from deepsc_jax.data import scans
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import requests, results
 from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Outcome, attempt
 from deepsc_jax.inference.workers import BatchInference
-from deepsc_jax.predict import twins, write_table
+from deepsc_jax.predict import summary, twins, write_table
 from deepsc_jax.runtime.errors import InputError
 
 NAMES = {
@@ -114,7 +116,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_scan_is_predicted(
 class Computes:
     network = NETWORK
 
-    def __call__(self, volume: np.ndarray, /) -> results.Prediction:
+    def __call__(self, volume: np.ndarray, /) -> Prediction:
         return compute(volume)
 
 
@@ -143,7 +145,7 @@ def test_scans_of_any_name_are_predicted_shown_and_tabulated(tmp_path: pathlib.P
     with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["name"] for row in rows} == set(NAMES.values())
-    assert all(row["class"] in CLASSES for row in rows)
+    assert all(row["class"] in NETWORK.data.classes for row in rows)
     assert all(float(row["lesion_ml"]) >= 0 for row in rows)
 
 
@@ -171,19 +173,26 @@ def test_a_file_that_was_copied_is_named(tmp_path: pathlib.Path) -> None:
     ]
 
 
-def test_a_scans_notes_stand_in_its_result(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = scans.load_scan
-
-    def with_notes(*arguments: Any) -> Any:
-        scan = load(*arguments)
-        object.__setattr__(scan, "notes", ("qform and sform differ",))
-        return scan
-
-    monkeypatch.setattr(results.scans, "load_scan", with_notes)
-    outcome = predict(tmp_path)
-    assert outcome.result is not None
-    assert outcome.result["notes"] == ["qform and sform differ"]
-    write_table([outcome], tmp_path / "table.csv")
-    assert "qform and sform differ" in (tmp_path / "table.csv").read_text()
+def test_what_is_doubtful_is_refused_or_allowed_with_a_note(tmp_path: pathlib.Path) -> None:
+    mask = write_chest(tmp_path / "ct.nii")
+    image = nib.Nifti1Image.from_filename(mask)
+    few = np.asarray(image.dataobj).copy()
+    few[:, :, 4:] = 0
+    few[:, 6:] = 0
+    nib.Nifti1Image(few, image.affine, image.header).to_filename(mask)
+    request = Request("ct", tmp_path / "ct.nii", mask)
+    refused = attempt(request, tmp_path / "out", NETWORK, compute, overwrite=False)
+    assert refused.result is None
+    assert "--allow=lungs" in str(refused.error)
+    batch = BatchInference(
+        Computes(), tmp_path / "out", workers=0, overwrite=False, allow=["lungs"]
+    )
+    (allowed,) = batch.outcomes([request])
+    assert allowed.result is not None, allowed.error
+    assert any("its lungs have" in note for note in allowed.result["notes"])
+    assert allowed.result == json.loads((tmp_path / "out" / "ct" / "result.json").read_text())
+    write_table([allowed], tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["notes"] == "; ".join(allowed.result["notes"])
+    assert ", 1 with notes in 9 s" in summary([allowed], 1, seconds=9, busy=1)

@@ -13,14 +13,16 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import chests
 import numpy as np
 import pytest
 
 from deepsc_jax.config import DataConfig
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import requests
 from deepsc_jax.inference import results as prediction
 from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Network, Outcome, Prediction
+from deepsc_jax.inference.results import Network, Outcome
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.predict import summary, write_table
@@ -29,7 +31,7 @@ from deepsc_jax.runtime.errors import InputError
 DATA = DataConfig(
     working_spacing_mm=(8, 9, 9), working_size=(24, 32), tile=(8, 24, 32), depth_bucket=8, slices=8
 )
-NETWORK = Network(DATA, "joint", 0.5, "phantoms", "digest")
+NETWORK = Network(DATA, "joint", 0.5, "phantoms", "digest", chests.NETWORK.volumes)
 
 
 class Computes:
@@ -42,9 +44,7 @@ class Computes:
         self.calls += 1
         if self._before is not None:
             self._before(self.calls)
-        mean = float(volume.mean())
-        evidence = np.stack([volume, volume**2, volume**3])
-        return Prediction(1 - volume, np.array([mean, 1 - mean, 0.0], np.float32), evidence)
+        return chests.compute(volume)
 
 
 @pytest.fixture(scope="module")

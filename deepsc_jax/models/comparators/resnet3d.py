@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import DataConfig, PlatformConfig, option
+from deepsc_jax.config import DataConfig, PlatformConfig, StageConfig, option
 from deepsc_jax.models.layers.batch_norm import BATCH_STATS, BatchNorm
 from deepsc_jax.models.layers.blocks import EXACT, Conv, first_max_pool, recomputed
 from deepsc_jax.models.layers.layout import Layout, Volume
@@ -28,14 +28,18 @@ class Options:
     """The network's own options."""
 
     NAME: ClassVar[str] = "resnet3d"
-    TILE_STEP: ClassVar[int] = 1  # it reads no tiles
 
     widths: tuple[int, ...] = option(
         (64, 128, 256, 512), "code: channels inside the bottlenecks of each of the four layers"
     )
     blocks: tuple[int, ...] = option((3, 4, 6, 3), "paper: bottlenecks of each layer (ResNet-50)")
-    classes: int = option(3, "assumed: outputs, those of the data set")
     stem_stride: int = option(1, "code: stride of the first convolution, in all three axes")
+    classification: StageConfig = dataclasses.field(default_factory=StageConfig)
+
+    @property
+    def tile_step(self) -> int:
+        """Of which the sides of a tile must be multiples: it reads no tiles."""
+        return 1
 
     def widened(self, factor: int) -> "Options":
         """The same network with `factor` times its channels."""
@@ -55,10 +59,13 @@ class Options:
         for name, values in (("widths", self.widths), ("blocks", self.blocks)):
             if min(values) < 1:
                 raise ValueError(f"{name} is {values}: each must be at least 1")
-        if self.classes < 2:
-            raise ValueError(f"classes is {self.classes}: give at least 2")
         if self.stem_stride < 1:
             raise ValueError(f"stem_stride is {self.stem_stride}: it must be at least 1")
+        if platform.accumulation > 1:
+            raise ValueError(
+                f"accumulation is {platform.accumulation}: each part would have statistics of its "
+                "own in batch norms, which is another function: give 1"
+            )
         if platform.space > 1:
             raise ValueError(
                 f"space is {platform.space}: this network's depth is not split: give 1"
@@ -98,6 +105,7 @@ class ResNet3D(nn.Module):
     """The network; `build` makes it."""
 
     options: Options
+    classes: int = 3
     layout: Layout = Layout()
 
     @nn.compact
@@ -133,13 +141,13 @@ class ResNet3D(nn.Module):
             maps[f"layer{i + 1}"] = x = self.perturb(f"layer{i + 1}", x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         pooled = x.astype(wide).mean(axis=(1, 2, 3))
-        head = nn.Dense(self.options.classes, dtype=wide, precision=EXACT, name="fc")
+        head = nn.Dense(self.classes, dtype=wide, precision=EXACT, name="fc")
         return {"logits": head(pooled), "maps": maps}
 
 
-def build(options: Options, layout: Layout) -> nn.Module:
+def build(options: Options, data: DataConfig, layout: Layout) -> nn.Module:
     """The network of `options`."""
-    return ResNet3D(options, layout)
+    return ResNet3D(options, len(data.classes), layout)
 
 
 def losses(

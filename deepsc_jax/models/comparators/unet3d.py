@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import DataConfig, PlatformConfig, option
+from deepsc_jax.config import DataConfig, PlatformConfig, StageConfig, option
 from deepsc_jax.models.layers.blocks import (
     EXACT,
     ConvNormAct,
@@ -28,6 +28,13 @@ from deepsc_jax.models.layers.blocks import (
 )
 from deepsc_jax.models.layers.layout import Layout, Volume
 from deepsc_jax.models.torch_names import CONV, DECONV, POINT, Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(StageConfig):
+    """Its one stage."""
+
+    batch: int = option(2, "code: MLPerf's batch of one device; assumed: of scans")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +53,10 @@ class Options:
     dice_smoothing: float = option(
         1e-6, "code: added above and below the fraction of the Dice loss"
     )
+    segmentation: Training = dataclasses.field(default_factory=Training)
 
     @property
-    def TILE_STEP(self) -> int:  # noqa: N802
+    def tile_step(self) -> int:
         """Of which the sides of a tile must be multiples."""
         return 2 ** (len(self.widths) - 1)
 
@@ -68,7 +76,7 @@ class Options:
             raise ValueError(f"classes is {self.classes}: give the background and at least one")
         if self.dice_smoothing <= 0:
             raise ValueError(f"dice_smoothing is {self.dice_smoothing:g}: it must be above 0")
-        factor = self.TILE_STEP
+        factor = self.tile_step
         if any(side % factor for side in data.tile) or data.tile[0] % (factor * platform.space):
             raise ValueError(
                 f"tile is {data.tile}: {len(self.widths)} levels need multiples of {factor}, and "
@@ -147,8 +155,9 @@ def _down_name(index: int, levels: int) -> str:
     return "bottleneck" if index == levels - 1 else f"downsample{index - 1}"
 
 
-def build(options: Options, layout: Layout) -> nn.Module:
+def build(options: Options, data: DataConfig, layout: Layout) -> nn.Module:
     """The network of `options`."""
+    del data
     return UNet3D(options, layout)
 
 

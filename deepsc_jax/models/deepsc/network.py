@@ -26,7 +26,7 @@ from deepsc_jax.models.deepsc.cross_stitch import CrossStitch
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
-from deepsc_jax.models.layers.blocks import recomputed
+from deepsc_jax.models.layers.blocks import recomputed, standardise
 from deepsc_jax.models.layers.layout import Layout, Volume
 
 __all__ = ["TORCH_NAMES", "DeepSC", "build", "evidence"]  # of a registry's row
@@ -170,12 +170,7 @@ class DeepSC(nn.Module):
         return self.classifier(features, scan_lesion)
 
     def _standardise(self, x: Array) -> Array:
-        """Lung voxels at about mean 0 and deviation 1; 0, which is outside of the lungs, stays 0.
-
-        Assumed; the paper names no such step. Between 0 and 1 the lungs' border is several times as
-        strong as a lesion's: on phantoms a plain U-Net then reached DSC 0.44, and so 0.70.
-        """
-        return jnp.where(x > 0, (x - self.model.intensity_mean) / self.model.intensity_sd, 0)
+        return standardise(x, self.data.intensity_mean, self.data.intensity_sd)
 
     def _slice_grid(self, depth: Array, step: int) -> grids.Grid:
         return grids.slice_grid(depth, self.data.slices, self.data.working_size, step)
