@@ -64,6 +64,9 @@ def test_a_training_step_and_what_it_leaves_behind(form: str, dtype: str, within
     ).to(kind)  # fmt: skip
     weights = to_torch(params, TORCH_NAMES) | to_torch(stats, TORCH_NAMES, BATCH_STATS)
     theirs.load_state_dict(weights, strict=True)
+    for collection, tree in variables.items():
+        again = from_torch(theirs.state_dict(), TORCH_NAMES, tree, collection)
+        jax.tree.map(np.testing.assert_array_equal, again, tree)
 
     @jax.jit
     def ours(params: Any, stats: Any, x: Any, class_weights: Any) -> Any:
