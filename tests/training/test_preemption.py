@@ -14,7 +14,7 @@ from deepsc_jax.training.preemption import Preemption
 def test_a_signal_ends_the_loop_a_few_steps_later(
     data: int, space: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preemption = Preemption(device_mesh.make_mesh(PlatformConfig(data=data, space=space)))
+    preemption = Preemption(device_mesh.make_mesh(PlatformConfig(data_devices=data, space=space)))
     assert not any(preemption.agreed() for _ in range(5))
     assert not preemption.agreed_now()
     monkeypatch.setattr(signals, "received", signal.SIGTERM)
