@@ -14,9 +14,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain parity mutations benchmark test test-slow test-scale lint types
+.PHONY: help venv demo gain parity mutations benchmark docs picture test test-slow test-scale lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -40,6 +41,11 @@ $(INSTALLED_TEST): pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[test]'
 	@touch $@ $(INSTALLED)
 
+$(INSTALLED_DOCS): pyproject.toml | $(PY)
+	@echo "installing the package and its docs extra into $(VENV)"
+	$(PY) -m pip install --quiet $(PIP_FLAGS) -e '.[docs]'
+	@touch $@ $(INSTALLED)
+
 venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
 
 demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
@@ -58,9 +64,16 @@ mutations: $(INSTALLED_TEST) ## twelve deliberate errors, each of which a parity
 benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/benchmark.json (long; nothing beside it)
 	$(PY) -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json
 
-lint: $(INSTALLED_TEST) ## ruff: rules and format
+picture: ## docs/picture.png anew, from what make demo predicted
+	cp runs/demo/predictions/phantom-test-*/picture.png docs/picture.png
+
+docs: $(INSTALLED_DOCS) ## the documentation as a site, runs/site/index.html; strict: no broken link
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+lint: $(INSTALLED_TEST) ## ruff: rules and format; import-linter: which folder may import which
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
 
 types: $(INSTALLED_TEST) ## pyright
 	$(PY) -m pyright --pythonpath $(PY)

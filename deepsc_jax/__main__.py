@@ -1,6 +1,8 @@
 """All commands as one: `deepsc train`, or `python -m deepsc_jax train`."""
 
-import importlib
+import ast
+import pathlib
+import runpy
 import sys
 
 COMMANDS = (
@@ -20,15 +22,22 @@ def run() -> None:
     """Run the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
-        sys.argv[:2] = [f"{sys.argv[0]} {name}"]
-        importlib.import_module(f"deepsc_jax.{name}").run()
-    if name in ("--help", "-h", "help"):
+        del sys.argv[1]
+        # As its own main module, by whose name absl finds the flags that --help shows.
+        runpy.run_module(f"deepsc_jax.{name}", run_name="__main__", alter_sys=True)
+    elif name in ("--help", "-h", "help"):
         for command in COMMANDS:
-            document = importlib.import_module(f"deepsc_jax.{command}").__doc__ or ""
-            print(f"deepsc {command:10}{document.splitlines()[0]}")
-        return
-    print(f"error: {name}: expected one of {', '.join(COMMANDS)}, or --help", file=sys.stderr)
-    sys.exit(2)
+            print(f"deepsc {command:10}{_first_line(command)}")
+    else:
+        expected = f"expected one of {', '.join(COMMANDS)}, or --help"
+        print(f"error: {name}: {expected}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _first_line(command: str) -> str:
+    """What a command says of itself, without the seconds that importing it takes."""
+    source = pathlib.Path(__file__).with_name(f"{command}.py").read_text("utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

@@ -3,19 +3,24 @@
     python -m deepsc_jax.predict --checkpoint=WORKDIR --scan=scan.nii.gz --out=DIR
     python -m deepsc_jax.predict --checkpoint=WORKDIR --scans=FOLDER --out=DIR [--share=I/N]
 
-A scan is a NIfTI file or a folder of DICOM slices; --scans takes all below a folder. For each,
-DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the scan's own grid,
-result.json and picture.png; --scans adds a table, DIR/predictions.csv. A scan whose result is whole
-and was made from the same file by the same network is not predicted again, so a run that was
-stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
+A scan is a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices; --scans takes all below a
+folder. For each, DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the
+scan's own grid, result.json and picture.png; --scans adds a table, DIR/predictions.csv. A scan
+whose result is whole and was made from the same content by the same network is not predicted again,
+so a run that was stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
 (`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
-and the exit code is 1. Research software, not for clinical use.
+and the exit code is 1.
+
+The result of one scan never takes the place of another's. What was not written here, or was changed
+since, is never replaced: a prediction that would is refused, and says by which file. Research
+software, not for clinical use.
 """
 
 # The worker processes import this file too, and have no use for JAX: nothing here imports it before
 # `main` does.
 import contextlib
 import csv
+import dataclasses
 import os
 import pathlib
 import signal
@@ -26,13 +31,14 @@ from typing import Any
 
 from absl import flags
 
-from deepsc_jax.config import CLASSES
+from deepsc_jax.data.source import KINDS
 from deepsc_jax.inference import requests
-from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.requests import Found
 from deepsc_jax.inference.results import Outcome
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.files import local_path, own, require_own, require_writable
+from deepsc_jax.runtime.names import cell, shown
 
 MOST_WORKERS = 8  # by default: a worker may take 2 GiB at 512x512x300
 
@@ -52,24 +58,47 @@ def describe(result: dict) -> str:
 
 
 def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
-    """Write a CSV file of a row per scan, sorted by name: its result's figures, or its error."""
-    figures = ["class", *CLASSES, "lesion_ml", "lesion_share_of_lung", "lung_ml"]
-    with aside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.DictWriter(file, ["name", "scan", *figures, "error"], extrasaction="ignore")
-        rows.writeheader()
-        for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
-            result: dict[str, Any] = outcome.result or {"error": outcome.error}
-            who = {"name": outcome.request.name, "scan": outcome.request.path}
-            rows.writerow({**result, **result.get("probabilities", {}), **who})
+    """Write a CSV file of a row per scan, sorted by name: its result's figures, or its error.
+
+    Names are shown, and never formulas; result.json has paths as they are.
+
+    Raises:
+      InputError: another file is there, or the disk takes none.
+    """
+    results = [outcome.result or {} for outcome in outcomes]
+    classes = dict.fromkeys(name for r in results for name in r.get("probabilities", ()))
+    figures = ["class", *classes, "lesion_ml", "lesion_share_of_lung", "lung_ml"]
+    columns = dict.fromkeys(["name", "scan", *figures, "notes", "error"])
+    try:
+        with own(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            rows = csv.DictWriter(file, columns, extrasaction="ignore")
+            rows.writerow({column: cell(column) for column in columns})
+            for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
+                result: dict[str, Any] = outcome.result or {"error": outcome.error}
+                row = {**result, **result.get("probabilities", {})}
+                row |= {"name": outcome.request.name, "scan": os.fspath(outcome.request.path)}
+                row["notes"] = "; ".join((*outcome.notes, *result.get("notes", ())))
+                texts = {key: cell(value) for key, value in row.items() if isinstance(value, str)}
+                rows.writerow(row | texts)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}): the results are whole; free some space "
+            "and start again for the table"
+        ) from error
 
 
-def summary(outcomes: Sequence[Outcome], total: int, seconds: float, busy: float) -> str:
+def summary(
+    outcomes: Sequence[Outcome], total: int, seconds: float, busy: float, left_out: int = 0
+) -> str:
     """One line about a run: what became of the scans, how fast, and how busy the device was."""
     made = sum(1 for o in outcomes if o.result is not None and not o.skipped)
     parts = [f"{made} of {total} scans predicted"]
+    noted = sum(1 for o in outcomes if o.notes or (o.result or {}).get("notes"))
     for count, what in (
         (sum(o.skipped for o in outcomes), "already there"),
         (sum(o.result is None for o in outcomes), "failed"),
+        (noted, "with notes"),
+        (left_out, "left out"),
     ):
         if count:
             parts.append(f"{count} {what}")
@@ -85,17 +114,28 @@ def summary(outcomes: Sequence[Outcome], total: int, seconds: float, busy: float
 def define_flags() -> None:
     """Define the flags of this command."""
     flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
-    flags.DEFINE_multi_string("scan", [], "NIfTI file or DICOM folder; repeat for more.")
+    flags.DEFINE_multi_string("scan", [], "Scan file or DICOM folder; repeat for more.")
     flags.DEFINE_string(
         "scans",
         None,
-        "Folder: every NIfTI file and DICOM folder below it; their results are named by their "
+        "Folder: every scan file and DICOM folder below it; their results are named by their "
         "paths in it. Or a text file that lists one path a line.",
     )
     flags.DEFINE_string("share", None, "I/N: of the scans every N-th from the I-th on, from 0.")
     flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each --scan; default: found.")
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
-    flags.DEFINE_bool("overwrite", False, "Predict scans again whose result is there.")
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "Predict scans again whose result is there; one whose file was changed, too.",
+    )
+    flags.DEFINE_multi_enum(
+        "allow",
+        [],
+        KINDS,
+        "Predict scans of doubtful geometry or values, with a note in the result: voxels (their "
+        "sizes), lungs (their volume), intensity (no HU). Repeat for more.",
+    )
     flags.DEFINE_integer(
         "workers",
         None,
@@ -118,11 +158,20 @@ def main() -> int:
     from deepsc_jax.runtime import exit_codes
 
     options = flags.FLAGS
-    out = pathlib.Path(options.out)
-    wanted, table = _requests(out)
-    predictor = inference.load(pathlib.Path(options.checkpoint), options.stage, options.conv_form)
+    out = local_path("out", options.out)
+    found, table = _requests(out)
+    wanted = found.requests
+    require_writable("out", out)
+    if table is not None:
+        require_own(table)
+    for note in found.notes:
+        print(f"note: {shown(note)}", file=sys.stderr, flush=True)
+    checkpoint = local_path("checkpoint", options.checkpoint)
+    predictor = inference.load(checkpoint, options.stage, options.conv_form)
     workers = _workers(options.workers, len(wanted))
-    batch = BatchInference(predictor, out, workers=workers, overwrite=options.overwrite)
+    batch = BatchInference(
+        predictor, out, workers=workers, overwrite=options.overwrite, allow=options.allow
+    )
     signal.signal(signal.SIGTERM, lambda *_: batch.stop())
     outcomes: list[Outcome] = []
     begun = time.monotonic()
@@ -130,15 +179,17 @@ def main() -> int:
         with contextlib.closing(batch.outcomes(wanted)) as coming:
             for outcome in coming:
                 outcomes.append(outcome)
-                _say(outcomes, len(wanted), begun)
+                _say(outcomes, len(wanted), begun, notes=table is None)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return exit_codes.INTERRUPTED
     if table is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_table(outcomes, table)
+    for note in twins(outcomes):
+        print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
-    print(summary(outcomes, len(wanted), seconds, batch.busy_seconds), flush=True)
+    line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, found.left_out)
+    print(line, flush=True)
     if len(outcomes) < len(wanted):
         print(f"SIGTERM: {len(wanted) - len(outcomes)} scans are left; start it again to go on")
         return exit_codes.PREEMPTED
@@ -148,26 +199,39 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _requests(out: pathlib.Path) -> tuple[list[Request], pathlib.Path | None]:
+def twins(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each content that several of the scans have."""
+    scans: dict[str, list[str]] = {}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
+        if outcome.result is not None:
+            scans.setdefault(outcome.result["sha256"], []).append(str(outcome.request.path))
+    return [
+        f"{paths[0]} and {paths[1]}{f', and {n - 2} more,' if n > 2 else ''} have the same content"
+        for paths in scans.values()
+        if (n := len(paths)) > 1
+    ]
+
+
+def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
     """The scans to predict, and where their table goes."""
     options = flags.FLAGS
     if bool(options.scan) == (options.scans is not None):
         raise InputError("--scan and --scans: give one of them")
     if options.scan:
-        masks = [pathlib.Path(path) for path in options.lung_mask]
-        wanted = requests.of_paths([pathlib.Path(path) for path in options.scan], masks)
-        table = None
+        masks = [local_path("lung_mask", path) for path in options.lung_mask]
+        paths = [local_path("scan", path) for path in options.scan]
+        found, table = Found(requests.of_paths(paths, masks)), None
     else:
         if options.lung_mask:
             raise InputError("--lung_mask: goes with --scan, but --scans is given")
-        source = pathlib.Path(options.scans)
-        wanted = requests.below(source, out) if source.is_dir() else requests.listed(source)
-        table = out / "predictions.csv"
+        source, table = local_path("scans", options.scans), out / "predictions.csv"
+        folder = os.path.isdir(source)
+        found = requests.below(source, out) if folder else requests.listed(source)
     if options.share is not None:
-        wanted = requests.share(wanted, options.share)
+        found = dataclasses.replace(found, requests=requests.share(found.requests, options.share))
         index, count = options.share.split("/")
         table = table and out / f"predictions-{index}-of-{count}.csv"
-    return wanted, table
+    return found, table
 
 
 def _workers(asked: int | None, scans: int) -> int:
@@ -178,18 +242,22 @@ def _workers(asked: int | None, scans: int) -> int:
     return min(min(cores, MOST_WORKERS) if asked is None else asked, scans)
 
 
-def _say(outcomes: Sequence[Outcome], total: int, begun: float) -> None:
-    """A line about the last outcome, if there is something to say."""
+def _say(outcomes: Sequence[Outcome], total: int, begun: float, *, notes: bool) -> None:
+    """A line about the last outcome, if there is something to say, and its notes, if wanted."""
     last, seconds = outcomes[-1], time.monotonic() - begun
+    name = last.request.name
     if last.error is not None:
-        print(f"error: {last.error}", file=sys.stderr, flush=True)
+        print(f"error: {shown(last.error)}", file=sys.stderr, flush=True)
     elif last.result is not None and not last.skipped:
-        line = f"{last.request.name}: {describe(last.result)} ({last.seconds:.1f} s)"
+        line = f"{name}: {describe(last.result)} ({last.seconds:.1f} s)"
         if total > 1:
             made = sum(not outcome.skipped for outcome in outcomes)
             minutes, rest = divmod(round(seconds / made * (total - len(outcomes))), 60)
             line = f"{len(outcomes)}/{total}  {line}  {minutes}:{rest:02d} left"
-        print(line, flush=True)
+        print(shown(line), flush=True)
+    if notes:
+        for note in (*last.notes, *(last.result or {}).get("notes", ())):
+            print(shown(f"note: {name}: {note}"), file=sys.stderr, flush=True)
 
 
 def run() -> None:

@@ -17,7 +17,9 @@ def draw_params(module: Any, *arguments: Any, seed: int = 0) -> Any:
         normal = rng.normal(size=shape.shape)
         if path[-1].key == "kernel":
             normal *= np.sqrt(2 / np.prod(shape.shape[:-1]))
-        else:  # norms' scales and biases, and the cross-stitch
+        elif path[-1].key == "var":  # running variances
+            normal = np.exp(0.5 * normal)
+        else:  # norms' scales, biases and running means, and the cross-stitch
             normal = 0.3 * normal + (path[-1].key == "scale")
         return jnp.asarray(normal, jnp.float32)
 

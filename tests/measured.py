@@ -5,22 +5,32 @@ from typing import Any
 
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, Times
-from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig, TrainConfig
+from deepsc_jax.models.deepsc.config import JointTraining, Options, PreTraining
+from deepsc_jax.systems.building import stages_of
 
 CONFIG = Config(
     data=DataConfig(working_size=(32, 48), tile=(8, 16, 16), slices=12, depth_bucket=16),
-    model=ModelConfig(norm_groups=4),
-    train=TrainConfig(segmentation_batch=4, joint_batch=2, tiles_per_scan=3),
+    model=Options(
+        norm_groups=4,
+        segmentation=PreTraining(batch=4),
+        joint=JointTraining(batch=2),
+    ),
+    train=TrainConfig(tiles_per_scan=3),
 )
 
 
 def job(
-    work: Any = "train_segmentation", side: str = "ours", variant: str = "", **more: Any
+    work: Any = "train",
+    side: str = "ours",
+    variant: str = "",
+    stage: str = "segmentation",
+    **more: Any,
 ) -> Job:
-    given = {"config": CONFIG, "scan_size": (20, 32, 48), "stage": "joint"} | more
-    return Job(
-        work, given["config"], given["scan_size"], given["stage"], side, variant, pathlib.Path()
-    )
+    given = {"config": CONFIG, "scan_size": (20, 32, 48)} | more
+    reads = stages_of(given["config"], stage)[0].reads
+    size, place = given["scan_size"], pathlib.Path()
+    return Job(work, given["config"], size, stage, reads, side, variant, place)
 
 
 def measured(

@@ -9,28 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from drawn import draw_params, masked_volume
 
-from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig
+from deepsc_jax.data import batch as batches
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.training import state
+from deepsc_jax.models.deepsc.config import JointTraining, Options, PreTraining
+from deepsc_jax.models.layers.layout import Layout
+from deepsc_jax.systems.building import build
+from deepsc_jax.systems.joint import Joint
 
 TILE, SIZE, SLICES = (8, 16, 8), (16, 16), 5
 CONFIG = Config(
     data=DataConfig(working_size=SIZE, tile=TILE, slices=SLICES, depth_bucket=8),
-    model=ModelConfig(
+    model=Options(
         inception_branches=((1,), (1, 3)),
         inception_channels=4,
         lesion_channels=(4, 4, 4),
         classifier_stem_channels=4,
         encoder_channels=(4, 4, 6),
         norm_groups=2,
-    ),
-    train=TrainConfig(
-        segmentation_steps=30,
-        classification_steps=30,
-        joint_steps=30,
-        segmentation_batch=2,
-        classification_batch=2,
-        joint_batch=2,
+        segmentation=PreTraining(steps=30, batch=2),
+        classification=PreTraining(steps=30, batch=2),
+        joint=JointTraining(steps=30, batch=2),
     ),
 )
 CLASS_WEIGHTS = (0.7, 1.0, 1.6)
@@ -76,8 +75,22 @@ def batch(seed: int = 0, depths: tuple[int, int] = (11, 5)) -> dict[str, np.ndar
 
 def draw(config: Config, seed: int = 0) -> Any:
     """Random parameters of the whole network."""
-    network = deepsc.DeepSC(config.model, config.data)
-    return draw_params(network, state.example_batch(config), "joint", seed=seed)["params"]
+    network = network_of(config)
+    example = batches.zeros(system_of(config).init_reads, config.data)
+    return draw_params(network, example, "joint", seed=seed)["params"]
+
+
+def network_of(config: Config, layout: Layout | None = None) -> deepsc.DeepSC:
+    """The network of `config`, by default in the native form."""
+    assert isinstance(config.model, Options)
+    return deepsc.DeepSC(config.model, config.data, layout or Layout())
+
+
+def system_of(config: Config, platform: str = "cpu") -> Joint:
+    """The system of `config`."""
+    system = build(config, platform)
+    assert isinstance(system, Joint)
+    return system
 
 
 def to_jax(batch: dict[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:

@@ -48,7 +48,7 @@ def points(job: Job, quantity: str, devices: Sequence[int]) -> list[tuple[int, J
     """
     config = job.config
     if quantity == "voxels":
-        made = [_of_depth(job, config.model.TILE_STEP * factor) for factor in DOUBLINGS]
+        made = [_of_depth(job, config.model.tile_step * factor) for factor in DOUBLINGS]
         return [(int(np.prod(j.config.data.tile)), j) for j in made]
     if quantity == "channels":
         made = [dataclasses.replace(job, config=_of_width(config, n)) for n in DOUBLINGS]

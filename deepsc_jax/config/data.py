@@ -15,6 +15,11 @@ class DataConfig:
     intensity: Literal["hu", "unit"] = option(
         "hu", "assumed: hu for CT numbers; unit for 8-bit or [0, 1] images, which are only scaled"
     )
+    allow: tuple[Literal["voxels", "lungs", "intensity"], ...] = option(
+        (),
+        "assumed: none. Of voxels,lungs,intensity: kinds of doubt about a scan (voxel sizes and "
+        "positions, volume of the lungs, values that are no HU) to note and not to refuse",
+    )
     hu_window: tuple[float, float] = option(
         (-1400.0, 200.0), "paper: CT numbers are clipped to this range and scaled to [0, 1] (V-A)"
     )
@@ -24,6 +29,12 @@ class DataConfig:
     )
     working_size: tuple[int, int] = option(
         (512, 512), "paper: 512,512: height and width of the grid the network sees"
+    )
+    intensity_mean: float = option(
+        0.36, "assumed: of [0, 1] values inside lungs, subtracted there; 0 for the paper's input"
+    )
+    intensity_sd: float = option(
+        0.1, "assumed: of [0, 1] values inside lungs, divided by there; 1 for the paper's input"
     )
     classes: tuple[str, ...] = option(
         CLASSES, "paper: covid-19,cap,non-pneumonia, the classes of the scans, by id"
@@ -37,6 +48,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_classes()
+        require(self.intensity_sd > 0, f"intensity_sd is {self.intensity_sd:g}: give one above 0")
         low, high = self.hu_window
         require(low < high, f"hu_window is {low:g},{high:g}: give the lower bound first")
         require(

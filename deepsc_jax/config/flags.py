@@ -220,7 +220,10 @@ def _read(section: type, prefix: str) -> Any:
             values[field.name] = _read(typing.cast(type, kind), f"{name}.")
         else:
             values[field.name] = flags.FLAGS[name].value
-    return section(**values)
+    try:
+        return section(**values)
+    except ValueError as error:  # which names a field, not whose
+        raise ValueError(f"{prefix}{error}") from error
 
 
 def _define(section: type, prefix: str) -> None:
@@ -272,7 +275,16 @@ class _TupleParser(flags.ArgumentParser):
         return values
 
     def _values(self, text: str) -> tuple[Any, ...]:
-        return tuple(self.item(part) for part in text.split(","))
+        return tuple(self._value(part) for part in text.split(",")) if text else ()
+
+    def _value(self, text: str) -> Any:
+        if typing.get_origin(self.item) is not Literal:
+            return self.item(text)
+        if text not in typing.get_args(self.item):
+            raise ValueError(
+                f"{text!r} found, some of {','.join(typing.get_args(self.item))} expected"
+            )
+        return text
 
     def flag_type(self) -> str:
         return "tuple"

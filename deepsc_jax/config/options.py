@@ -51,8 +51,11 @@ class ModelOptions(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     NAME: ClassVar[str]
-    TILE_STEP: ClassVar[int]
-    """Of which the sides of a tile must be multiples."""
+
+    @property
+    def tile_step(self) -> int:
+        """Of which the sides of a tile must be multiples."""
+        ...
 
     def widened(self, factor: int) -> Self:
         """The same network with `factor` times its channels."""

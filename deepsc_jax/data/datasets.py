@@ -2,13 +2,18 @@
 
 A case list is a CSV file with the columns of `COLUMNS`. Paths are relative to the file's folder; a
 mask that does not exist is an empty cell. A scan may be a NIfTI file or a folder of DICOM files.
+What spreadsheets make of such a file is read too: semicolons or tabs for commas, UTF-16, the
+encoding of western Windows, other line ends, blanks and capitals in the first line.
 """
 
 import collections
 import csv
 import dataclasses
+import os
 import pathlib
 import re
+import sys
+import unicodedata
 from collections.abc import Sequence
 
 from deepsc_jax.config import CLASSES
@@ -19,7 +24,11 @@ COLUMNS = ("case", "patient", "split", "label", "scan", "lesion_mask", "lung_mas
 SPLITS = ("train", "validation", "test")
 
 # A case's name becomes a folder of the store and the stem of result files.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_NAME = re.compile(r"\w[\w.-]*")
+_LONGEST_NAME = 200  # bytes, of 255 that file systems take
+
+_WINDOWS = "cp1252"
+_BEYOND = "\0"  # no column has this name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Case:
     """One line of a case list.
 
     Attributes:
-      name: unique; letters, digits, `.`, `_` and `-`.
+      name: unique; letters of any script, digits, `.`, `_` and `-`; in Unicode's form NFC.
       patient: whose scan it is; all scans of a patient are in one split.
       split: one of `SPLITS`.
       label: index into `config.CLASSES`.
@@ -66,21 +75,22 @@ def read_cases(
 
     Raises:
       InputError: no such file, a column is missing, an unknown label or split, a case named twice
-        or not at all, a patient in two splits, a missing file, a name in `exclude` that is not
-        there.
+        or not at all, a scan named twice, a patient in two splits, a missing file, a name in
+        `exclude` that is not there.
     """
     csv_path = pathlib.Path(csv_path)
-    rows = _read_rows(csv_path)
+    rows, encoding = _read_rows(csv_path)
     folder = csv_path.absolute().parent
-    unknown = sorted(set(exclude) - {row["case"] for _, row in rows})
+    excluded = {unicodedata.normalize("NFC", name) for name in exclude}
+    unknown = sorted(excluded - {row["case"] for _, row in rows})
     if unknown:
         raise InputError(f"--exclude={unknown[0]}: no such case in {csv_path}: mend the name")
     cases = []
     for line, row in rows:
-        if row["case"] in exclude:
+        if row["case"] in excluded:
             continue
         try:
-            cases.append(_case(row, folder, f"{csv_path}, line {line}"))
+            cases.append(_case(row, folder, encoding, f"{csv_path}, line {line}"))
         except InputError as error:
             if failures is None:
                 raise
@@ -90,7 +100,9 @@ def read_cases(
         raise InputError(f"{csv_path}: no cases found, at least 1 expected: add a line per scan")
     _refuse_leaks(cases, csv_path)
     if check_files:
-        missing = [(case, path) for case in cases for path in case.files() if not path.exists()]
+        missing = [
+            (case, path) for case in cases for path in case.files() if not os.path.exists(path)
+        ]
         if missing:
             case, path = missing[0]
             others = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
@@ -132,31 +144,86 @@ def relative_path(path: pathlib.Path | None, folder: pathlib.Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _read_rows(csv_path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and rows, whitespace stripped, blank lines left out."""
+def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]], str]:
+    """Line numbers and rows, whitespace stripped, blank lines left out; and the encoding.
+
+    Cells beyond the last column are joined as the column `_BEYOND`.
+    """
     if not csv_path.is_file():
         raise InputError(f"{csv_path}: no such case list: give a CSV file with {','.join(COLUMNS)}")
     try:
-        with csv_path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="", skipinitialspace=True)
-            absent = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if absent:
-                raise InputError(
-                    f"{csv_path}: no column {', '.join(absent)} in its first line; expected "
-                    f"{','.join(COLUMNS)}: add it (mask cells may be empty)"
-                )
-            rows = [(reader.line_num, {k: row[k].strip() for k in COLUMNS}) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{csv_path}: not a CSV text file ({error}): save it as UTF-8") from error
-    return [(line, row) for line, row in rows if any(row.values())]
-
-
-def _case(row: dict[str, str], folder: pathlib.Path, place: str) -> Case:
-    name, split, label = row["case"], row["split"], row["label"]
-    if not _NAME.fullmatch(name):
+        text, encoding = _decode(csv_path.read_bytes(), csv_path)
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        separator = max(",;\t", key=lambda mark: len(set(COLUMNS) & set(_columns(lines, mark))))
+        names = _columns(lines, separator)
+        absent = [name for name in COLUMNS if name not in names]
+        twice = [name for name in COLUMNS if names.count(name) > 1]
+        if absent or twice:
+            problem = f"no column {', '.join(absent)}" if absent else f"two columns {twice[0]}"
+            raise InputError(
+                f"{csv_path}: {problem} in its first line; expected {','.join(COLUMNS)}, with "
+                "commas, semicolons or tabs between: mend it (mask cells may be empty)"
+            )
+        reader = csv.DictReader(
+            (f"{line}\n" for line in lines[1:]),
+            names,
+            restkey=_BEYOND,
+            restval="",
+            delimiter=separator,
+            skipinitialspace=True,
+        )
+        rows = []
+        for row in reader:
+            cells = {name: row[name].strip() for name in COLUMNS}
+            cells["case"] = unicodedata.normalize("NFC", cells["case"])
+            cells[_BEYOND] = " ".join(row.get(_BEYOND, ())).strip()
+            rows.append((reader.line_num + 1, cells))
+    except OSError as error:
         raise InputError(
-            f"{place}: case {name!r}: a name of letters, digits, '.', '_' and '-' is expected: "
-            "rename it"
+            f"{csv_path}: cannot be read ({error.strerror}): give yourself the right to read it"
+        ) from error
+    except (UnicodeError, csv.Error) as error:
+        raise InputError(f"{csv_path}: not a CSV text file ({error}): save it as UTF-8") from error
+    return [(line, row) for line, row in rows if any(row.values())], encoding
+
+
+def _decode(content: bytes, csv_path: pathlib.Path) -> tuple[str, str]:
+    """The text of a case list and its encoding."""
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        if encoding == "utf-16":
+            raise
+        encoding = _WINDOWS
+        text = content.decode(encoding)
+        print(
+            f"note: {csv_path}: not UTF-8, so read as {encoding} (western Windows): if names look "
+            "wrong, save it as UTF-8",
+            file=sys.stderr,
+        )
+    if "\0" in text:
+        raise UnicodeError("it has NUL characters")
+    return text, encoding
+
+
+def _columns(lines: Sequence[str], separator: str) -> list[str]:
+    """The names in the first line: blanks around them and capitals do not matter."""
+    names = next(csv.reader(lines[:1], delimiter=separator, skipinitialspace=True), [])
+    return ["_".join(name.casefold().replace("-", " ").split()) for name in names]
+
+
+def _case(row: dict[str, str], folder: pathlib.Path, encoding: str, place: str) -> Case:
+    name, split, label = row["case"], row["split"], row["label"]
+    if not _NAME.fullmatch(name) or len(name.encode()) > _LONGEST_NAME:
+        raise InputError(
+            f"{place}: case {name!r}: a name of letters, digits, '.', '_' and '-', of at most "
+            f"{_LONGEST_NAME} bytes, is expected: rename it"
+        )
+    if row[_BEYOND]:
+        raise InputError(
+            f"{place}: {name}: {row[_BEYOND]!r} is beyond the last column: put cells that hold a "
+            "separator in quotes"
         )
     if label not in CLASSES:
         raise InputError(
@@ -172,34 +239,51 @@ def _case(row: dict[str, str], folder: pathlib.Path, place: str) -> Case:
         if not row[column]:
             raise InputError(f"{place}: {name}: {column} is empty: fill it in")
     scan, lesion_mask, lung_mask = (
-        folder / row[column] if row[column] else None
+        _path(folder, row[column], encoding) if row[column] else None
         for column in ("scan", "lesion_mask", "lung_mask")
     )
     assert scan is not None
     return Case(name, row["patient"], split, CLASSES.index(label), scan, lesion_mask, lung_mask)
 
 
+def _path(folder: pathlib.Path, text: str, encoding: str) -> pathlib.Path:
+    """A path of the list; a list in another encoding than UTF-8 may name files by its own bytes."""
+    path = folder / os.path.expanduser(text)
+    if encoding == _WINDOWS and not os.path.exists(path):
+        raw = folder / os.fsdecode(os.path.expanduser(text).encode(encoding))
+        if os.path.exists(raw):
+            return raw
+    return path
+
+
 def _refuse_repeats(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
+    """Every name once, and every scan once."""
     # Names become file names, and some file systems ignore case.
-    counts = collections.Counter(case.name.lower() for case in cases)
+    counts = collections.Counter(case.name.casefold() for case in cases)
+    scans: dict[str, Case] = {}
     for case in cases:
-        if counts[case.name.lower()] > 1:
+        if counts[case.name.casefold()] > 1:
             raise InputError(
-                f"{csv_path}: case {case.name} stands on {counts[case.name.lower()]} lines (upper "
-                "and lower case alike), 1 expected: rename or remove"
+                f"{csv_path}: case {case.name} stands on {counts[case.name.casefold()]} lines "
+                "(upper and lower case alike), 1 expected: rename or remove"
+            )
+        first = scans.setdefault(os.path.realpath(case.scan), case)
+        if first is not case:
+            raise InputError(
+                f"{csv_path}: case {case.name} ({case.split}) has the scan of case {first.name} "
+                f"({first.split}), {case.scan}, each scan once expected: mend the path, or drop "
+                f"one with --exclude={case.name}"
             )
 
 
 def _refuse_leaks(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
-    """One split for each patient, upper and lower case alike, and for each file."""
-    split_of: dict[tuple[str, str], str] = {}
+    """One split for each patient, upper and lower case alike."""
+    split_of: dict[str, str] = {}
     for case in cases:
-        same = {"patient": case.patient.casefold(), "scan": str(case.scan.resolve())}
-        for kind, value in same.items():
-            split = split_of.setdefault((kind, value), case.split)
-            if split != case.split:
-                what = case.patient if kind == "patient" else case.scan
-                raise InputError(
-                    f"{csv_path}: {kind} {what} is in split {split} and, with case {case.name}, in "
-                    f"{case.split}; one split expected: move all of a patient's scans into one"
-                )
+        split = split_of.setdefault(case.patient.casefold(), case.split)
+        if split != case.split:
+            raise InputError(
+                f"{csv_path}: patient {case.patient} is in split {split} and, with case "
+                f"{case.name}, in {case.split}; one split expected: move all of a patient's scans "
+                "into one"
+            )

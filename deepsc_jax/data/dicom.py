@@ -1,141 +1,378 @@
 """Reading a CT series from a folder of DICOM files, through SimpleITK and its GDCM.
 
 Needs the `dicom` extra. SimpleITK's wheels decode the usual compressed transfer syntaxes, JPEG
-Lossless among them.
+Lossless among them. ITK fills in what a file does not record (positions, spacing: 1 mm), so each
+file's tags are read here first, and slices are chosen, ordered and measured by them.
 """
 
-import sys
+import math
+import os
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Num
+from jaxtyping import Float64
 
+from deepsc_jax.data.dicom_elements import misfit
+from deepsc_jax.data.itk import itk_errors, openable
+from deepsc_jax.data.source import Doubt, Source, require_bounded, scanner_header
 from deepsc_jax.runtime.errors import InputError
 
 POSITION_TOLERANCE = 0.1
-"""Largest deviation of one slice gap from the median gap, as a share of it. Scanners round
-positions to 0.01-0.1 mm; a missing slice doubles a gap."""
+"""Largest deviation of one slice gap from the median gap, as a share of it. A missing slice doubles
+a gap."""
+COARSEST_ROUNDING_MM = 0.1
+"""Scanners round positions to 0.01-0.1 mm, so a gap may be off by that much."""
+
+_TAGS = {
+    "uid": "0020|000e",
+    "instance_uid": "0008|0018",
+    "sop_class": "0008|0016",
+    "modality": "0008|0060",
+    "image_type": "0008|0008",
+    "description": "0008|103e",
+    "number": "0020|0013",
+    "position": "0020|0032",
+    "orientation": "0020|0037",
+    "pixel_spacing": "0028|0030",
+    "step": "0018|0088",
+    "thickness": "0018|0050",
+    "slope": "0028|1053",
+    "intercept": "0028|1052",
+    "bits": "0028|0100",
+}
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_EXPORT = "export the series afresh"
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
-    """One CT series as stored: voxels in HU and where they are."""
+class _Slice:
+    """A DICOM file's tags, "" where it has none."""
 
-    voxels: Num[np.ndarray, "columns rows slices"]
-    affine: Float64[np.ndarray, "4 4"]
-    """Voxel index (column, row, slice) to millimetres in NIfTI's RAS+ world."""
-    uid: str
+    path: Path
+    tags: dict[str, str]
+    size: tuple[int, ...]
+    components: int
+
+    def numbers(self, tag: str) -> tuple[float, ...]:
+        """The tag's numbers, () where it has none or text that is no number."""
+        try:
+            values = tuple(float(value) for value in self.tags[tag].split("\\"))
+        except ValueError:
+            return ()
+        return values if all(map(math.isfinite, values)) else ()
+
+    def is_ct_slice(self) -> bool:
+        """Not a localizer, a screenshot or another modality."""
+        return (
+            self.tags["modality"] in ("", "CT")
+            and "LOCALIZER" not in self.tags["image_type"].upper()
+            and not self.tags["sop_class"].startswith(_SECONDARY_CAPTURE)
+            and self.components == 1
+        )
 
 
-def read_series(folder: Path) -> Series:
+def read_series(folder: Path) -> Source:
     """Read the CT series with most slices in `folder` (subfolders are not searched).
 
     Slices are ordered by their position; rescale slope and intercept are applied, so voxels are HU.
     The slice axis of the affine is the mean step between slice positions, so a tilted gantry's
-    shear is kept.
+    shear is kept. What else lies in the folder is counted in a note.
 
     Raises:
-        InputError: SimpleITK is absent; no DICOM series; not a CT; slices that cannot be decoded,
-            differ in size, or are not evenly spaced.
+        InputError: SimpleITK is absent; no DICOM series; not a CT; slices that differ in size,
+            spacing or orientation, that are not evenly spaced, or of which some have no position.
+            From `voxels()`: slices that cannot be decoded.
     """
-    sitk = _simpleitk()
-    reader = sitk.ImageSeriesReader()
-    showed_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        uid, files = _largest_series(sitk, folder)
-        reader.SetFileNames(files)
-        reader.MetaDataDictionaryArrayUpdateOn()
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(
-            f"{folder}: its DICOM files cannot be read as one series ({_reason(error)}): "
-            "copy the series afresh, one series to a folder"
-        ) from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(showed_warnings)
-
-    modality = _tag(reader, 0, "0008|0060")
-    if modality not in ("", "CT"):
-        raise InputError(f"{folder}: its modality is {modality}, expected CT: give a CT series")
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(
-            f"{folder}: its DICOM files hold {image.GetDimension()}-D images of "
-            f"{image.GetNumberOfComponentsPerPixel()} components, expected a stack of grey slices: "
-            "export the CT as one file per slice"
-        )
-
-    affine = np.eye(4)
-    direction = np.asarray(image.GetDirection()).reshape(3, 3)
-    affine[:3, :3] = direction * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    step = _slice_step(reader, len(files), folder)
-    if step is not None:
-        affine[:3, 2] = step
-    lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return Series(sitk.GetArrayFromImage(image).T, lps_to_ras @ affine, uid)
-
-
-def _simpleitk():
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise InputError(
-            "reading DICOM needs SimpleITK, which is not installed: pip install 'deepsc_jax[dicom]'"
-        ) from error
-    return SimpleITK
-
-
-def _largest_series(sitk, folder: Path) -> tuple[str, tuple[str, ...]]:
-    reader = sitk.ImageSeriesReader
-    series = {
-        uid: reader.GetGDCMSeriesFileNames(str(folder), uid)
-        for uid in reader.GetGDCMSeriesIDs(str(folder))
-    }
-    if not series:
+    with itk_errors(folder, f"{_EXPORT}, one series to a folder") as sitk:
+        slices, others = _read_tags(sitk, folder)
+    series = defaultdict(list)
+    for item in slices:
+        if item.is_ct_slice():
+            series[item.tags["uid"]].append(item)
+    if not slices:
         raise InputError(
             f"{folder}: a folder without a DICOM series, expected one CT series: give the folder "
-            "that holds the slices themselves, or a .nii or .nii.gz file"
+            "that holds the slices themselves, or an image file"
+        )
+    if not series:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(map(_kind, slices)).items())
+        raise InputError(
+            f"{folder}: no CT among its DICOM files (its modality is {kinds}), expected CT: "
+            "give a CT series"
         )
     uid = max(series, key=lambda key: (len(series[key]), key))
-    if len(series) > 1:
-        print(
-            f"note: {folder}: {len(series)} DICOM series found, the one with most slices is read "
-            f"({len(series[uid])} slices, {uid}): for another, give a folder that holds it alone",
-            file=sys.stderr,
-        )
-    return uid, series[uid]
+    chosen = series[uid]
+    notes = _left_out(chosen, [item for item in slices if item not in chosen], others)
+    return _to_source(folder, chosen, notes)
 
 
-def _slice_step(reader, count: int, folder: Path) -> Float64[np.ndarray, "3"] | None:
-    """The mean step from slice to slice in mm (DICOM's LPS), or None where it is not recorded."""
-    texts = [_tag(reader, index, "0020|0032") for index in range(count)]
-    if count < 2 or not all(texts):
-        return None
+def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], list[Path]]:
+    """The DICOM files of a folder, and the other files that lie there."""
+    slices = []
     try:
-        positions = np.array([[float(value) for value in text.split("\\")] for text in texts])
-    except ValueError as error:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        files = [entry for entry in entries if not entry.name.startswith(".") and _is_file(entry)]
+        paths = [Path(folder, entry.name) for entry in files if entry.name != "DICOMDIR"]
+        misfits = {path: misfit(path) for path in paths if _may_be_dicom(path)}
+    except PermissionError as error:
         raise InputError(
-            f"{folder}: an ImagePositionPatient cannot be read ({error}), expected three numbers a "
-            "slice: export the series afresh"
+            f"{error.filename}: may not be read: give yourself the right to read it"
         ) from error
-    steps = np.diff(positions, axis=0)
-    gaps = np.linalg.norm(steps, axis=1)
-    median = float(np.median(gaps))
-    if median <= 0 or np.abs(gaps - median).max() > POSITION_TOLERANCE * median:
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}): check the path") from error
+    damaged = [(path, what) for path, what in misfits.items() if what not in (None, "not DICOM")]
+    if damaged:
         raise InputError(
-            f"{folder}: its slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart, expected "
-            "even steps: a slice is missing or two series are mixed; export the series afresh"
+            f"{damaged[0][0]}: damaged ({damaged[0][1]}), as are {len(damaged)} of {len(paths)} "
+            "files there, expected whole ones: copy the series afresh"
         )
-    return (positions[-1] - positions[0]) / (count - 1)
+    maybe = [path for path, what in misfits.items() if what is None]
+    others = [path for path in paths if path not in maybe]
+    with openable(maybe) as names:
+        for path, name in zip(maybe, names, strict=True):
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(name)
+            reader.SetImageIO("GDCMImageIO")
+            try:
+                reader.ReadImageInformation()
+                tags = {name: _tag(reader, key) for name, key in _TAGS.items()}
+            except (RuntimeError, UnicodeDecodeError):
+                others.append(path)
+                continue
+            size = tuple(int(n) for n in reader.GetSize())
+            slices.append(_Slice(path, tags, size, reader.GetNumberOfComponents()))
+    return slices, others
 
 
-def _tag(reader, index: int, key: str) -> str:
-    return reader.GetMetaData(index, key).strip() if reader.HasMetaDataKey(index, key) else ""
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a link to nowhere
+        return False
 
 
-def _reason(error: Exception) -> str:
-    """The last line of an ITK message, which is the one that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _may_be_dicom(path: Path) -> bool:
+    if path.suffix.lower() in (".dcm", ".ima", ""):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _tag(reader: Any, key: str) -> str:
+    text = reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
+    return text.strip().strip("\0").strip()
+
+
+def _kind(item: _Slice) -> str:
+    kind = item.tags["modality"] or "unknown"
+    return kind if item.is_ct_slice() or kind != "CT" else "localizer or screenshot"
+
+
+def _left_out(chosen: list[_Slice], rest: list[_Slice], others: list[Path]) -> tuple[str, ...]:
+    """The note on which series is read and what else lies beside it; none where nothing does."""
+    counts = Counter((_kind(item), item.tags["uid"]) for item in rest)
+    parts = [f"{number} of {_shown(kind, 24)}" for (kind, _), number in counts.most_common(5)]
+    if len(counts) > 5:
+        parts.append(f"{len(counts) - 5} more series")
+    if others:
+        parts.append(f"{len(others)} that are no DICOM image, such as {others[0].name}")
+    if not parts:
+        return ()
+    tags = chosen[0].tags
+    return (
+        f"its DICOM series …{_shown(tags['uid'][-12:], 12)} "
+        f"({_shown(tags['description'], 40) or 'no description'}, {len(chosen)} slices) is read; "
+        f"left out: {', '.join(parts)}",
+    )
+
+
+def _shown(text: str, most: int) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:most])
+
+
+def _to_source(folder: Path, slices: list[_Slice], notes: tuple[str, ...]) -> Source:
+    """Check, order and measure the slices of one series."""
+    first = slices[0]
+    if any(size != 1 for size in first.size[2:]) or len(first.size) < 2:
+        raise InputError(
+            f"{first.path}: holds an image of {' × '.join(map(str, first.size))} voxels, expected "
+            "one slice: export the CT as one file per slice"
+        )
+    _require_alike(slices)
+    columns, rows = first.size[:2]
+    shape = (columns, rows, len(slices))
+    require_bounded(folder, shape)
+    if (pixel := first.numbers("pixel_spacing")) is None or len(pixel) != 2 or min(pixel) <= 0:
+        raise InputError(
+            f"{first.path}: its PixelSpacing is {_shown(first.tags['pixel_spacing'], 40)!r}, "
+            f"expected two positive numbers: {_EXPORT}"
+        )
+    doubts: list[Doubt] = []
+    axes = first.numbers("orientation")
+    if len(axes) != 6:
+        axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+        doubts.append(_doubt("ImageOrientationPatient", "axial slices of a supine patient"))
+    right, down = np.array(axes[:3]), np.array(axes[3:])
+    normal = np.cross(right, down)
+    if not np.isclose(np.linalg.norm(normal), 1, atol=0.01):
+        raise InputError(
+            f"{first.path}: its ImageOrientationPatient is {axes}, expected two unit vectors at a "
+            f"right angle: {_EXPORT}"
+        )
+    placed = [item for item in slices if len(item.numbers("position")) == 3]
+    if placed:
+        ordered, step = _placed(folder, slices, placed, normal)
+        origin = np.array(ordered[0].numbers("position"))
+    else:
+        ordered, length = _numbered(folder, slices)
+        origin, step = np.zeros(3), length * normal
+        doubts.append(
+            _doubt(
+                "ImagePositionPatient",
+                f"slices in the order of their numbers, upwards, {length:g} mm apart",
+            )
+        )
+    affine = np.eye(4)
+    # Row spacing is written first, and lies along the columns' direction.
+    affine[:3, :3] = np.stack([right * pixel[1], down * pixel[0], step], axis=1)
+    affine[:3, 3] = origin
+    header, affine = scanner_header(folder, _LPS_TO_RAS @ affine, shape)
+    bits = first.numbers("bits")
+    return Source(
+        shape=shape,
+        slope=1.0,
+        intercept=0.0,
+        affine=affine,
+        header=header,
+        voxels=lambda: _decode(folder, ordered),
+        packed=sum(item.path.stat().st_size for item in ordered),
+        unpacked=math.prod(shape) * (int(bits[0]) // 8 if bits and bits[0] > 8 else 1),
+        notes=notes + _scaling_note(folder, slices),
+        doubts=tuple(doubts),
+    )
+
+
+def _doubt(tag: str, taken: str) -> Doubt:
+    return Doubt("voxels", f"its slices have no {tag}; taken would be {taken}", _EXPORT)
+
+
+def _require_alike(slices: list[_Slice]) -> None:
+    """Raise InputError where a slice's size, spacing or orientation is not the first one's."""
+    first = slices[0]
+    for item in slices[1:]:
+        for name, mine, its in (
+            ("image", first.size[:2], item.size[:2]),
+            ("PixelSpacing", first.numbers("pixel_spacing"), item.numbers("pixel_spacing")),
+            ("orientation", first.numbers("orientation"), item.numbers("orientation")),
+        ):
+            if len(mine) != len(its) or not np.allclose(mine, its, rtol=1e-3, atol=1e-3):
+                raise InputError(
+                    f"{item.path}: its {name} is {_listed(its)}, that of {first.path.name} "
+                    f"{_listed(mine)}, expected a series of like slices: {_EXPORT}, one series to "
+                    "a folder"
+                )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "absent"
+
+
+def _placed(
+    folder: Path, slices: list[_Slice], placed: list[_Slice], normal: np.ndarray
+) -> tuple[list[_Slice], Float64[np.ndarray, "3"]]:
+    """The slices in the order of their positions, and the mean step in mm (DICOM's LPS)."""
+    if len(placed) < len(slices):
+        without = [item.path.name for item in slices if item not in placed]
+        raise InputError(
+            f"{folder}: {len(without)} of {len(slices)} slices ({without[0]}) have no "
+            f"ImagePositionPatient that can be read, expected three numbers in each: {_EXPORT}"
+        )
+    ordered = sorted(slices, key=lambda item: (float(item.numbers("position") @ normal), item.path))
+    positions = np.array([item.numbers("position") for item in ordered])
+    if len(ordered) < 2:
+        return ordered, normal
+    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    if (gaps == 0).any():
+        index = int(np.argmin(gaps))
+        raise InputError(
+            f"{folder}: {ordered[index].path.name} and {ordered[index + 1].path.name} lie at one "
+            "position, expected one file for each slice: remove the copy, or export one series to "
+            "a folder"
+        )
+    median = float(np.median(gaps))
+    tolerance = max(POSITION_TOLERANCE * median, min(_rounding_mm(ordered), median / 2))
+    if np.abs(gaps - median).max() > tolerance:
+        index = int(np.argmax(np.abs(gaps - median)))
+        raise InputError(
+            f"{folder}: its slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart (the latter "
+            f"beside {ordered[index].path.name}), expected even steps: a slice is missing or two "
+            f"series are mixed; {_EXPORT}"
+        )
+    return ordered, (positions[-1] - positions[0]) / (len(ordered) - 1)
+
+
+def _rounding_mm(slices: list[_Slice]) -> float:
+    """By how much a gap may be off because positions are written with few decimals."""
+    texts = [text for item in slices for text in item.tags["position"].split("\\")]
+    if any("e" in text.lower() for text in texts):
+        return 0.0
+    decimals = max(len(text.strip().partition(".")[2]) for text in texts)
+    return min(10.0**-decimals, COARSEST_ROUNDING_MM) * 1.01
+
+
+def _numbered(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], float]:
+    """The slices in the order of their numbers, and the distance that they record in mm."""
+    numbers = [item.numbers("number") for item in slices]
+    if any(len(number) != 1 for number in numbers) or len(set(numbers)) < len(slices):
+        raise InputError(
+            f"{folder}: its slices have no ImagePositionPatient, and no InstanceNumber that orders "
+            f"them: {_EXPORT}"
+        )
+    for tag in ("step", "thickness"):
+        lengths = {item.numbers(tag) for item in slices}
+        if len(lengths) == 1 and len(length := lengths.pop()) == 1 and length[0] > 0:
+            ordered = [item for _, item in sorted(zip(numbers, slices, strict=True), key=_number)]
+            return ordered, length[0]
+    raise InputError(
+        f"{folder}: its slices have no ImagePositionPatient, and neither one SpacingBetweenSlices "
+        f"nor one SliceThickness, expected their distance: {_EXPORT}"
+    )
+
+
+def _number(pair: tuple[tuple[float, ...], _Slice]) -> tuple[float, ...]:
+    return pair[0]
+
+
+def _scaling_note(folder: Path, slices: list[_Slice]) -> tuple[str, ...]:
+    """What is said of slices without a rescale slope and intercept; some of them are refused."""
+    without = [item for item in slices if not (item.numbers("slope") and item.numbers("intercept"))]
+    if without and len(without) < len(slices):
+        raise InputError(
+            f"{folder}: {len(without)} of {len(slices)} slices ({without[0].path.name}) have no "
+            f"RescaleSlope and RescaleIntercept that can be read, expected all or none: {_EXPORT}"
+        )
+    if without:
+        return ("its slices have no RescaleSlope and RescaleIntercept: voxels are taken as stored",)
+    return ()
+
+
+def _decode(folder: Path, slices: list[_Slice]) -> np.ndarray:
+    advice = f"{_EXPORT}, one series to a folder"
+    with itk_errors(folder, advice) as sitk, openable([item.path for item in slices]) as names:
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(names)
+        if len({item.numbers("slope") for item in slices}) > 1:
+            reader.SetOutputPixelType(sitk.sitkFloat32)  # else the first slice's type is all's
+        array = sitk.GetArrayFromImage(reader.Execute())
+    expected = (len(slices), slices[0].size[1], slices[0].size[0])
+    if array.shape != expected:
+        raise InputError(
+            f"{folder}: its slices hold {array.shape} voxels, expected {expected}: {_EXPORT}"
+        )
+    return array.T

@@ -100,7 +100,7 @@ def lung_mask(
     if not lung.any():
         raise InputError(_no_lung(name, 0.0))
     filled = lung.copy()
-    for side, medial in _sides(lung, mm):
+    for side, medial in find_sides(lung, mm):
         part = _bounding_box(side)
         closed = _close(side[part], CLOSING_MM, mm)
         filled[part] |= closed | _consolidation(closed, medial, hu[part], mm)
@@ -235,7 +235,7 @@ def _lung_components(hu: np.ndarray, air: np.ndarray, body: np.ndarray, mm: Spac
     return air & np.isin(parts, np.unique(parts[lung]))
 
 
-def _sides(lung: np.ndarray, mm: Spacing) -> list[tuple[np.ndarray, int]]:
+def find_sides(lung: np.ndarray, mm: Spacing) -> list[tuple[np.ndarray, int]]:
     """Each lung, and the way along the width axis to its medial side (+1 right lung, -1 left).
 
     They are parted by eroding until two large pieces stand side by side. The arrays are as wide as

@@ -8,7 +8,7 @@ exactly 0.
 Coordinates are edges: source voxel j spans [j, j + 1) and has its centre at j + ½.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,9 @@ import scipy.sparse
 from jaxtyping import Bool, Float32, Int64, Num
 
 from deepsc_jax.config import DataConfig
+from deepsc_jax.data.plausibility import check_lungs
 from deepsc_jax.data.scans import Mask, Scan, Volume
+from deepsc_jax.data.source import MAX_SLICES
 from deepsc_jax.runtime.errors import InputError
 
 AnyVolume = Num[np.ndarray, "depth height width"] | Bool[np.ndarray, "depth height width"]
@@ -45,6 +47,8 @@ class Prepared:
     lung: Mask
     lesion: Mask | None
     grid: WorkingGrid
+    notes: tuple[str, ...] = ()
+    """The scan's, and what is to be said of its lungs: a line each."""
 
 
 def working_grid(
@@ -134,15 +138,20 @@ def normalise(
 
 
 def prepare_scan(
-    scan: Scan, lung_mask: Mask, config: DataConfig, lesion_mask: Mask | None = None
+    scan: Scan,
+    lung_mask: Mask,
+    config: DataConfig,
+    lesion_mask: Mask | None = None,
+    allow: Collection[str] = frozenset(),
 ) -> Prepared:
     """Normalise a scan, bring it and its masks to the working grid, and mask it by the lungs.
 
     A working voxel belongs to a mask if the resampled mask is at least ½ there; lesions end where
-    the lungs do.
+    the lungs do. Lungs in HU are checked (`plausibility.check_lungs`); `allow` is its argument.
 
     Raises:
-        InputError: the lung mask is empty, at the source or on the working grid.
+        InputError: the lung mask is empty, at the source or on the working grid, or is none of a
+            chest in HU; the working grid has more than MAX_SLICES slices.
     """
     for mask in (lung_mask, lesion_mask):
         if mask is not None:
@@ -153,6 +162,15 @@ def prepare_scan(
             "or check that the file is a chest CT"
         )
     grid = working_grid(_three(scan.values.shape), scan.spacing_mm, lung_mask, config)
+    if grid.shape[0] > MAX_SLICES:
+        raise InputError(
+            f"{scan.path or scan.name}: {len(scan.values)} slices of {scan.spacing_mm[0]:g} mm are "
+            f"{grid.shape[0]} on the working grid, expected at most {MAX_SLICES}: check its voxel "
+            "size, or choose a coarser --working_spacing_mm"
+        )
+    notes = scan.notes
+    if config.intensity == "hu":
+        notes += check_lungs(scan, lung_mask, allow)
     lung = to_working(lung_mask, grid) >= 0.5
     if not lung.any():
         raise InputError(
@@ -164,7 +182,7 @@ def prepare_scan(
     volume = to_working(normalise(scan.values, config), grid)
     np.clip(volume, 0, 1, out=volume)  # weights sum to 1 but for rounding
     volume *= lung
-    return Prepared(volume, lung, lesion, grid)
+    return Prepared(volume, lung, lesion, grid, notes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ affine.
 """
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,8 +24,18 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
+from deepsc_jax.data import itk, nifti
 from deepsc_jax.data.dicom import read_series
-from deepsc_jax.data.nifti import Affine, Source, read_nifti
+from deepsc_jax.data.nifti import MM_PER_UNIT, largest_corner_distance
+from deepsc_jax.data.source import (
+    FORMATS,
+    MAX_SLICES,
+    Affine,
+    Doubt,
+    Source,
+    require_packed_plausibly,
+    settled,
+)
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
 
@@ -43,9 +54,17 @@ MIN_UPRIGHT = 0.98
 """Share of its spacing's product that a voxel's volume must have. A gantry tilted by 11° is there;
 volumes and distances in mm, which take the axes for upright, would be more wrong beyond."""
 
+VOXEL_MM = (0.1, 25.0)
+"""What a side of a voxel of a chest CT in HU may measure."""
+
+SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
+"""Of files that hold a scan or a mask, in small letters; files have them in any case. Of a pair
+.img and .hdr the first is named, though `load_scan` takes either."""
+
+MOST_LABELS = 32
+"""Of a lung mask: lobes and segments have fewer, an image given in its place has more."""
+
 _LPS = axcodes2ornt(("L", "P", "S"))
-_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}
-"""By NIfTI's code for metre, millimetre and micron; a scan without one is taken to be in mm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,81 +83,130 @@ class Scan:
     path: str | None
     header: nib.Nifti1Header
     """The source's geometry alone: forms and their codes, voxel sizes, units; no patient data."""
+    notes: tuple[str, ...] = ()
+    """What another reader would read differently, was allowed, or was left out: a line each."""
 
 
-def load_scan(path: str | os.PathLike[str], intensity: Intensity = "hu") -> Scan:
-    """Load a scan from a NIfTI file (.nii, .nii.gz) or a folder of DICOM slices.
+def load_scan(
+    path: str | os.PathLike[str],
+    intensity: Intensity = "hu",
+    allow: Collection[str] = frozenset(),
+) -> Scan:
+    """Load a scan from a file of one of `SUFFIXES` or a folder of DICOM slices.
 
     Voxel sizes and orientation come from the affine nibabel chooses (sform before qform). A fourth
-    axis of length 1 is dropped. `intensity` says what the values must look like: CT numbers (`hu`)
-    or a 0..255 or 0..1 image (`unit`); they are checked, not changed.
+    axis of length 1 is dropped. NRRD, MetaImage and DICOM need the extra `dicom`.
+
+    Args:
+        path: the file, or the folder.
+        intensity: what the values must look like: CT numbers (`hu`) or a 0..255 or 0..1 image
+            (`unit`); they are checked, not changed.
+        allow: kinds of doubt (`source.KINDS`) that become notes; else they are refused.
 
     Raises:
-        InputError: missing, empty, truncated or non-NIfTI file; folder without a CT series; not a
-            3D volume; fewer than MIN_SLICES slices; voxel size that is zero, negative or not a
-            number; NaN or infinite voxels; one value throughout; values that contradict
-            `intensity`.
+        InputError: missing, empty, truncated or foreign file; folder without a CT series; not a
+            3D volume; fewer than MIN_SLICES slices, or more than MAX_SLICES; voxel size that is
+            zero, negative, not a number, recorded differently, or (HU) outside VOXEL_MM; NaN or
+            infinite voxels; one value throughout; values that contradict `intensity`.
     """
     path = Path(path)
-    if path.is_dir():
-        return convert_dicom(path, intensity)
-    return _to_scan(read_nifti(path), path, intensity)
-
-
-def convert_dicom(folder: str | os.PathLike[str], intensity: Intensity = "hu") -> Scan:
-    """Load the CT series with most slices in a folder of DICOM files (extra `dicom`).
-
-    Raises:
-        InputError: as `load_scan` and `dicom.read_series` say.
-    """
-    folder = Path(folder)
-    series = read_series(folder)
-    header = nib.Nifti1Header()
-    header.set_data_shape(series.voxels.shape)
-    header.set_sform(series.affine, code="scanner")
-    header.set_qform(series.affine, code="scanner", strip_shears=True)
-    header.set_xyzt_units("mm")
-    # The header holds float32: taking the affine back from it makes the written file agree exactly.
-    affine = np.asarray(header.get_sform(), np.float64)
-    return _to_scan(Source(series.voxels, 1.0, 0.0, affine, header), folder, intensity)
+    source = _read(path)
+    axes = _axes(source, path)
+    depth, height, width = (source.shape[axis] for axis in axes)
+    if depth < MIN_SLICES:
+        raise InputError(
+            f"{path}: scan of {depth} slices, expected at least {MIN_SLICES}: the network halves "
+            "the depth three times; give the whole series"
+        )
+    if depth > MAX_SLICES:
+        raise InputError(
+            f"{path}: scan of {depth} slices, expected at most {MAX_SLICES}: check its dimensions, "
+            "or crop it to the chest"
+        )
+    if min(height, width) < MIN_SLICES:
+        raise InputError(
+            f"{path}: its slices are {height}×{width}, expected at least {MIN_SLICES}×{MIN_SLICES}:"
+            " check the file's dimensions"
+        )
+    spacing_mm = _spacing_mm(source)
+    doubts = list(source.doubts)
+    if intensity == "hu" and not all(VOXEL_MM[0] <= size <= VOXEL_MM[1] for size in spacing_mm):
+        shown = " × ".join(f"{size:g}" for size in reversed(spacing_mm))
+        found = f"its voxels measure {shown} mm, expected {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} each"
+        doubts.append(Doubt("voxels", found, "correct the header, or its unit"))
+    notes = source.notes + settled(path, doubts, allow)
+    require_packed_plausibly(path, source.unpacked, source.packed)
+    values, low, high = _values(source, path)
+    notes += settled(path, _intensity_doubts(low, high, intensity, path), allow)
+    return Scan(
+        name=scan_name(path),
+        values=values,
+        spacing_mm=spacing_mm,
+        affine=source.affine,
+        source_shape=source.shape,
+        path=str(path),
+        header=source.header,
+        notes=notes,
+    )
 
 
 def load_mask(path: str | os.PathLike[str], scan: Scan, kind: str = "lesion mask") -> Mask:
     """Load a mask of `scan` in canonical order; it may be stored in another axis order.
 
+    A lesion mask holds 0 and 1; a lung mask may hold labels of sides or lobes, or 255: what is not
+    0 is lung. Shape and position are compared before voxels are read.
+
     Raises:
         InputError: as `load_scan` for the file; shape or position other than the scan's (a corner
-            off by more than AFFINE_TOLERANCE_VOXELS); values other than 0 and 1.
+            off by more than AFFINE_TOLERANCE_VOXELS); values other than 0 and 1, or than labels.
     """
     path = Path(path)
-    source = read_nifti(path)
-    voxels, affine = _canonical(source, path)
-    if voxels.shape != scan.values.shape:
+    source = _read(path)
+    shape = tuple(source.shape[axis] for axis in _axes(source, path))
+    if shape != scan.values.shape:
         raise InputError(
             f"{path}: {kind} is {source.shape}, its scan {scan.name} "
             f"{scan.source_shape}: resample the mask onto the scan, or leave it out"
         )
     scan_affine = _canonical_affine(scan.affine, scan.source_shape)
-    offset = _largest_corner_offset(affine, scan_affine, voxels.shape[::-1])
-    if offset > AFFINE_TOLERANCE_VOXELS:
+    affine = _canonical_affine(source.affine, source.shape)
+    offset = largest_corner_distance(affine, scan_affine, shape[::-1])
+    offset /= float(np.linalg.norm(scan_affine[:3, :3], axis=0).min())
+    if not offset <= AFFINE_TOLERANCE_VOXELS:
         raise InputError(
             f"{path}: {kind} lies up to {offset:.3g} voxels away from its scan {scan.name} by the "
             f"affines in their headers, expected at most {AFFINE_TOLERANCE_VOXELS:g}: "
             "resample the mask onto the scan, or correct its header"
         )
-    mask = np.empty(voxels.shape, np.bool_)
-    others: list[np.ndarray] = []
-    for index, raw in enumerate(voxels):
+    labels = kind == "lung mask"
+    mask = np.empty(shape, np.bool_)
+    others, seen = np.zeros(0), np.zeros(0)
+    for index, raw in enumerate(_canonical(source)):
         values = source.scaled(raw)
+        whole = np.rint(values)
         # A slope in the header makes 1 of a scaled integer mask 1.00000006.
-        mask[index] = one = np.abs(values - 1) < 1e-4
-        others.append(np.unique(values[~(one | (np.abs(values) < 1e-4))]))
-    wrong = np.unique(np.concatenate(others))
-    if wrong.size:
-        shown = ", ".join(f"{value:.6g}" for value in wrong[:5])
+        fits = np.abs(values - whole) < 1e-4 * np.maximum(1, np.abs(whole))
+        fits &= (whole >= 0) if labels else (whole == 0) | (whole == 1)
+        mask[index] = fits & (whole > 0)
+        if not fits.all():
+            others = np.union1d(others, values[~fits])
+        elif labels and len(seen) <= MOST_LABELS + 1:
+            seen = np.union1d(seen, whole)
+    if others.size:
+        shown = ", ".join(f"{value:.6g}" for value in others[:5])
+        beside, expected = (
+            ("", "0 (background) and whole numbers above")
+            if labels
+            else (" beside 0 and 1", "0 and 1 alone")
+        )
         raise InputError(
-            f"{path}: {kind} holds {shown}{', …' if wrong.size > 5 else ''} beside 0 and 1, "
-            "expected 0 and 1 alone: write it as 0 (background) and 1"
+            f"{path}: {kind} holds {shown}{', …' if len(others) > 5 else ''}{beside}, "
+            f"expected {expected}: write it as 0 (background) and 1"
+        )
+    if len(seen) > MOST_LABELS + 1:
+        raise InputError(
+            f"{path}: {kind} holds more than {MOST_LABELS} labels, expected those of lungs or "
+            "lobes, all of which are lung: write it as 0 (background) and 1"
         )
     return mask
 
@@ -173,24 +241,33 @@ def save_like(
         nib.save(image, partial)
 
 
-def _to_scan(source: Source, path: Path, intensity: Intensity) -> Scan:
-    voxels, affine = _canonical(source, path)
-    depth, height, width = voxels.shape
-    if depth < MIN_SLICES:
-        raise InputError(
-            f"{path}: scan of {depth} slices, expected at least {MIN_SLICES}: the network halves "
-            "the depth three times; give the whole series"
-        )
-    if min(height, width) < MIN_SLICES:
-        raise InputError(
-            f"{path}: its slices are {height}×{width}, expected at least {MIN_SLICES}×{MIN_SLICES}:"
-            " check the file's dimensions"
-        )
+def is_scan(name: str) -> bool:
+    """Whether a file's name is that of a scan or mask: one of SUFFIXES, in any case of letters."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def _read(path: Path) -> Source:
+    if os.path.isdir(path):
+        return read_series(path)
+    name = path.name.lower()
+    if name.endswith(itk.SUFFIXES):
+        return itk.read_itk(path)
+    if name.endswith((*nifti.SUFFIXES, ".hdr")):
+        return nifti.read_nifti(path)
+    raise InputError(
+        f"{path}: {'not a scan by its name' if os.path.exists(path) else 'no such file'}, "
+        f"expected {FORMATS} (or the folder, for DICOM): convert it first"
+    )
+
+
+def _values(source: Source, path: Path) -> tuple[Volume, float, float]:
+    """The scaled voxels in canonical order, their least and their largest."""
+    voxels = _canonical(source)
     values = np.empty(voxels.shape, np.float32)
     bad = 0
     low, high = np.inf, -np.inf
     for index, raw in enumerate(voxels):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             values[index] = source.scaled(raw)
         bad += values[index].size - int(np.count_nonzero(np.isfinite(values[index])))
         low, high = min(low, float(values[index].min())), max(high, float(values[index].max()))
@@ -199,27 +276,16 @@ def _to_scan(source: Source, path: Path, intensity: Intensity) -> Scan:
             f"{path}: {bad} voxels are NaN or infinite, expected a number in each: "
             "write the file with air (-1024 HU) in their place"
         )
-    _check_intensity(low, high, intensity, path)
-    millimetres = _MM_PER_UNIT.get(int(source.header["xyzt_units"]), 1.0)
-    width_mm, height_mm, depth_mm = np.linalg.norm(affine[:3, :3], axis=0) * millimetres
-    return Scan(
-        name=scan_name(path),
-        values=values,
-        spacing_mm=(float(depth_mm), float(height_mm), float(width_mm)),
-        affine=source.affine,
-        source_shape=source.shape,
-        path=str(path),
-        header=source.header,
-    )
+    return values, low, high
 
 
-def _check_intensity(low: float, high: float, intensity: Intensity, path: Path) -> None:
-    found = f"{path}: its values lie within {low:g}..{high:g}"
+def _intensity_doubts(low: float, high: float, intensity: Intensity, path: Path) -> list[Doubt]:
+    found = f"its values lie within {low:g}..{high:g}"
     if low == high:
         raise InputError(f"{path}: every voxel is {low:g}, expected an image: check the export")
     if intensity == "unit" and (low < 0 or high > 255 or 1 < high <= 2):
         raise InputError(
-            f"{found}, expected 0..1 or 0..255 with --intensity=unit: "
+            f"{path}: {found}, expected 0..1 or 0..255 with --intensity=unit: "
             "prepare and train with --intensity=hu for CT numbers"
         )
     if intensity == "hu" and low > -500:
@@ -228,13 +294,17 @@ def _check_intensity(low: float, high: float, intensity: Intensity, path: Path) 
             if high <= 255
             else "rescale them to HU (stored values often lack an offset of -1024)"
         )
-        raise InputError(f"{found}, expected HU with air near -1000: {advice}")
+        return [Doubt("intensity", f"{found}, expected HU with air near -1000", advice)]
+    return []
 
 
-def _canonical(source: Source, path: Path) -> tuple[np.ndarray, Affine]:
-    """A (D, H, W) view of the raw voxels, and the affine of its transpose, in the header's unit."""
+def _axes(source: Source, path: Path) -> tuple[int, int, int]:
+    """The file's axes that are the canonical depth, height and width.
+
+    Raises InputError where its affine has no three axes that stand upright on each other.
+    """
     linear = source.affine[:3, :3]
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         norms = np.linalg.norm(linear, axis=0)
     if not (np.isfinite(source.affine).all() and np.isfinite(norms).all() and (norms > 0).all()):
         shown = " × ".join(f"{norm:g}" for norm in norms)
@@ -249,22 +319,29 @@ def _canonical(source: Source, path: Path) -> tuple[np.ndarray, Affine]:
             f"that its spacing says, expected at least {MIN_UPRIGHT:.0%}): resample it to upright "
             "axes, or correct the header"
         )
+    ways = io_orientation(source.affine)[:, 0].astype(int).tolist()
+    return ways.index(2), ways.index(1), ways.index(0)
+
+
+def _spacing_mm(source: Source) -> tuple[float, float, float]:
+    unit = MM_PER_UNIT.get(int(source.header["xyzt_units"]), 1.0)
+    canonical = _canonical_affine(source.affine, source.shape)
+    width_mm, height_mm, depth_mm = np.linalg.norm(canonical[:3, :3], axis=0) * unit
+    return float(depth_mm), float(height_mm), float(width_mm)
+
+
+def _canonical(source: Source) -> np.ndarray:
+    """A (D, H, W) view of the raw voxels."""
     to_lps = ornt_transform(io_orientation(source.affine), _LPS)
-    voxels = apply_orientation(source.voxels, to_lps).T
-    return voxels, _canonical_affine(source.affine, source.voxels.shape)
+    return apply_orientation(source.voxels(), to_lps).T
 
 
 def _canonical_affine(affine: Affine, shape: tuple[int, ...]) -> Affine:
     return affine @ inv_ornt_aff(ornt_transform(io_orientation(affine), _LPS), shape)
 
 
-def _largest_corner_offset(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
-    """Largest distance between the two grids' corners, in voxels (of `b`, its smallest side)."""
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape]), -1).reshape(-1, 3)
-    offsets = corners @ (a - b)[:3, :3].T + (a - b)[:3, 3]
-    return float(np.linalg.norm(offsets, axis=1).max() / np.linalg.norm(b[:3, :3], axis=0).min())
-
-
 def scan_name(path: str | os.PathLike[str]) -> str:
     """What a scan is called after its file or folder; links keep their own name."""
-    return Path(os.path.abspath(path)).name.removesuffix(".gz").removesuffix(".nii")
+    name = Path(os.path.abspath(path)).name
+    suffixes = [suffix for suffix in (*SUFFIXES, ".hdr") if name.lower().endswith(suffix)]
+    return name[: len(name) - max(map(len, suffixes), default=0)] or name

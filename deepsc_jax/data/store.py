@@ -2,7 +2,7 @@
 
 A store is a folder:
 
-    index.json                what it was made with, and one record per case
+    index.json                what it was made with, one record per case, and the sums of all files
     cases/NAME/volume         (D, H, W) uint16: the masked, normalised scan times 65535
     cases/NAME/lesion         (D, H, W) uint8, 0 or 1
     cases/NAME/lung           (D, H, W) uint8, 0 or 1
@@ -13,91 +13,83 @@ fetches the chunks it touches, from a local disk or an object store, and a thous
 thousand files, not millions. Volumes are 16-bit fixed point: the same size as float16, but with an
 error of 0.012 HU everywhere (of a 1600 HU window) where float16 errs by 0.4 HU near 1; 0 and 1 are
 exact, so what is masked stays 0.
+
+Damage is found. Every chunk carries a CRC-32C, which is compared when it is read; chunks of zeros
+are stored like others, so that a lost one is not taken for zeros. A missing or shortened file is
+refused when the store is opened, and `damage` compares the SHA-256 of every file.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
-import json
+import os
 import pathlib
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import tensorstore as ts
 
-from deepsc_jax.config import CLASSES, DataConfig
+from deepsc_jax.config import DataConfig
 from deepsc_jax.config.options import from_document
-from deepsc_jax.data.datasets import SPLITS, Case, relative_path
-from deepsc_jax.data.preprocess import Prepared, WorkingGrid
+from deepsc_jax.data.arrays import DTYPES, LEVELS, array_spec, kvstore, reason, write_array
+from deepsc_jax.data.datasets import SPLITS, Case
+from deepsc_jax.data.preprocess import Prepared
+from deepsc_jax.data.records import Ints3, StoredCase, index_bytes, parse_index, record_from_json
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.progress import Progress
 
 ArrayName = Literal["volume", "lesion", "lung"]
-Ints3 = tuple[int, int, int]
 
-VERSION = 2
 CHUNK: Ints3 = (16, 64, 64)
 SAMPLED_VOXELS = 2000
-_LEVELS = 65535
 
 # The fields of DataConfig that decide nothing about what is stored, only how it is read.
-READ_FIELDS = frozenset({"tile", "slices", "depth_bucket"})
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredCase:
-    """A case's record in the index.
-
-    Attributes:
-      name, patient, split, label: as in `datasets.Case`.
-      shape: (D, H, W) of the working arrays, D its true depth.
-      grid: where the working voxels lie in the source.
-      scan, lesion_mask, lung_mask: source files, absolute; a mask is None where none was given.
-      lesion_voxels, lung_voxels: voxels of each on the working grid.
-    """
-
-    name: str
-    patient: str
-    split: str
-    label: int
-    shape: Ints3
-    grid: WorkingGrid
-    scan: pathlib.Path
-    lesion_mask: pathlib.Path | None
-    lung_mask: pathlib.Path | None
-    lesion_voxels: int
-    lung_voxels: int
-
-    @property
-    def depth(self) -> int:
-        """The number of slices of the working arrays."""
-        return self.shape[0]
-
-    @property
-    def lesions_known(self) -> bool:
-        """Whether the stored lesion mask is the truth: drawn, or of a lesion-free class."""
-        return self.lesion_mask is not None or CLASSES[self.label] == "non-pneumonia"
+READ_FIELDS = frozenset(
+    {"allow", "intensity_mean", "intensity_sd", "tile", "slices", "depth_bucket"}
+)
 
 
 def write_case(
-    folder: pathlib.Path, case: Case, prepared: Prepared, chunk: Ints3 = CHUNK
+    folder: pathlib.Path,
+    case: Case,
+    prepared: Prepared,
+    chunk: Ints3 = CHUNK,
+    sums: Mapping[str, str] | None = None,
 ) -> StoredCase:
-    """Write a case's arrays below `folder`, the store, and return its record for the index."""
+    """Write a case's arrays below `folder`, the store, and return its record for the index.
+
+    Args:
+      folder: of the store.
+      case: what is stored.
+      prepared: its arrays.
+      chunk: of the arrays.
+      sums: `sums.source_sum` of its sources, by the names of `records.SOURCES`.
+
+    Raises:
+      OSError: the arrays cannot be written.
+    """
     shape = prepared.volume.shape
     if not (prepared.volume.min() >= 0 and prepared.volume.max() <= 1):
         raise ValueError(f"{case.name}: volume is not within [0, 1]")
     lesion = np.zeros(shape, bool) if prepared.lesion is None else prepared.lesion
-    root = ts.KvStore.Spec(_root(folder)) / f"cases/{case.name}/"
     arrays = {
-        "volume": np.rint(prepared.volume * np.float32(_LEVELS)).astype(np.uint16),
-        "lesion": lesion.astype(np.uint8),
-        "lung": prepared.lung.astype(np.uint8),
-        "lesion_voxels": sample_lesion_voxels(lesion, case.name).astype(np.int16),
+        "volume": np.rint(prepared.volume * np.float32(LEVELS)),
+        "lesion": lesion,
+        "lung": prepared.lung,
+        "lesion_voxels": sample_lesion_voxels(lesion, case.name),
     }
+    files: dict[str, tuple[int, str]] = {}
     for name, array in arrays.items():
-        spec = _array_spec(root / name, array, chunk if array.ndim == 3 else array.shape)
-        ts.open(spec, create=True, delete_existing=True).result().write(array).result()
+        files |= write_array(
+            folder / "cases" / case.name,
+            name,
+            array.astype(DTYPES[name]),
+            chunk if array.ndim == 3 else array.shape,
+        )
     depth, height, width = shape
     return StoredCase(
         name=case.name,
@@ -105,12 +97,15 @@ def write_case(
         split=case.split,
         label=case.label,
         shape=(depth, height, width),
+        chunk=chunk,
         grid=prepared.grid,
         scan=case.scan,
         lesion_mask=case.lesion_mask,
         lung_mask=case.lung_mask,
         lesion_voxels=int(lesion.sum()),
         lung_voxels=int(prepared.lung.sum()),
+        sums=dict(sums or {}),
+        files=files,
     )
 
 
@@ -136,12 +131,9 @@ def write_index(
     Source paths inside the folder that holds `final` are stored relative to it. `phantoms` says
     that the scans are phantoms; what is trained on the store will say so.
     """
-    base = final.absolute().parent
-    records = ",\n".join(json.dumps(record_to_json(case, base)) for case in cases)
-    made_with = json.dumps(dataclasses.asdict(data))
-    head = f'"version": {VERSION},\n"phantoms": {json.dumps(phantoms)},\n"data": {made_with}'
-    text = f'{{{head},\n"cases": [\n{records}\n]}}\n'
-    (folder / "index.json").write_text(text, encoding="utf-8")
+    text = index_bytes(data, cases, final.absolute().parent, phantoms=phantoms)
+    with aside(folder / "index.json") as partial:
+        partial.write_bytes(text)
 
 
 class Store:
@@ -151,18 +143,25 @@ class Store:
       path: its folder, or the URL of one (`gs://...`, `s3://...`) as tensorstore spells it.
       data: the configuration of the run; None takes whatever the store was made with.
       cache_mib: MiB of decoded chunks kept in memory; 0 keeps none.
+      complete: refuse it if a file is missing, or, of a local store, shorter or longer than it was.
 
     Attributes:
       data: the configuration it was made with.
       phantoms: whether its scans are phantoms.
-      digest: SHA-256 of its index: another one is another store.
+      digest: SHA-256 of its index, in which the sums of all files are: another one is another
+        store, or the same with other content.
 
     Raises:
-      InputError: not a store, or made with other preprocessing than `data` asks for.
+      InputError: not a store, incomplete, or made with other preprocessing than `data` asks for.
     """
 
     def __init__(
-        self, path: str | pathlib.Path, data: DataConfig | None = None, cache_mib: int = 0
+        self,
+        path: str | pathlib.Path,
+        data: DataConfig | None = None,
+        cache_mib: int = 0,
+        *,
+        complete: bool = True,
     ):
         self.path = str(path)
         document = self._read_index()
@@ -175,8 +174,11 @@ class Store:
             raise InputError(
                 f"{self.path}/index.json: not an index of this version ({error!r}): prepare again"
             ) from error
+        self._case = {case.name: case for case in self._cases}
         if data is not None:
             self.require(data)
+        if complete:
+            self._require_complete()
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": cache_mib * 2**20}})
         self._open: dict[tuple[str, str], ts.TensorStore] = {}
         self._lock = threading.Lock()
@@ -243,18 +245,86 @@ class Store:
         future = self._array(case, "lesion_voxels").read()
         return np.asarray(self._result(future, case, "lesion_voxels"), np.int32)
 
+    def damage(self, workers: int = 8) -> list[str]:
+        """A line for each file that is missing, or not as it was written; all bytes are read.
+
+        Args:
+          workers: threads.
+
+        Raises:
+          InputError: the store cannot be reached.
+        """
+        folder = ts.KvStore.open(kvstore(self.path, "")).result()
+
+        def look(file: tuple[str, int, str]) -> str | None:
+            name, _, expected = file
+            try:
+                read = folder.read(name).result()
+            except (ValueError, OSError) as error:
+                return f"{self.path}/{name}: cannot be read ({reason(error)})"
+            if read.state != "value":
+                return f"{self.path}/{name}: missing"
+            if hashlib.sha256(read.value).hexdigest() != expected:
+                return f"{self.path}/{name}: not as it was written (another SHA-256)"
+            return None
+
+        files, found = self.files(), []
+        with (
+            concurrent.futures.ThreadPoolExecutor(workers) as pool,
+            Progress("verify", len(files)) as progress,
+        ):
+            for line in pool.map(look, files):
+                progress.advance()
+                found += [] if line is None else [line]
+        return found
+
+    def files(self) -> list[tuple[str, int, str]]:
+        """Path below the store, size and SHA-256 of every file, the index apart."""
+        return [
+            (f"cases/{case.name}/{name}", size, expected)
+            for case in self.cases()
+            for name, (size, expected) in case.files.items()
+        ]
+
+    def _require_complete(self) -> None:
+        wrong, files = [], self.files()
+        if "://" in self.path:
+            there = {
+                k.decode() for k in ts.KvStore.open(kvstore(self.path, "")).result().list().result()
+            }
+            wrong = [f"{name}: missing" for name, _, _ in files if name not in there]
+        else:
+            for name, expected, _ in files:
+                try:
+                    size = os.stat(f"{self.path}/{name}").st_size
+                except OSError as error:
+                    wrong.append(f"{name}: missing ({error.strerror})")
+                    continue
+                if size != expected:
+                    wrong.append(f"{name}: damaged ({size} bytes found, {expected} expected)")
+        if wrong:
+            others = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
+            raise InputError(
+                f"{self.path}/{wrong[0]}{others}: copy the store again, or prepare it again"
+            )
+
     def _array(self, case: str, array: str) -> ts.TensorStore:
         with self._lock:
             found = self._open.get((case, array))
             if found is None:
-                spec = {
-                    "driver": "zarr3",
-                    "kvstore": _kvstore(self.path, f"cases/{case}/{array}/").to_json(),
+                record = self._case[case]
+                shape, chunk = record.shape, record.chunk
+                if array == "lesion_voxels":
+                    shape = chunk = (min(record.lesion_voxels, SAMPLED_VOXELS), 3)
+                place = kvstore(self.path, f"cases/{case}/{array}/")
+                spec = array_spec(place, array, shape, chunk) | {
+                    # zarr.json is there for other programs: a change of it changes nothing here.
+                    "assume_metadata": True,
                     # A finished store does not change: what was read once needs no second look.
                     "recheck_cached_data": False,
-                    "recheck_cached_metadata": False,
+                    "fill_missing_data_reads": False,
                 }
-                opening = ts.open(spec, open=True, read=True, context=self._context)
+                opening = ts.open(spec, read=True, context=self._context)
                 found = self._open[case, array] = self._result(opening, case, array)
         return found
 
@@ -263,103 +333,31 @@ class Store:
             return future.result()
         except (ValueError, OSError) as error:
             raise InputError(
-                f"{self.path}/cases/{case}/{array}: missing or damaged: copy it again, or prepare "
-                "the store again"
+                f"{self.path}/cases/{case}/{array}: missing or damaged ({reason(error)}): copy it "
+                "again, or prepare the store again"
             ) from error
 
     def _read_index(self) -> dict[str, Any]:
         try:
-            read = ts.KvStore.open(_kvstore(self.path, "")).result().read("index.json").result()
+            read = ts.KvStore.open(kvstore(self.path, "")).result().read("index.json").result()
         except (ValueError, OSError) as error:
-            raise InputError(f"{self.path}: cannot be read ({error}): check the path") from error
+            raise InputError(
+                f"{self.path}: cannot be read ({reason(error)}): check the path"
+            ) from error
         if read.state != "value":
             raise InputError(
                 f"{self.path}: no index.json found, so this is not a store: make one with "
                 "python -m deepsc_jax.prepare"
             )
-        try:
-            document = json.loads(read.value)
-            self.digest = hashlib.sha256(read.value).hexdigest()
-        except ValueError as error:
-            raise InputError(
-                f"{self.path}/index.json: not JSON ({error}): prepare again"
-            ) from error
-        found = document.get("version") if isinstance(document, dict) else None
-        if found != VERSION:
-            raise InputError(
-                f"{self.path}/index.json: version {found} found, {VERSION} expected: prepare again"
-            )
-        return document
-
-
-def _root(folder: pathlib.Path) -> dict[str, str]:
-    return {"driver": "file", "path": f"{folder.absolute()}/"}
-
-
-def _kvstore(path: str, child: str) -> ts.KvStore.Spec:
-    if "://" in path:
-        return ts.KvStore.Spec(path.rstrip("/") + "/") / child
-    return ts.KvStore.Spec(_root(pathlib.Path(path))) / child
-
-
-def _array_spec(
-    kvstore: ts.KvStore.Spec, array: np.ndarray, chunk: Sequence[int]
-) -> dict[str, Any]:
-    """A zarr v3 array of one shard; chunks are clipped to the array."""
-    shape = [max(side, 1) for side in array.shape]
-    chunk = [max(min(c, s), 1) for c, s in zip(chunk, shape, strict=True)]
-    shard = [-(-s // c) * c for s, c in zip(shape, chunk, strict=True)]
-    compression = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle"}
-    codecs = [
-        {"name": "bytes", "configuration": {"endian": "little"}},
-        {"name": "blosc", "configuration": compression | {"typesize": array.itemsize}},
-    ]
-    sharding = {
-        "name": "sharding_indexed",
-        "configuration": {"chunk_shape": chunk, "codecs": codecs},
-    }
-    return {
-        "driver": "zarr3",
-        "kvstore": kvstore.to_json(),
-        "metadata": {
-            "shape": list(array.shape),
-            "data_type": array.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
-            "codecs": [sharding],
-        },
-    }
+        self.digest = hashlib.sha256(read.value).hexdigest()
+        return parse_index(read.value, f"{self.path}/index.json")
 
 
 def _decode(values: Any, array: ArrayName) -> np.ndarray:
     if array != "volume":
         return np.asarray(values)
-    return np.divide(values, np.float32(_LEVELS), dtype=np.float32)
+    return np.divide(values, np.float32(LEVELS), dtype=np.float32)
 
 
 def _flag_text(value: Any) -> str:
     return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
-
-
-def record_to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
-    """A record as the index has it; source paths inside `base` become relative to it."""
-    grid = {
-        field.name: np.asarray(getattr(case.grid, field.name)).tolist()
-        for field in dataclasses.fields(WorkingGrid)
-    }
-    paths = {
-        name: relative_path(getattr(case, name), base)
-        for name in ("scan", "lesion_mask", "lung_mask")
-    }
-    record = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
-    return record | paths | {"label": CLASSES[case.label], "depth": case.depth, "grid": grid}
-
-
-def record_from_json(record: dict[str, Any], base: pathlib.Path) -> StoredCase:
-    """What `record_to_json` made. Raises KeyError, TypeError or ValueError if it did not."""
-    values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
-    for name in ("scan", "lesion_mask", "lung_mask"):
-        values[name] = base / values[name] if values[name] else None
-    values["label"] = CLASSES.index(values["label"])
-    values["shape"] = tuple(values["shape"])
-    values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
-    return StoredCase(**values)

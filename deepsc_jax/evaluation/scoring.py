@@ -65,16 +65,20 @@ def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> dict[str, 
 def source_case(
     store: Store, case: StoredCase, intensity: str, nuisances: dict[str, float] | None = None
 ) -> baselines.BaselineCase:
-    """A stored case's values, lesions and lungs on its source's grid."""
-    scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit")
+    """A stored case's values, lesions and lungs on its source's grid.
+
+    Raises:
+      InputError: a source is missing or has changed since the case was prepared.
+    """
+    with case.unchanged_sources():
+        scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit", store.data.allow)
+        lesion = np.zeros(scan.values.shape, bool)
+        if case.lesion_mask is not None:
+            lesion = scans.load_mask(case.lesion_mask, scan)
+        if case.lung_mask is not None:
+            lung = scans.load_mask(case.lung_mask, scan, "lung mask")
     if case.lung_mask is None:
         lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
-    else:
-        lung = scans.load_mask(case.lung_mask, scan, "lung mask")
-    if case.lesion_mask is None:
-        lesion = np.zeros(scan.values.shape, bool)
-    else:
-        lesion = scans.load_mask(case.lesion_mask, scan)
     return baselines.BaselineCase(
         scan.values, lesion, lung, scan.spacing_mm, case.label, nuisances or {}
     )

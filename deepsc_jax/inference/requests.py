@@ -1,14 +1,22 @@
 """Which scans to predict, what their results are called, and which of them are this process's."""
 
 import collections
+import importlib.util
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deepsc_jax.data.scans import scan_name
+from deepsc_jax.data import itk
+from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
+from deepsc_jax.inference.identity import companions, is_dicom, read_result
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.names import shown
+
+_NAMED = 3  # of what is left out, the first few
+_LARGEST_LIST = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -18,9 +26,24 @@ class Request:
     name: str
     """Of its result: a path relative to the folder of results."""
     path: Path
-    """A NIfTI file or a folder of DICOM slices."""
+    """A file or a folder of DICOM slices."""
     lung_mask: Path | None = None
     """Found where it is None."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The scans below a folder or in a list.
+
+    Attributes:
+      requests: one for each.
+      notes: what is to be said before they are predicted, a line each: what was left out, and why.
+      left_out: how many files and folders that was.
+    """
+
+    requests: list[Request]
+    notes: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 def of_paths(paths: Sequence[Path], lung_masks: Sequence[Path]) -> list[Request]:
@@ -38,69 +61,77 @@ def of_paths(paths: Sequence[Path], lung_masks: Sequence[Path]) -> list[Request]
     return _without_collisions(requests, "--scan")
 
 
-def below(folder: Path, results: Path) -> list[Request]:
+def below(folder: Path, results: Path) -> Found:
     """Every scan below a folder, sorted, each named by its path relative to it.
 
-    Those are all .nii and .nii.gz files and all folders that hold DICOM files. What begins with a
-    dot is left out, and the folder of results, should it lie there. Links are followed, but no
-    folder is entered twice.
+    Those are all files of `SUFFIXES` and all folders that hold DICOM files. Left out are the folder
+    of results, should it lie there, folders that hold an earlier result, what begins with a dot,
+    and what is no regular file. Links are followed, but no folder is entered twice.
 
     Raises:
         InputError: a folder may not be read; no scan; results that would collide.
     """
-    left_out = os.path.realpath(results)
-    if os.path.realpath(folder) == left_out:
+    top = os.path.realpath(results)
+    if os.path.realpath(folder) == top:
         raise InputError(f"--out={results}: is the folder of the scans, expected another")
     found: list[Request] = []
+    left_out: dict[str, list[str]] = collections.defaultdict(list)
     entered = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         place = os.path.realpath(here)
-        if place in entered or place == left_out:
+        if place in entered or place == top:
             folders.clear()
             continue
         entered.add(place)
+        where = Path(here).relative_to(folder)
+        if "result.json" in files and read_result(Path(here)) is not None:
+            left_out["earlier results"].append(str(where))
+            folders.clear()
+            continue
+        hidden = [name for name in (*folders, *files) if name.startswith(".")]
+        left_out["hidden"] += [str(where / name) for name in sorted(hidden)]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        seen = sorted(name for name in files if not name.startswith("."))
-        scans = [name for name in seen if name.endswith((".nii", ".nii.gz"))]
+        regular = _regular(Path(here), sorted(set(files) - set(hidden)), where, left_out)
+        scans, others = _sorted_out(Path(here), regular)
         paths = [Path(here, name) for name in scans]
-        if _are_dicom(Path(here), [name for name in seen if name not in scans]):
+        if _are_dicom(Path(here), others):
             paths.append(Path(here))
+        else:
+            left_out["not scans by name"] += [str(where / name) for name in others]
         for path in paths:
             parent = path.relative_to(folder).parent
             found.append(Request((parent / scan_name(path)).as_posix(), path))
+    said = [_left_out(kind, names) for kind, names in left_out.items() if names]
     if not found:
         raise InputError(
-            f"--scans={folder}: no .nii or .nii.gz file and no folder of DICOM slices below it: "
-            "check the path"
+            f"--scans={folder}: no file of {', '.join(SUFFIXES)} and no folder of DICOM slices "
+            f"below it{''.join(f'; {line}' for line in said)}: check the path"
         )
-    return _without_collisions(sorted(found, key=lambda request: request.name), "--scans")
+    found = _without_collisions(sorted(found, key=lambda request: request.name), "--scans")
+    notes = [f"{folder}: {line}" for line in said] + _without_reader(found)
+    return Found(found, tuple(notes), sum(map(len, left_out.values())))
 
 
-def listed(file: Path) -> list[Request]:
+def listed(file: Path) -> Found:
     """The scans of a text file that lists one path a line; relative ones begin at its folder.
 
-    Results are named by the paths as they are listed; those of absolute ones without the first /.
+    Blank lines and those that begin with # are no paths. Results are named by the paths as they are
+    listed; those of absolute ones without the first /.
 
     Raises:
         InputError: the file cannot be read or lists nothing; results that would collide.
     """
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--scans={file}: cannot be read ({error}), expected a folder of scans, or a text file "
-            "that lists one path a line"
-        ) from error
     found = []
-    for line in filter(None, map(str.strip, lines)):
-        path = file.parent / line
-        shown = Path(os.path.normpath(line))
-        if shown.is_absolute() or ".." in shown.parts:
-            shown = Path(os.path.abspath(path)).relative_to("/")
-        found.append(Request((shown.parent / scan_name(shown)).as_posix(), path))
+    for line in _lines(file):
+        path = Path(file.parent, os.path.expanduser(line))
+        name = Path(os.path.normpath(os.path.expanduser(line)))
+        if name.is_absolute() or ".." in name.parts:
+            name = Path(os.path.abspath(path)).relative_to("/")
+        found.append(Request((name.parent / scan_name(name)).as_posix(), path))
     if not found:
         raise InputError(f"--scans={file}: an empty list, expected a path of a scan in each line")
-    return _without_collisions(found, "--scans")
+    found = _without_collisions(found, "--scans")
+    return Found(found, tuple(_without_reader(found)))
 
 
 def share(requests: Sequence[Request], text: str) -> list[Request]:
@@ -114,6 +145,94 @@ def share(requests: Sequence[Request], text: str) -> list[Request]:
     if index >= count:
         raise InputError(f"--share={text}: expected I/N with I from 0 to N - 1, such as 0/4")
     return list(requests[index::count])
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a list that say something, whatever an editor or a spreadsheet made of them.
+
+    Bytes that are no UTF-8 stay what they are: a name is bytes.
+    """
+    try:
+        facts = file.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise InputError(
+                f"--scans={file}: no regular file, expected a folder of scans, or a text file that "
+                "lists one path a line"
+            )
+        content = file.read_bytes() if facts.st_size <= _LARGEST_LIST else b"\0"
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"--scans={file}: cannot be read ({error}), expected a folder of scans, or a text file "
+            "that lists one path a line"
+        ) from error
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if b"\0" in content and not wide:
+        raise InputError(
+            f"--scans={file}: not a text file, expected a folder of scans, or a text file that "
+            "lists one path a line: give a scan as --scan"
+        )
+    text = content.decode(
+        "utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape"
+    )
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _regular(
+    here: Path, names: Sequence[str], where: Path, left_out: dict[str, list[str]]
+) -> list[str]:
+    """The names of regular files; of links to such too."""
+    regular = []
+    for name in names:
+        try:
+            mode = (here / name).stat().st_mode
+        except OSError:  # a link to nothing, or a loop of them
+            mode = 0
+        if stat.S_ISREG(mode):
+            regular.append(name)
+        else:
+            left_out["not regular files"].append(str(where / name))
+    return regular
+
+
+def _sorted_out(here: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Which of a folder's files are scans, and which are neither that nor the rest of one."""
+    scans, belonging = [], set()
+    for name in names:
+        if is_scan(name):
+            others = companions(here / name)
+            if name.lower().endswith(".img") and not others:
+                continue  # half of a pair, or a slice of DICOM
+            scans.append(name)
+            belonging |= {other.name for other in others if other.parent == here}
+    return scans, [name for name in names if name not in belonging and name not in scans]
+
+
+def _left_out(kind: str, names: Sequence[str]) -> str:
+    """That some files or folders are left out: how many, why, and the first few."""
+    rest = ", …" if len(names) > _NAMED else ""
+    return f"{len(names)} left out, {kind}: {', '.join(map(shown, names[:_NAMED]))}{rest}"
+
+
+def _without_reader(requests: Sequence[Request]) -> list[str]:
+    """A line where SimpleITK is needed and not installed."""
+    if importlib.util.find_spec("SimpleITK") is not None:
+        return []
+    need = [
+        request
+        for request in requests
+        if request.path.name.lower().endswith(itk.SUFFIXES) or os.path.isdir(request.path)
+    ]
+    if not need:
+        return []
+    first = ", ".join(shown(request.path.name) for request in need[:_NAMED])
+    return [
+        f"{len(need)} of {len(requests)} scans cannot be read without SimpleITK, which is not "
+        f"installed ({first}{', …' if len(need) > _NAMED else ''}): "
+        "pip install 'deepsc_jax[dicom]'"
+    ]
 
 
 def _without_collisions(requests: list[Request], flag: str) -> list[Request]:
@@ -137,15 +256,7 @@ def _are_dicom(folder: Path, names: Sequence[str]) -> bool:
     """Whether one of the files is DICOM, by its name or content; an index of others is not."""
     if any(name.lower().endswith(".dcm") for name in names):
         return True
-    return any(_is_dicom(folder / name) for name in names if name != "DICOMDIR")
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return any(is_dicom(folder / name) for name in names if name != "DICOMDIR")
 
 
 def _unreadable(error: OSError) -> None:

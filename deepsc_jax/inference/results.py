@@ -6,14 +6,14 @@ processes that read scans and write results do without.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,10 +24,12 @@ from deepsc_jax.data import lungs, preprocess, scans
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.scans import Scan
+from deepsc_jax.inference import identity
+from deepsc_jax.inference.failures import explained
+from deepsc_jax.inference.identity import Sources
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
-from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import folder_aside, write_json
+from deepsc_jax.runtime.files import folder_aside, put_back, write_json
 
 Compute = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
 
@@ -63,6 +65,7 @@ class Outcome:
       skipped: whether the result was there.
       error: why there is no result, in one line.
       seconds: from reading the scan to the result.
+      notes: what is to be said of a result that was there, a line each.
     """
 
     request: Request
@@ -70,88 +73,130 @@ class Outcome:
     skipped: bool = False
     error: str | None = None
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def attempt(
-    request: Request, out: pathlib.Path, network: Network, compute: Compute, *, overwrite: bool
+    request: Request,
+    out: pathlib.Path,
+    network: Network,
+    compute: Compute,
+    *,
+    overwrite: bool,
+    allow: Collection[str] = (),
 ) -> Outcome:
-    """Predict a scan unless that is done (with `overwrite` anyway); whatever fails is told."""
+    """Predict a scan unless that is done (with `overwrite` anyway); whatever fails is told.
+
+    A result is done if it is of a scan and a lung mask of the same content, by the same network,
+    and all its files are there. One that is not is made again; `identity.require_replaceable` says
+    which results that may replace.
+    """
     folder, begun = out / request.name, time.monotonic()
     try:
-        facts = made_from(request, network)
-        result = None if overwrite else finished(folder, facts)
-        if result is not None:
-            return Outcome(request, result, skipped=True)
+        put_back(folder)
+        earlier = identity.read_result(folder)
+        sources = identity.identify(request.path, request.lung_mask, earlier)
+        if not overwrite and is_done(earlier, folder, sources, network):
+            return _found(request, folder, earlier, sources)
         try:
-            result = predict_scan(request, folder, network, compute)
+            result = predict_scan(
+                request,
+                folder,
+                network,
+                compute,
+                sources=sources,
+                overwrite=overwrite,
+                allow=allow,
+            )
         except FileNotFoundError:  # another process was faster, and removed what was not needed
-            result = finished(folder, facts)
-            if result is None:
+            earlier = identity.read_result(folder)
+            if not is_done(earlier, folder, sources, network):
                 raise
+            return _found(request, folder, earlier, sources)
         return Outcome(request, result, seconds=time.monotonic() - begun)
-    except InputError as error:
-        return Outcome(request, error=str(error))
     except Exception as error:  # the other scans must not be lost to it
-        traceback.print_exception(error)
-        return Outcome(request, error=f"{request.path}: {type(error).__name__}: {error}")
+        return Outcome(request, error=explained(error, request.path, out))
 
 
-def made_from(request: Request, network: Network) -> dict[str, str]:
-    """What a result depends on: the network, and its files' names, sizes and times."""
-    facts = [dataclasses.asdict(network.data), network.stage, network.threshold, network.trained_on]
-    paths = [path for path in (request.path, request.lung_mask) if path is not None]
-    files = [f for p in paths for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
-    stats = [(file.name, file.stat()) for file in files]
-    found = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    masked = request.lung_mask is not None
-    return {
-        "network": _digest([__version__, network.digest, *facts]),
-        "files": _digest([found, masked]),
-    }
+def is_done(
+    result: dict[str, Any] | None, folder: pathlib.Path, sources: Sources, network: Network
+) -> TypeGuard[dict[str, Any]]:
+    """Whether a result is of those files, by that network, and its files are all there."""
+    if result is None:
+        return False
+    facts = sources.facts()
+    made_from = all(result.get(key) == facts[key] for key in ("sha256", "lung_mask_sha256"))
+    by_it = result["made_from"] == {"network": network_digest(network)}
+    return made_from and by_it and not identity.missing_and_changed(folder, result)[0]
 
 
-def _digest(facts: Any) -> str:
+def _found(
+    request: Request, folder: pathlib.Path, result: dict[str, Any], sources: Sources
+) -> Outcome:
+    """A result that was there, and what is to be said of it."""
+    notes = [
+        f"{folder / name}: has changed since it was written; it stays as it is"
+        for name in identity.missing_and_changed(folder, result)[1]
+    ]
+    if result["scan"] != sources.scan.place:
+        notes.append(f"{request.path}: has the content of {result['scan']}, whose result is there")
+    return Outcome(request, result, skipped=True, notes=tuple(notes))
+
+
+def network_digest(network: Network) -> str:
+    """What a result depends on beside its scan and lung mask, as a SHA-256."""
+    data = dataclasses.asdict(network.data)
+    facts = [__version__, network.digest, data, network.stage]
+    facts += [network.threshold, network.trained_on]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
 
-def finished(folder: pathlib.Path, facts: dict[str, str]) -> dict[str, Any] | None:
-    """The result in `folder` if it is whole and made from that (see `made_from`)."""
-    try:
-        result = json.loads((folder / "result.json").read_text("utf-8"))
-        sizes: dict[str, int] = result["files"]
-        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
-        return result if whole and result["made_from"] == facts else None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
-        return None  # none, of an earlier version, or not whole
-
-
 def predict_scan(
-    request: Request, out: pathlib.Path, network: Network, compute: Compute
+    request: Request,
+    out: pathlib.Path,
+    network: Network,
+    compute: Compute,
+    *,
+    sources: Sources | None = None,
+    overwrite: bool = False,
+    allow: Collection[str] = (),
 ) -> dict[str, Any]:
     """Predict one scan into `out`, which appears whole or not at all; returns result.json's object.
 
-    An earlier result there is replaced.
+    Args:
+      request: the scan, and its lung mask if there is one.
+      out: the folder of the result; an earlier result there is replaced if it may be.
+      network: what is known of the network.
+      compute: the network.
+      sources: what `identity.identify` says of the request, if it was asked before.
+      overwrite: whether a result may be replaced whose scan, at the same path, had other content.
+      allow: doubts about the scan (`source.KINDS`) that become notes of the result.
 
     Raises:
       InputError: the scan or its lung mask is not usable, or `out` holds something else.
     """
-    if out.exists() and not (out / "result.json").is_file():
-        raise InputError(
-            f"{out}: exists and holds no earlier result, expected a new folder: give another --out"
-        )
-    facts = made_from(request, network)  # before it is read: a file that changes meanwhile is seen
-    scan = scans.load_scan(request.path, network.data.intensity)
+    sources = sources or identity.identify(request.path, request.lung_mask)
+    ours = functools.partial(
+        identity.require_replaceable, sources=sources, overwrite=overwrite, read=set()
+    )
+    ours(out)
+    scan = scans.load_scan(request.path, network.data.intensity, allow)
     if request.lung_mask is None:
         lung = lungs.find_lungs(scan, network.data.intensity)
     else:
         lung = scans.load_mask(request.lung_mask, scan, "lung mask")
-    prepared = preprocess.prepare_scan(scan, lung, network.data)
+    sources.require_unchanged()
+    prepared = preprocess.prepare_scan(scan, lung, network.data, allow=allow)
     prediction = compute(prepared.volume)
-    with folder_aside(out) as folder:
-        result = _write(folder, scan, lung, prepared, prediction, network)
-        sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        result = {"scan": str(request.path), **result, "made_from": facts, "files": sizes}
-        write_json(result, folder / "result.json")
+    with folder_aside(out, ours) as folder:
+        result = sources.facts() | _write(folder, scan, lung, prepared, prediction, network)
+        result |= {
+            "notes": [*prepared.notes, *prediction.notes],
+            "made_from": {"network": network_digest(network)},
+            "files": identity.manifest(folder),
+        }
+        result = identity.signed(result)
+        write_json(result, folder / identity.RESULT)
     return result
 
 

@@ -18,8 +18,7 @@ import queue
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -27,9 +26,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from deepsc_jax.data.prediction import Prediction
+from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Compute, Network, Outcome, attempt
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.names import shown
 
 
 class Predicts(Protocol):
@@ -56,12 +57,22 @@ class BatchInference:
       out: the folder of results.
       workers: processes that read and write (Linux only); 0 for none, one scan after the other.
       overwrite: whether to predict scans again whose result is there.
+      allow: doubts about scans (`source.KINDS`) that become notes of their results.
     """
 
-    def __init__(self, predictor: Predicts, out: pathlib.Path, *, workers: int, overwrite: bool):
+    def __init__(
+        self,
+        predictor: Predicts,
+        out: pathlib.Path,
+        *,
+        workers: int,
+        overwrite: bool,
+        allow: Collection[str] = (),
+    ):
         self.busy_seconds = 0.0
         self._predictor, self._count = predictor, workers
         self._options = {"out": out, "network": predictor.network, "overwrite": overwrite}
+        self._options["allow"] = allow
         self._device = threading.Lock()
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[Outcome | BaseException | _End | _Stop] = queue.SimpleQueue()
@@ -148,10 +159,17 @@ class BatchInference:
                     worker = None
                     if self._stopped.is_set():
                         break
+                    killed = (
+                        f"{request.path}: the process that worked on it was killed, probably for "
+                        "want of memory: try with fewer --workers"
+                    )
+                    outcome = Outcome(request, error=shown(killed))
+                except (OSError, MemoryError) as error:  # no memory to share, or no open file left
+                    worker.kill()
+                    self._forget(worker)
+                    worker = None
                     outcome = Outcome(
-                        request,
-                        error=f"{request.path}: the process that worked on it was killed, probably "
-                        "for want of memory: try with fewer --workers",
+                        request, error=explained(error, request.path, self._options["out"])
                     )
                 except _DroppedError:
                     break
@@ -207,10 +225,17 @@ class _Worker:
         # Spawned, not forked: XLA's threads do not survive a fork.
         context = get_context("spawn")
         self.computed = False
+        self._out: pathlib.Path = options["out"]
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, options))
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        except OSError as error:
+            raise InputError(
+                f"--workers: a process cannot be started ({error.strerror}): try with fewer"
+            ) from error
+        finally:
+            theirs.close()
 
     def wait_until_ready(self) -> None:
         """Return when it has come up.
@@ -247,8 +272,7 @@ class _Worker:
         except _DroppedError:
             raise
         except Exception as error:
-            traceback.print_exception(error)
-            self._connection.send(f"{request.path}: {type(error).__name__}: {error}")
+            self._connection.send(explained(error, request.path, self._out))
             return self._connection.recv()
         volumes = {**prediction.volumes, **prediction.evidence}
         for array, volume in zip(arrays, volumes.values(), strict=False):

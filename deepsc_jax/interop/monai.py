@@ -62,8 +62,8 @@ class Peer:
 
 def _inputs(tiles: np.ndarray, settings: Config) -> torch.Tensor:
     """Tiles (N, d, h, w) as (N, 1, d, h, w), standardised inside the lungs as DeepSC does."""
-    options: Any = settings.model
-    standard = (tiles - options.intensity_mean) / options.intensity_sd
+    data = settings.data
+    standard = (tiles - data.intensity_mean) / data.intensity_sd
     return torch.from_numpy(np.where(tiles > 0, standard, 0).astype(np.float32)[:, None])
 
 

@@ -44,7 +44,7 @@ Params = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 Table = Sequence[Rule]
 SUFFIXES = (".safetensors", ".pth")
-MEAN, COUNT = ".running_mean", ".num_batches_tracked"  # of a batch norm
+MEAN, COUNT = "running_mean", "num_batches_tracked"  # of a batch norm
 
 
 def to_torch(variables: Params, table: Table, collection: str = "params") -> StateDict:

@@ -7,6 +7,7 @@ Arrays are (D, H, W), spacings (D, H, W) in mm. Needs neither jax nor a file.
 import cc3d
 import edt
 import numpy as np
+from numpy.typing import ArrayLike
 
 MIN_COMPONENT_ML = 0.1
 PERIPHERY_MM = 10.0
@@ -17,7 +18,9 @@ def voxel_ml(spacing_mm) -> float:
     return float(np.prod(spacing_mm)) / 1000.0
 
 
-def label_components(mask: np.ndarray, spacing_mm, min_ml: float = MIN_COMPONENT_ML) -> np.ndarray:
+def label_components(
+    mask: np.ndarray, spacing_mm: ArrayLike, min_ml: float = MIN_COMPONENT_ML
+) -> np.ndarray:
     """Number the 26-connected components of a mask that hold at least `min_ml`.
 
     Args:

@@ -37,6 +37,18 @@ MODELS = {
         "deepsc_jax.models.deepsc.network",
         "deepsc_jax.systems.joint:Joint",
     ),
+    "unet3d": Row(
+        "3D U-Net (MLPerf)",
+        "deepsc_jax.models.comparators.unet3d:Options",
+        "deepsc_jax.models.comparators.unet3d",
+        "deepsc_jax.systems.patch_segmentation:PatchSegmentation",
+    ),
+    "resnet3d": Row(
+        "3D ResNet-50",
+        "deepsc_jax.models.comparators.resnet3d:Options",
+        "deepsc_jax.models.comparators.resnet3d",
+        "deepsc_jax.systems.image_classification:ImageClassification",
+    ),
 }
 DEFAULT = "deepsc"
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from deepsc_jax.report.figures import save_png
+from deepsc_jax.report.figures import drawn, save_png
 from deepsc_jax.runtime.errors import InputError
 
 LOSS_TERMS = {  # key in metrics.jsonl: (name, colour)
@@ -43,7 +43,7 @@ def loss_curves(path: str | os.PathLike[str], metrics_jsonl: str | os.PathLike[s
     panels = figure.subplots(2, len(stages), sharex="col", squeeze=False)
     for column, (stage, curves) in enumerate(stages.items()):
         losses, validation = panels[:, column]
-        losses.set_title(stage, fontsize=14, fontweight="bold")
+        losses.set_title(drawn(stage), fontsize=14, fontweight="bold")
         for key, (name, colour) in LOSS_TERMS.items():
             if key in curves:
                 _draw_curve(losses, *curves[key], name, colour, 2.2 if key == "loss" else 1.3)
@@ -80,12 +80,18 @@ def _read_curves(path: pathlib.Path) -> dict[str, dict[str, tuple[list[int], lis
     if not path.is_file():
         raise InputError(f"{path}: no such file: expected the metrics.jsonl of a training run")
     found: dict[str, dict[str, dict[int, float]]] = {}
-    lines = path.read_text().splitlines()
+    try:
+        text = path.read_text("utf-8", "replace")  # foreign bytes are no JSON, and named as such
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): check it") from error
+    lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             stage, step = record.pop("stage"), record.pop("step")
-        except (ValueError, KeyError, AttributeError) as error:
+            if not isinstance(stage, str) or not isinstance(step, int):
+                raise ValueError
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             if number == len(lines):
                 break  # cut short when the run was stopped
             raise InputError(

@@ -10,8 +10,27 @@ import pathlib
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.names import shown
+
+
+def drawn(name: str) -> str:
+    """A name as matplotlib draws it: no part of it is mathematics, and no letter is an empty box.
+
+    Letters that the font lacks, such as Chinese ones, are escaped.
+    """
+    glyphs = [
+        get_font(findfont(FontProperties(weight=w))).get_charmap() for w in ("normal", "bold")
+    ]
+    letters = [
+        letter
+        if all(ord(letter) in font for font in glyphs)
+        else letter.encode("unicode_escape").decode("ascii")
+        for letter in shown(name)
+    ]
+    return "".join(letters).replace("$", r"\$")
 
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:

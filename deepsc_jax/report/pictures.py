@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from deepsc_jax.report.curves import loss_curves
-from deepsc_jax.report.figures import save_png
+from deepsc_jax.report.figures import drawn, save_png
+from deepsc_jax.runtime.names import shown
 
 __all__ = ["loss_curves", "scan_picture", "telling_slices"]
 
@@ -64,11 +65,11 @@ def scan_picture(
     """
     heat, heat_name = _heat(lesion_probability, evidence, class_probabilities)
     rows, columns = _view(lung_mask, values_hu.shape, spacing_mm)
-    shown = telling_slices(lesion_mask, heat, lung_mask, values_hu.shape[0], slices)
+    indices = telling_slices(lesion_mask, heat, lung_mask, values_hu.shape[0], slices)
     _, height_mm, width_mm = spacing_mm
     view_mm = (rows.stop - rows.start) * height_mm, (columns.stop - columns.start) * width_mm
     figure, grid = _page(slices, view_mm[0] / view_mm[1])
-    for column, index in enumerate(shown):
+    for column, index in enumerate(indices):
         upper = figure.add_subplot(grid[0, column])
         lower = figure.add_subplot(grid[1, column])
         for axes in (upper, lower):
@@ -85,7 +86,7 @@ def scan_picture(
     side = grid[:, slices].subgridspec(2, 1, height_ratios=[1.0, 0.62], hspace=0.3)
     coronal = figure.add_subplot(side[0])
     _draw_coronal(coronal, values_hu, heat, lesion_mask, lung_mask, columns, spacing_mm, window)
-    for index in shown:
+    for index in indices:
         coronal.axhline(index, color=MARK, linewidth=1.2)
         coronal.annotate(
             str(index + 1),
@@ -101,8 +102,9 @@ def scan_picture(
     _draw_probabilities(figure.add_subplot(side[1]), class_probabilities)
 
     height = figure.get_figheight()
+    title = shown(title)
     title = title if len(title) <= 90 else f"{title[:43]}…{title[-44:]}"
-    figure.text(0.015, 1 - 0.3 / height, title, va="center", fontsize=16, fontweight="bold")
+    figure.text(0.015, 1 - 0.3 / height, drawn(title), va="center", fontsize=16, fontweight="bold")
     volumes = _volumes(lesion_mask, truth, lung_mask, spacing_mm)
     figure.text(0.015, 1 - 0.68 / height, volumes, va="center", fontsize=12)
     _legend(figure, lesion_mask, truth)
@@ -111,7 +113,7 @@ def scan_picture(
     footer = (
         NOT_CLINICAL
         if trained_on == "scans"
-        else f"network trained on {trained_on}; {NOT_CLINICAL}"
+        else f"network trained on {drawn(trained_on)}; {NOT_CLINICAL}"
     )
     figure.text(0.985, 0.2 / height, footer, ha="right", va="center", fontsize=11, color="#555555")
     save_png(figure, path)
@@ -190,7 +192,7 @@ def _heat(
     if not class_probabilities:
         return evidence, "relative evidence"
     name = max(class_probabilities, key=lambda k: class_probabilities[k])
-    return evidence, f"relative evidence for {name}"
+    return evidence, f"relative evidence for {drawn(name)}"
 
 
 def _view(
@@ -252,7 +254,7 @@ def _draw_probabilities(axes: Axes, class_probabilities: Mapping[str, float] | N
         probability, bold = class_probabilities[name], "bold" if name == best else "normal"
         axes.barh(place, 1.0, color="#EEEEEE", height=0.36)
         axes.barh(place, probability, color="#0072B2" if name == best else MUTED, height=0.36)
-        axes.text(0, place + 0.24, name, fontsize=12, fontweight=bold, va="bottom")
+        axes.text(0, place + 0.24, drawn(name), fontsize=12, fontweight=bold, va="bottom")
         share = f"{100 * probability:.1f} %"
         axes.text(1, place + 0.24, share, fontsize=12, fontweight=bold, va="bottom", ha="right")
     axes.set_xlim(0, 1)

@@ -237,6 +237,19 @@ def sum_over_data(values: Any) -> Any:
     return unravel(jax.lax.psum(vector, DATA))
 
 
+def shared_sum_over_data(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum of every device's `vector`, in one all-reduce: as own values, and as one for all.
+
+    Own values take part in what differs between devices, so that the gradient is one all-reduce
+    too; the others may be a program's replicated results. Outside of a program of `over_data` both
+    are `vector`.
+    """
+    if DATA not in jax.sharding.get_abstract_mesh().manual_axes:
+        return vector, vector
+    total = jax.lax.psum(vector, DATA)
+    return jax.lax.pcast(total, (DATA,), to="varying"), total
+
+
 def check_processes(mesh: Mesh) -> None:
     """Refuse a mesh of which one process has more devices than another.
 

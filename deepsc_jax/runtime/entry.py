@@ -11,6 +11,7 @@ from absl import app, flags
 
 from deepsc_jax.runtime import failures
 from deepsc_jax.runtime.exit_codes import BAD_FLAG, INTERRUPTED
+from deepsc_jax.runtime.names import print_any_name
 from deepsc_jax.runtime.signals import hold, signals
 
 # glibc gives freed arrays back to the system and asks for them anew, page by page: half a million
@@ -47,6 +48,7 @@ def run(
     that is set already. Compiled programs are kept in `compilation_cache()` unless
     JAX_COMPILATION_CACHE_DIR names a folder.
     """
+    print_any_name()
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         hold()  # what is sent meanwhile
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)

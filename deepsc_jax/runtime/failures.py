@@ -15,6 +15,7 @@ import absl.logging
 
 from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.names import shown
 
 # What XLA and JAX say when another process is gone.
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|heartbeat|[Cc]oordination|[Bb]arrier")
@@ -77,7 +78,7 @@ def report(error: BaseException, who: str = "") -> int:
         line = f"{error!r}: an error of this program's: please report it with the lines above"
     else:
         code, line = explained
-    print(f"error: {who}{line}", file=sys.stderr, flush=True)
+    print(f"error: {who}{shown(line)}", file=sys.stderr, flush=True)
     return code
 
 

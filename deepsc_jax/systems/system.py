@@ -195,6 +195,16 @@ def inverse_frequency(counts: Float[Array, "class"]) -> Float[Array, "class"]:
     return counts.sum() / (counts.shape[0] * counts)
 
 
+def carried_of(variables: Variables) -> list[str]:
+    """The collections that are carried, for Flax's `mutable`."""
+    return [name for name in variables if name != "params"]
+
+
+def without_perturbations(variables: Mapping[str, Any]) -> Variables:
+    """Fresh variables but for those by which a gradient of a map is taken: shapes of a batch."""
+    return {name: values for name, values in variables.items() if name != "perturbations"}
+
+
 def dice_at_thresholds(
     probability: Float[Array, "example *voxels"], truth: Float[Array, "example *voxels"]
 ) -> Float[Array, "example threshold"]:

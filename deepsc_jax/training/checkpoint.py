@@ -1,7 +1,9 @@
 """Checkpoints through Orbax: state, data order and validation result together.
 
-STAGE/<step>            a checkpoint, with the SHA-256 sums of its files
-STAGE/damaged-<step>    one whose files were not as they were written, set aside by a run
+In a run's folder:
+
+    STAGE/STEP            a checkpoint, with the SHA-256 sums of its files
+    STAGE/damaged-STEP    one whose files were not as they were written, set aside by a run
 """
 
 import pathlib

@@ -19,7 +19,7 @@ CLOCK_JUMP_SECONDS = 60.0
 
 
 class MetricsLog:
-    """Scalars of every stage, in `workdir/metrics.jsonl` and `workdir/tensorboard/<stage>`.
+    """Scalars of every stage, in `workdir/metrics.jsonl` and `workdir/tensorboard/STAGE`.
 
     A line is `{"stage", "step", ...scalars}`; those of training are means over the steps since the
     line before. On resuming a stage at some step, its later lines are dropped: they are written

@@ -1,54 +1,26 @@
 """The training of a system's stages, one after another."""
 
 import contextlib
-import dataclasses
 import pathlib
 import signal
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
-from jax.sharding import Mesh
 
-from deepsc_jax.data import pipeline
 from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import cluster, compiler, device_mesh
-from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.runtime.watchdog import Watchdog
-from deepsc_jax.systems.system import Stage, System, Variables, initial
-from deepsc_jax.training import state as states
-from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_variables
+from deepsc_jax.systems.system import Stage, System
+from deepsc_jax.training.checkpoint import Checkpoints
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.meters import StepClock, require_finite, take_means
 from deepsc_jax.training.preemption import Preemption
-from deepsc_jax.training.step import Scalars, make_eval_step, make_train_step
-from deepsc_jax.training.validation import Record, check_split, validate
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What all stages of a training run share."""
-
-    system: System
-    store: Store
-    workdir: pathlib.Path
-    mesh: Mesh
-    log: MetricsLog
-    preemption: Preemption
-    watchdog: Watchdog
-
-
-@dataclasses.dataclass
-class ReadyStage:
-    """What the steps of a stage need, at the step from which it goes on."""
-
-    state: states.State
-    batches: Any
-    step: Callable[..., tuple[states.State, Scalars]]
-    validate: Callable[[states.State], Record | None] | None
+from deepsc_jax.training.stage import ReadyStage, Run, prepare_stage
+from deepsc_jax.training.step import Scalars
+from deepsc_jax.training.validation import Record, check_split
 
 
 def train(
@@ -181,77 +153,6 @@ def _take_steps(
                     preempted = validate()
     ready.batches.close()
     return step
-
-
-def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStage:
-    """The state, the batches and the programs of a stage, from its newest checkpoint if any."""
-    system, reached = run.system, checkpoints.latest_step()
-    variables = initial(system)
-    if reached is None:
-        trained = {name: _trained(run, name, variables) for name in stage.after}
-        variables = system.start(stage, variables, trained)
-    state = states.create(system, stage, variables)
-    shard = system.config.platform.shard_optimizer
-    where = states.sharding(state, run.mesh, shard_optimizer=shard)
-    state = jax.device_put(state, where)
-    batches: Any = iter(_batches(run, "train", stage, train=True))
-    scored = reached is not None and checkpoints.is_scored(reached)
-    run.log.resume(stage.name, reached or 0, scored=scored)
-    if reached is not None:
-        contents = checkpoints.load(state, reached)
-        state = contents["state"]
-        batches.set_state(contents["data"])
-        run.log.say(f"{stage.name}: resumed at step {reached}")
-    cases = pipeline.learnable(run.store.cases("train"), stage.reads)
-    step = make_train_step(system, stage, run.mesh, system.facts(stage, cases), where)
-    run.log.say(
-        f"{stage.name}: the first step compiles its program, unless an earlier run has kept it"
-    )
-    return ReadyStage(state, batches, step, _validation(run, stage))
-
-
-def _validation(run: Run, stage: Stage) -> Callable[[states.State], Record | None] | None:
-    """A function that validates a state, until it is stopped; None without a validation split."""
-    if not run.store.cases("validation"):
-        run.log.say(f"{stage.name}: no validation split: its last checkpoint counts")
-        return None
-    measure = make_eval_step(run.system, stage, run.mesh)
-
-    def of_state(state: states.State) -> Record | None:
-        batches = iter(_batches(run, "validation", stage, train=False))
-        stop = run.preemption.agreed
-        return validate(run.system, stage, run.mesh, batches, measure, state.variables, stop)
-
-    return of_state
-
-
-def _trained(run: Run, name: str, fresh: Variables) -> Variables:
-    """The best checkpoint of a stage that must be complete."""
-    stage, folder, step = run.system.stage(name), run.workdir / name, 0
-    if has_checkpoint(folder):
-        with contextlib.closing(Checkpoints(folder)) as checkpoints:
-            step = checkpoints.latest_step() or 0
-    if step != stage.steps:
-        raise InputError(
-            f"{folder}: trained for {step} steps, {stage.steps} expected before what comes after "
-            f"it: run --stage={name} first, or --stage=all"
-        )
-    like = states.create(run.system, stage, fresh)
-    return load_variables(folder, jax.device_put(like, device_mesh.replicated(run.mesh)))[0]
-
-
-def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> Any:
-    return pipeline.batches(
-        run.store,
-        split,
-        stage.reads,
-        run.system.config,
-        seed=run.system.seed(stage),
-        batch_size=stage.batch // jax.process_count(),
-        train=train,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def _log_record(run: Run, stage: Stage, step: int, record: Record) -> None:

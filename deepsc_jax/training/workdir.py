@@ -1,9 +1,11 @@
 """What a training run's folder says of itself.
 
-WORKDIR/config.json     the configuration
-WORKDIR/run.json        what it is trained on, and the lesion thresholds chosen for its stages
-WORKDIR/<stage>         the stage's checkpoints
-WORKDIR/metrics.jsonl   what was logged; tensorboard/ holds the same
+WORKDIR is what `--workdir` names:
+
+    WORKDIR/config.json    the configuration
+    WORKDIR/run.json       what it is trained on, and the lesion thresholds chosen for its stages
+    WORKDIR/STAGE          the stage's checkpoints
+    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds the same
 """
 
 import dataclasses

@@ -23,8 +23,8 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 TINY = [
     *smallest.FLAGS,
     "--depth_bucket=8",
-    "--segmentation_batch=2",
-    "--joint_batch=2",
+    "--deepsc.segmentation.batch=2",
+    "--deepsc.joint.batch=2",
     "--tiles_per_scan=1",
 ]
 KEYS = {"work", "ours_s", "peer", "peer_s", "ratio", "ours_peak_mib", "peer_peak_mib"}
@@ -272,10 +272,10 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: pathli
 
 
 def test_a_batch_that_devices_do_not_divide_is_one_line():
-    done = benchmark("--data=4", "--work=forward")
+    done = benchmark("--data_devices=4", "--work=forward")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "error: --joint_batch=2: the batch is split over"
+        "error: --deepsc.joint.batch=2: the batch is split over"
     )
 
 

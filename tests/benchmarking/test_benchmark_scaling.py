@@ -50,7 +50,9 @@ def test_points_of_growth_change_one_thing():
 
 def test_strong_scaling_needs_a_batch_that_devices_divide():
     assert scaling.on_devices(job(), 8, weak=True).config.train.segmentation_batch == 32
-    assert scaling.on_devices(job(), 2, weak=False).config.platform == PlatformConfig(data=2)
+    assert scaling.on_devices(job(), 2, weak=False).config.platform == PlatformConfig(
+        data_devices=2
+    )
     with pytest.raises(ValueError, match=r"segmentation_batch is 4: give a multiple of 8"):
         scaling.on_devices(job(), 8, weak=False)
 

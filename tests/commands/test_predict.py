@@ -14,11 +14,11 @@ import pytest
 import smallest
 from drawn import draw_params
 
-from deepsc_jax import prepare
 from deepsc_jax.benchmarking import cold_start
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.phantoms.writing import write_phantoms
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     state = states.create(CONFIG, "segmentation", jax.tree.map(jnp.asarray, params))
     checkpoints.save(state, {"next_index": 0}, None)
     checkpoints.close()
-    cases = prepare.write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
+    cases = write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
     for i in range(SCANS):
         (folder / "in" / f"p{i}").mkdir(parents=True)
         (folder / "in" / f"p{i}" / "scan.nii.gz").symlink_to(cases[i % 2].scan)
@@ -159,6 +159,65 @@ def test_flags_that_do_not_go_together_are_told_in_a_line(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_where_results_cannot_go_is_told_before_any_work(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "predictions.csv").write_text("a user's own")
+    messages = {
+        str(tmp_path / "file"): "cannot be written to (there is a file): name another folder",
+        "gs://bucket/out": "is an address, expected a path on this machine",
+        str(tmp_path / "foreign"): "predictions.csv: was not written here",
+    }
+    for out, message in messages.items():
+        asked = [*options(folder), f"--out={out}", f"--checkpoint={tmp_path / 'absent'}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "deepsc_jax.predict", *asked],
+            cwd=ROOT,
+            env=environment(folder),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "foreign" / "predictions.csv").read_text() == "a user's own"
+
+
+def test_any_name_is_printed_whatever_the_terminal_takes(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    scan = (folder / "in" / "p0" / "scan.nii.gz").resolve()
+    names = ("größe.nii.gz".encode("latin-1"), "病人.nii.gz".encode(), b"\x1b[2J\n.nii.gz")
+    for name in names:
+        (tmp_path / "in" / os.fsdecode(name)).symlink_to(scan)
+    os.mkfifo(tmp_path / "in" / "x.nii")
+    asked = [*options(folder), "--scans=~/in", "--out=~/out", "--workers=2"]
+    env = environment(folder, HOME=str(tmp_path), PYTHONIOENCODING="ascii")
+    done = subprocess.run(
+        [sys.executable, "-m", "deepsc_jax.predict", *asked],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said, notes = done.stdout.decode("ascii"), done.stderr.decode("ascii")
+    assert len(said.splitlines()) == len(names) + 1
+    for name in (r"gr\xf6\xdfe: ", r"\u75c5\u4eba: ", r"\x1b[2J\n: "):
+        assert name in said
+    assert f"{len(names)} of {len(names)} scans predicted, 1 left out in" in said
+    first, second = notes.splitlines()
+    assert first == f"note: {tmp_path}/in: 1 left out, not regular files: x.nii"
+    assert second.startswith(f"note: {tmp_path}/in/")
+    assert second.endswith(", and 1 more, have the same content")
+    assert len(list((tmp_path / "out").glob("*/result.json"))) == len(names)
+
+
 def test_convolutions_by_onednn_are_to_be_asked_for(folder: pathlib.Path) -> None:
     asked = [*options(folder), f"--out={folder / 'by_onednn'}", "--conv_form=direct"]
     done = subprocess.run(
@@ -169,7 +228,7 @@ def test_convolutions_by_onednn_are_to_be_asked_for(folder: pathlib.Path) -> Non
         text=True,
         check=False,
     )
-    if device_mesh.has_onednn():
+    if compiler.has_onednn():
         assert (done.returncode, done.stderr) == (0, "")
     else:
         assert done.returncode == 1

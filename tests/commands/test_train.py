@@ -26,14 +26,14 @@ STEPS = 40
 FLAGS = [
     f"--flagfile={ROOT / 'configs/tiny.flags'}",
     f"--stage={STAGE}",
-    "--inception_channels=4",
-    "--inception_branches=1/1,3",
-    "--lesion_channels=4,4,4",
-    "--classifier_stem_channels=4",
-    "--encoder_channels=4,4,4",
-    "--norm_groups=2",
-    "--classification_batch=4",
-    f"--classification_steps={STEPS}",
+    "--deepsc.inception_channels=4",
+    "--deepsc.inception_branches=1/1,3",
+    "--deepsc.lesion_channels=4,4,4",
+    "--deepsc.classifier_stem_channels=4",
+    "--deepsc.encoder_channels=4,4,4",
+    "--deepsc.norm_groups=2",
+    "--deepsc.classification.batch=4",
+    f"--deepsc.classification.steps={STEPS}",
     "--evaluate_every=10",
     "--checkpoint_every=1",
     "--adam_eps=1e-2",  # Adam then divides no rounding error by its own size
@@ -51,7 +51,7 @@ class Runs:
 
     def start(self, name: str) -> subprocess.Popen:
         """One process with four devices."""
-        return self._start(name, [sys.executable, "-m", "deepsc_jax.train", "--data=4"])
+        return self._start(name, [sys.executable, "-m", "deepsc_jax.train", "--data_devices=4"])
 
     def start_two(self, name: str) -> subprocess.Popen:
         """Two processes of two devices each, by the launcher."""

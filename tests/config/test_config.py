@@ -4,98 +4,64 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import subprocess
 import sys
-import typing
 from typing import Any
 
 import jax
 import pytest
 from absl import flags
+from fresh_flags import CONFIGS, REPOSITORY, parse
 
-from deepsc_jax import config
-from deepsc_jax.config import (
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    PlatformConfig,
-    TrainConfig,
-)
+from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
+from deepsc_jax.config.run import differences, load, save
+from deepsc_jax.models import registry
+from deepsc_jax.models.deepsc.config import JointTraining, Options, PreTraining
 from deepsc_jax.planning.compiled import trace
-from deepsc_jax.runtime import device_mesh, entry
+from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.building import build, stages_of
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.flags"))
-FIELDS = [field for section in config.SECTIONS.values() for field in dataclasses.fields(section)]
+STAGES = ("segmentation", "classification", "joint")
+DEFAULT = Config(Options())
 ODD = Config(
-    data=DataConfig(hu_window=(-1000.5, 400.0), working_size=(96, 64), tile=(8, 32, 64)),
-    model=ModelConfig(
+    data=DataConfig(
+        hu_window=(-1000.5, 400.0),
+        working_size=(96, 64),
+        tile=(8, 32, 64),
+        classes=("healthy", "cap"),
+        lesion_free="healthy",
+    ),
+    model=Options(
         inception_branches=((1,), (3, 3), (1, 5, 3)),
         inception_channels=24,
         cross_stitch=False,
         scale_weights=(0.1, 0.2, 0.3, 0.4),
+        task_aware_weight=0.0,
+        task_aware_scales="single",
+        gradient_tiles=3,
+        segmentation=PreTraining(steps=7),
+        joint=JointTraining(learning_rate=1e-7),
     ),
-    loss=LossConfig(task_aware_weight=0.0, task_aware_scales="single"),
-    train=TrainConfig(learning_rate=1e-7, gradient_tiles=3),
-    platform=PlatformConfig(data=2, conv_form="native", remat="none"),
+    train=TrainConfig(seed=5),
+    platform=PlatformConfig(data_devices=2, conv_form="native", remat="none"),
 )
 
 
-@pytest.fixture
-def parse(monkeypatch):
-    """Parse arguments with a fresh set of flags."""
-
-    def run(*arguments: str) -> tuple[Config, flags.FlagValues]:
-        values = flags.FlagValues()
-        flags.DEFINE_string("flagfile", "", "", flag_values=values)
-        monkeypatch.setattr(flags, "FLAGS", values)
-        for kind in ("bool", "integer", "float", "enum"):
-            define = getattr(flags, f"DEFINE_{kind}")
-            bound = _bound(define, values)
-            monkeypatch.setattr(flags, f"DEFINE_{kind}", bound)
-        monkeypatch.setattr(flags, "DEFINE", _bound(flags.DEFINE, values))
-        entry.define_config_flags()
-        values(["program", *arguments])
-        parsed = entry.config_from_flags()
-        monkeypatch.undo()
-        return parsed, values
-
-    return run
-
-
-def _bound(define, values):
-    return lambda *arguments, **options: define(*arguments, flag_values=values, **options)
-
-
-@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_every_option_says_where_its_value_comes_from(field):
-    assert field.metadata["help"].startswith(("paper: ", "assumed: "))
-
-
-def test_every_field_is_a_flag_with_its_own_default(parse):
-    parsed, values = parse()
-    assert parsed == Config()
-    assert set(entry.flag_names()) == {field.name for field in FIELDS}
-    assert len(FIELDS) == len({field.name for field in FIELDS}), "two sections share a name"
-    for field in FIELDS:
-        assert field.metadata["help"] in values[field.name].help
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_flag_file_parses(parse, path, monkeypatch):
-    monkeypatch.chdir(path.parents[1])
+def test_every_flag_file_parses(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     parsed, _ = parse(f"--flagfile={path}")
     assert isinstance(parsed, Config)
 
 
 @functools.cache  # configurations of one stage are the full-size one
-def traced_step(given: Config, stage: config.Stage) -> Any:
+def traced_step(given: Config, stage: str) -> Any:
     """The train step on the deepest scans of the full-size plan, by shapes alone."""
-    scans = given.train.batch(stage)
+    scans = given.stage(stage).batch
     shares = math.gcd(8 // given.platform.space, scans)
-    mesh = device_mesh.make_mesh(dataclasses.replace(given.platform, data=shares))
-    return trace(given, stage, mesh, scans, depth=304)
+    mesh = device_mesh.make_mesh(dataclasses.replace(given.platform, data_devices=shares))
+    return trace(build(given, "cpu"), stage, mesh, scans, depth=304)
 
 
 QUICK = ("deepsc.flags", "whole_scan.flags")  # tiny.flags are trained with
@@ -105,10 +71,10 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("stage", config.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("path", STEPS)
-def test_every_flag_file_makes_a_train_step(parse, path, stage, monkeypatch):
-    monkeypatch.chdir(path.parents[1])
+def test_every_flag_file_makes_a_train_step(path, stage, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     step = traced_step(parse(f"--flagfile={path}")[0], stage)
     ((state, _), _), (after, scalars) = step.in_avals, step.out_info
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after)]
@@ -116,61 +82,96 @@ def test_every_flag_file_makes_a_train_step(parse, path, stage, monkeypatch):
     assert {(x.shape, str(x.dtype)) for x in scalars.values()} == {((), "float32")}
 
 
-def test_the_full_size_setting_is_the_papers(parse, monkeypatch):
-    monkeypatch.chdir(CONFIGS[0].parents[1])
+def test_the_full_size_setting_is_the_papers(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     parsed, _ = parse("--flagfile=configs/deepsc.flags")
     assert parsed.data.hu_window == (-1400, 200)
     assert parsed.data.working_size == (512, 512)
     assert parsed.data.working_spacing_mm == (0, 0, 0)
+    assert isinstance(parsed.model, Options)
     assert parsed.model.encoder_channels[0] == 64
-    assert parsed.loss.task_aware_weight == 10
-    assert (parsed.train.learning_rate, parsed.train.joint_learning_rate) == (1e-3, 1e-4)
+    assert parsed.model.task_aware_weight == 10
+    assert [parsed.stage(name).learning_rate for name in STAGES] == [1e-3, 1e-3, 1e-4]
     assert (parsed.train.adam_b1, parsed.train.adam_b2) == (0.9, 0.999)
 
 
-@pytest.mark.parametrize("given", [Config(), ODD], ids=["default", "odd"])
-def test_flags_serialise_and_parse_back(parse, given):
-    _, values = parse()
-    for name in config.SECTIONS:
-        for key, value in dataclasses.asdict(getattr(given, name)).items():
-            values[key].value = value
-    lines = [values[name].serialize() for name in entry.flag_names()]
-    assert parse(*lines)[0] == given
-
-
-def test_nested_tuples_read_as_slashes_and_commas(parse):
-    _, values = parse("--inception_branches=1/1,3/5,3,1", "--inception_channels=24")
-    assert values["inception_branches"].value == ((1,), (1, 3), (5, 3, 1))
-    assert values["inception_branches"].serialize() == "--inception_branches=1/1,3/5,3,1"
-
-
-@pytest.mark.parametrize("given", [Config(), ODD], ids=["default", "odd"])
+@pytest.mark.parametrize("given", [DEFAULT, ODD], ids=["default", "odd"])
 def test_json_round_trip(tmp_path, given):
-    config.save(given, tmp_path / "config.json")
-    assert config.load(tmp_path / "config.json") == given
+    save(given, tmp_path / "config.json")
+    assert load(tmp_path / "config.json", registry.options) == given
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_a_damaged_document_is_refused_by_name(tmp_path):
-    path = tmp_path / "config.json"
-    config.save(Config(), path)
-    whole = json.loads(path.read_text())
-    damaged = [
-        "{",
-        "[]",
-        json.dumps({k: v for k, v in whole.items() if k != "loss"}),
-        json.dumps(whole | {"data": whole["data"] | {"unheard_of": 1}}),
-        json.dumps(
-            whole | {"model": {k: v for k, v in whole["model"].items() if k != "inception"}}
-        ),
-    ]
-    for text in damaged:
+def without(document: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name != key}
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """The line that refuses a config.json that holds this text."""
+
+    def load_text(text: str) -> str:
+        path = tmp_path / "config.json"
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json"):
-            config.load(path)
-    path.write_text(json.dumps(whole | {"data": whole["data"] | {"tile": [7, 8, 8]}}))
-    with pytest.raises(ValueError, match="multiple of 8"):
-        config.load(path)
+        with pytest.raises(InputError) as error:
+            load(path, registry.options)
+        (line,) = str(error.value).splitlines()
+        assert line.startswith(f"{path}: ")
+        return line.removeprefix(f"{path}: ")
+
+    return load_text
+
+
+@pytest.fixture
+def document(tmp_path):
+    """What `save` writes of the default configuration."""
+    save(DEFAULT, tmp_path / "default.json")
+    return json.loads((tmp_path / "default.json").read_text())
+
+
+def test_a_damaged_document_is_refused_by_name(refused, document):
+    model, data = document["deepsc"], document["data"]
+    assert "not a configuration of this version" in refused("{")
+    assert "not a configuration of this version" in refused("[]")
+    assert "'train'" in refused(json.dumps(without(document, "train")))
+    assert "unheard_of is no option" in refused(
+        json.dumps(document | {"data": data | {"unheard_of": 1}})
+    )
+    assert "inception missing" in refused(
+        json.dumps(document | {"deepsc": without(model, "inception")})
+    )
+    assert "steps missing" in refused(
+        json.dumps(document | {"deepsc": model | {"joint": without(model["joint"], "steps")}})
+    )
+    assert "multiple of 8" in refused(
+        json.dumps(document | {"data": data | {"tile": [4, 128, 128]}})
+    )
+
+
+def test_a_document_of_a_version_before_is_refused_in_one_line(refused, document):
+    again = "give the --workdir of a run of this version"
+    # As it was written before models had names: their options and the losses' as sections.
+    before = without(document, "deepsc") | {"model": document["deepsc"], "loss": {}}
+    for text in (json.dumps(before), json.dumps(without(document, "model")), "{}"):
+        line = refused(text)
+        assert line.startswith("not a configuration of this version (")
+        assert line.endswith(again)
+    assert "before models had names" in refused(json.dumps(before))
+
+
+def test_a_document_of_an_unknown_model_lists_those_there_are(refused, document):
+    line = refused(json.dumps(document | {"model": "resnet9"}))
+    assert line == f"model 'resnet9' is unknown: expected one of {', '.join(registry.MODELS)}"
+
+
+def test_differences_are_named_by_flag():
+    other = dataclasses.replace(DEFAULT.with_stage("joint", batch=2), train=TrainConfig(seed=1))
+    assert differences(DEFAULT, other) == [
+        "--deepsc.joint.batch: 4 then, 2 now",
+        "--seed: 0 then, 1 now",
+    ]
+    elsewhere = dataclasses.replace(DEFAULT, platform=PlatformConfig(data_devices=2))
+    assert differences(DEFAULT, elsewhere) == []
 
 
 # Each flag that cannot be, and the words of its reason.
@@ -178,9 +179,11 @@ IMPOSSIBLE = [
     (["--hu_window=200,-1400"], "lower bound first"),
     (["--hu_window=5,5"], "lower bound first"),
     (["--working_spacing_mm=0,-1,0"], "working_spacing_mm"),
-    (["--tile=60,128,128"], "tile is .*multiple of 8"),
-    (["--tile=64,128,100"], "tile is .*multiple of 8"),
-    (["--tile=0,128,128"], "tile is .*positive"),
+    (["--tile=60,128,128"], "depth_bucket is 64.*tile depth 60"),
+    (["--tile=60,128,128", "--depth_bucket=60"], "tile is .*multiple of 8"),
+    (["--tile=64,128,100"], "no tile of 128x100 fits .*512x512"),
+    (["--tile=64,128,100", "--working_size=512,500"], "tile is .*multiple of 8"),
+    (["--tile=0,128,128"], "tile is .*above 0"),
     (["--tile=64,192,128"], "no tile of 192x128 fits .*512x512"),
     (["--working_size=64,64"], "no tile of 128x128 fits .*64x64"),
     (["--working_size=0,0"], "working_size"),
@@ -188,37 +191,43 @@ IMPOSSIBLE = [
     (["--slices=0"], "slices is 0"),
     (["--depth_bucket=0"], "depth_bucket is 0"),
     (["--depth_bucket=96"], "depth_bucket is 96.*tile depth 64"),
-    (["--inception_branches=1/1,2"], "must be odd"),
-    (["--inception_branches=1/-1"], "must be odd"),
-    (["--inception_channels=30"], "inception_channels is 30.*4 branches"),
-    (["--inception_channels=36"], "inception_channels.*norm_groups = 8"),
-    (["--inception_channels=0"], "inception_channels"),
-    (["--lesion_channels=8,12,16"], "lesion_channels.*norm_groups = 8"),
-    (["--classifier_stem_channels=4"], "classifier_stem_channels.*norm_groups = 8"),
-    (["--encoder_channels=64,128,250"], "encoder_channels.*norm_groups = 8"),
-    (["--intensity_sd=0"], "intensity_sd is 0.*above 0"),
-    (["--norm_groups=0"], "norm_groups"),
-    (["--norm_groups=-8"], "norm_groups"),
-    (["--task_aware_weight=-1"], "task_aware_weight is -1"),
-    (["--dice_weight=-0.5"], "dice_weight"),
-    (["--focal_alpha=1.5"], "focal_alpha is 1.5"),
-    (["--tversky_alpha=0", "--tversky_beta=0"], "tversky_alpha and tversky_beta are 0"),
-    (["--segmentation_steps=0"], "segmentation_steps is 0.*at least 1"),
-    (["--joint_batch=0"], "joint_batch is 0.*at least 1"),
+    (["--deepsc.inception_branches=1/1,2"], "must be odd"),
+    (["--deepsc.inception_branches=1/-1"], "must be odd"),
+    (["--deepsc.inception_channels=30"], "inception_channels is 30.*4 branches"),
+    (["--deepsc.inception_channels=36"], "inception_channels.*norm_groups = 8"),
+    (["--deepsc.inception_channels=0"], "inception_channels"),
+    (["--deepsc.lesion_channels=8,12,16"], "lesion_channels.*norm_groups = 8"),
+    (["--deepsc.classifier_stem_channels=4"], "classifier_stem_channels.*norm_groups = 8"),
+    (["--deepsc.encoder_channels=64,128,250"], "encoder_channels.*norm_groups = 8"),
+    (["--deepsc.intensity_sd=0"], "intensity_sd is 0.*above 0"),
+    (["--deepsc.norm_groups=0"], "norm_groups"),
+    (["--deepsc.norm_groups=-8"], "norm_groups"),
+    (["--deepsc.task_aware_weight=-1"], "task_aware_weight is -1"),
+    (["--deepsc.dice_weight=-0.5"], "dice_weight"),
+    (["--deepsc.focal_alpha=1.5"], "focal_alpha is 1.5"),
+    (
+        ["--deepsc.tversky_alpha=0", "--deepsc.tversky_beta=0"],
+        "tversky_alpha and tversky_beta are 0",
+    ),
+    (["--deepsc.segmentation.steps=0"], r"deepsc\.segmentation\.steps is 0.*at least 1"),
+    (["--deepsc.joint.batch=0"], r"deepsc\.joint\.batch is 0.*at least 1"),
     (["--log_every=0"], "log_every is 0.*at least 1"),
     (["--seed=-1"], "seed is -1"),
     (["--adam_b1=1"], "adam_b1"),
     (["--adam_b2=1.5"], "adam_b2"),
-    (["--learning_rate=nan"], "learning_rate is nan"),
-    (["--learning_rate=-0.001"], "learning_rate is -0.001"),
+    (["--deepsc.segmentation.learning_rate=nan"], r"segmentation\.learning_rate is nan"),
+    (["--deepsc.joint.learning_rate=-0.001"], r"joint\.learning_rate is -0.001"),
     (["--foreground=1.5"], "foreground is 1.5.*share"),
     (["--flip_probability=2"], "flip_probability is 2.*share"),
-    (["--gradient_tiles=17"], "gradient_tiles is 17.*16 tiles"),
-    (["--data=-1"], "data is -1"),
+    (["--deepsc.gradient_tiles=17"], "gradient_tiles is 17.*16 tiles"),
+    (["--data_devices=-1"], "data_devices is -1"),
     (["--space=0"], "space is 0"),
     (["--space=3"], "tile depth is 64: with space = 3 it must be a multiple of 24"),
     (["--space=2", "--slices=33"], "slices is 33: give a multiple of space = 2"),
-    (["--space=8", "--slices=8", "--inception_branches=1/5"], "kernels reach 2.*at least 16"),
+    (
+        ["--space=8", "--slices=8", "--deepsc.inception_branches=1/5"],
+        "kernels reach 2.*at least 16",
+    ),
     (["--space=2", "--conv_form=folded"], "conv_form is folded and space is 2"),
     (["--space=2", "--conv_form=sliced"], "conv_form is sliced and space is 2"),
     (["--space=2", "--conv_form=direct"], "conv_form is direct and space is 2"),
@@ -227,10 +236,10 @@ IMPOSSIBLE = [
 MALFORMED = [
     (["--tile=64,128"], "tile.*2 values found, 3 expected"),
     (["--tile=a,b,c"], "tile"),
-    (["--inception_branches=1//3"], "inception_branches"),
-    (["--inception_branches="], "inception_branches"),
+    (["--deepsc.inception_branches=1//3"], "inception_branches"),
+    (["--deepsc.inception_branches="], "inception_branches"),
     (["--intensity=ct"], "intensity.*hu"),
-    (["--inception=resnet"], "inception.*plain"),
+    (["--deepsc.inception=resnet"], "inception.*plain"),
     (["--compute_dtype=float16"], "compute_dtype"),
     (["--slices=many"], "slices"),
     (["--no_such_option=1"], "no_such_option"),
@@ -238,13 +247,13 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("arguments", "reason"), IMPOSSIBLE, ids=lambda x: str(x)[:40])
-def test_impossible_settings_are_refused_with_the_reason(parse, arguments, reason):
+def test_impossible_settings_are_refused_with_the_reason(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         parse(*arguments)
 
 
 @pytest.mark.parametrize(("arguments", "reason"), MALFORMED, ids=lambda x: str(x)[:40])
-def test_malformed_flags_are_refused_by_name(parse, arguments, reason):
+def test_malformed_flags_are_refused_by_name(arguments, reason):
     with pytest.raises(flags.Error, match=reason):
         parse(*arguments)
 
@@ -257,24 +266,32 @@ def test_depth_buckets_and_tile_counts():
 
 
 def test_stages_read_their_own_steps_and_batch():
-    train = TrainConfig(segmentation_steps=1, classification_steps=2, joint_steps=3, joint_batch=5)
-    assert [train.steps(stage) for stage in config.STAGES] == [1, 2, 3]
-    assert train.batch("joint") == 5
-    assert typing.get_args(config.Stage) == config.STAGES
+    options = Options(
+        segmentation=PreTraining(steps=1),
+        classification=PreTraining(steps=2),
+        joint=JointTraining(steps=3, batch=5),
+    )
+    given = Config(options)
+    assert [stage.name for stage in stages_of(given)] == list(STAGES)
+    assert [stage.steps for stage in stages_of(given)] == [1, 2, 3]
+    assert [given.stage(name).steps for name in STAGES] == [1, 2, 3]
+    assert stages_of(given, "joint")[0].batch == given.stage("joint").batch == 5
+    changed = given.with_stage("joint", batch=6)
+    assert [changed.stage(name).batch for name in STAGES] == [8, 8, 6]
 
 
 PROGRAM = """
-from deepsc_jax import config
+from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-entry.define_config_flags()
+CONFIG = registry.config_flags()
 def main():
-    settings = entry.config_from_flags()
+    settings = CONFIG.config()
     if settings.train.seed == 13:
         raise InputError("case_013: no luck: give another seed")
     print(settings.data.slices)
     return 3 if settings.train.seed == 3 else None
-entry.run(main)
+entry.run(main, CONFIG.define, CONFIG.parse, computes=False)
 """
 
 
@@ -287,9 +304,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["--tile=60,128,128"], 2, "error: tile is (60, 128, 128): each side"),
+        (["--tile=4,128,128"], 2, "error: tile is (4, 128, 128): each side"),
         (["--slices=many"], 2, "error: flag --slices=many"),
         (["--unheard_of=1"], 2, "error: Unknown command line flag 'unheard_of'"),
+        (["--model=unheard_of"], 2, "error: flag --model=unheard_of: value should be one of <"),
         (["slices=3"], 2, "error: unexpected argument 'slices=3'"),
         (["--flagfile=missing.flags"], 2, "error: "),
         (["--seed=13"], 1, "error: case_013: no luck: give another seed"),

@@ -1,5 +1,6 @@
 """Case lists: what is read, what is refused, and the words it is refused with."""
 
+import os
 import pathlib
 
 import pytest
@@ -53,6 +54,63 @@ def test_written_lists_read_back_and_stay_right_when_moved(case_list, tmp_path):
     assert [case.scan for case in read] == [moved / "a.nii.gz", elsewhere.scan]
 
 
+LINES = [
+    ", Case,PATIENT ,split,Label, scan,lesion mask,lung-mask,remarks",
+    '1,a,p1,train,cap,"a,b.nii.gz",,,"two\nlines"',
+    "",
+    "2, b , p2 ,test,covid-19,c.nii.gz,m.nii.gz,,",
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_reads_lists_of_any_separator_encoding_and_line_end(tmp_path, separator, encoding, end):
+    swapped = [line.translate(str.maketrans({",": separator})) for line in LINES]
+    text = end.join(swapped).replace(f"a{separator}b", "a,b")
+    (tmp_path / "cases.csv").write_bytes(text.encode(encoding))
+    a, b = datasets.read_cases(tmp_path / "cases.csv", check_files=False)
+    assert a == datasets.Case("a", "p1", "train", 1, tmp_path / "a,b.nii.gz")
+    assert b == datasets.Case("b", "p2", "test", 0, tmp_path / "c.nii.gz", tmp_path / "m.nii.gz")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_names_may_be_of_any_script(case_list, encoding, tmp_path):
+    composed, decomposed = "J\u00f6rg_\u80ba.2", "Jo\u0308rg_\u80ba.2"
+    path = case_list(f"{decomposed},患者,train,cap,扫描 é.nii.gz,,", encoding=encoding)
+    (tmp_path / "扫描 é.nii.gz").touch()
+    (case,) = datasets.read_cases(path)
+    assert (case.name, case.patient) == (composed, "患者")
+    assert case.scan == tmp_path / "扫描 é.nii.gz"
+    datasets.write_cases([case], tmp_path / "written.csv")
+    assert datasets.read_cases(tmp_path / "written.csv") == [case]
+
+
+def test_latin_1_lists_name_files_by_either_encoding_and_say_so(tmp_path, capsys):
+    (tmp_path / "Müller.nii").touch()
+    raw = os.fsdecode(os.fsencode(tmp_path) + "/Größe.nii".encode("latin-1"))
+    pathlib.Path(raw).touch()
+    lines = [HEADER, "a,Jörg,train,cap,Müller.nii,,", "b,p2,train,cap,Größe.nii,,"]
+    (tmp_path / "cases.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    a, b = datasets.read_cases(tmp_path / "cases.csv")
+    assert (a.patient, a.scan, str(b.scan)) == ("Jörg", tmp_path / "Müller.nii", raw)
+    assert "not UTF-8, so read as cp1252" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_folder(case_list, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (case,) = datasets.read_cases(case_list("a,p,train,cap,~/a.nii,,", make_files=False), (), False)
+    assert case.scan == tmp_path / "home/a.nii"
+
+
+def test_a_scan_that_stands_twice_is_named_by_whatever_path(case_list, tmp_path):
+    path = case_list("a,p1,train,cap,a.nii.gz,,", "b,p1,train,cap,link.nii.gz,,")
+    (tmp_path / "link.nii.gz").unlink()
+    (tmp_path / "link.nii.gz").symlink_to("a.nii.gz")
+    with pytest.raises(InputError, match=r"case b \(train\) has the scan of case a .*--exclude=b"):
+        datasets.read_cases(path)
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -63,7 +121,11 @@ def test_written_lists_read_back_and_stay_right_when_moved(case_list, tmp_path):
         (["../a,p1,train,cap,a.nii.gz,,"], ["'../a'", "letters"]),
         ([",p1,train,cap,a.nii.gz,,"], ["''", "rename"]),
         (["a,p1,train,cap,a.nii.gz,,", "b,P1,test,cap,b.nii.gz,,"], ["patient P1", "train", "b"]),
-        (["a,p1,train,cap,a.nii.gz,,", "b,p2,test,cap,a.nii.gz,,"], ["scan ", "a.nii.gz", "test"]),
+        (["a,p1,train,cap,a.nii.gz,,", "b,p2,test,cap,a.nii.gz,,"], ["scan of case a", "test"]),
+        (["a,p1,Train,cap,a.nii.gz,,"], ["line 2", "'Train'", "train, validation, test"]),
+        (["a,p1,train,COVID,a.nii.gz,,"], ["line 2", "'COVID'", "covid-19, cap"]),
+        (["a,p1,train,cap,,,,b.nii.gz"], ["line 2", "'b.nii.gz'", "quotes"]),
+        ([f"{'肺' * 100},p1,train,cap,a.nii.gz,,"], ["line 2", "200 bytes"]),
         (["a,,train,cap,a.nii.gz,,"], ["patient is empty"]),
         (["a,p1,train,cap,,,"], ["scan is empty"]),
         ([], ["no cases"]),
@@ -108,6 +170,10 @@ def test_refuses_files_that_are_no_case_list(tmp_path):
     (tmp_path / "a.csv").write_text("case,scan\na,a.nii.gz\n")
     with pytest.raises(InputError, match="no column patient, split, label, lesion_mask, lung_mask"):
         datasets.read_cases(tmp_path / "a.csv")
-    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00case")
-    with pytest.raises(InputError, match="save it as UTF-8"):
-        datasets.read_cases(tmp_path / "b.csv")
+    (tmp_path / "a.csv").write_text(f"{HEADER},Scan\n")
+    with pytest.raises(InputError, match="two columns scan"):
+        datasets.read_cases(tmp_path / "a.csv")
+    for content in (b"\xff\xfe\x00case", b"\x81\x8d\x8f", bytes(1000), b"", b"PK\x03\x04\0\0"):
+        (tmp_path / "b.csv").write_bytes(content)
+        with pytest.raises(InputError, match=r"save it as UTF-8|no column case"):
+            datasets.read_cases(tmp_path / "b.csv")

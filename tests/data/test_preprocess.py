@@ -17,6 +17,7 @@ from deepsc_jax.data.preprocess import (
     working_grid,
 )
 from deepsc_jax.data.scans import Scan
+from deepsc_jax.data.source import KINDS
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -236,7 +237,7 @@ def test_prepared_scan_is_0_outside_the_lungs_and_in_range(spacing):
     lung[3:20, 20:70, 10:80] = True
     lesion = np.zeros_like(lung)
     lesion[8:14, 30:45, 20:35] = True
-    prepared = prepare_scan(scan, lung, config(working_spacing_mm=spacing), lesion)
+    prepared = prepare_scan(scan, lung, config(working_spacing_mm=spacing), lesion, KINDS)
     assert prepared.volume.dtype == np.float32
     assert prepared.volume.shape == prepared.grid.shape == prepared.lung.shape
     assert (prepared.volume[~prepared.lung] == 0).all()
@@ -254,7 +255,7 @@ def test_full_size_preparation_is_the_papers_formula():
     rng = np.random.default_rng(1)
     scan = make_scan(rng.integers(-1024, 500, (8, 64, 64)))
     lung = rng.random(scan.values.shape) > 0.5
-    prepared = prepare_scan(scan, lung, config())
+    prepared = prepare_scan(scan, lung, config(), allow=KINDS)
     expected = (np.clip(scan.values, -1400, 200) + 1400) / 1600 * lung
     np.testing.assert_array_equal(prepared.volume, expected.astype(np.float32))
     assert prepared.lesion is None
@@ -272,6 +273,6 @@ def test_a_saturated_scan_stays_within_range_on_any_grid():
         scan = make_scan(np.full((24, 70, 70), 3000.0), spacing_mm=(5.3, 3.4, 3.4))
         lung = np.ones(scan.values.shape, bool)
         settings_ = config(working_spacing_mm=(4.9, step, step))
-        volume = prepare_scan(scan, lung, settings_).volume
+        volume = prepare_scan(scan, lung, settings_, allow=KINDS).volume
         assert volume.min() >= 0
         assert volume.max() <= 1

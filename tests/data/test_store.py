@@ -18,6 +18,7 @@ from deepsc_jax.runtime.errors import InputError
 SHAPE = (37, 48, 40)
 CHUNK = (8, 16, 16)
 DATA = DataConfig(working_size=(48, 40), tile=(16, 16, 8))
+SUMS = {"scan": "5ca", "lesion_mask": "1e5"}
 GRID = WorkingGrid(SHAPE, (0.0, 0.1, -2.0), (1.0, 4 / 3, 2.5), (37, 64, 100))
 
 
@@ -25,10 +26,10 @@ def lesion() -> np.ndarray:
     return prepared().lung & (np.random.default_rng(9).random(SHAPE) < 0.2)
 
 
-def prepared(seed: int = 0) -> Prepared:
+def prepared(seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Prepared:
     rng = np.random.default_rng(seed)
-    lung = rng.random(SHAPE) < 0.8
-    volume = rng.random(SHAPE, np.float32) * lung
+    lung = rng.random(shape) < 0.8
+    volume = rng.random(shape, np.float32) * lung
     volume[0, 0, :2] = 0, 1
     return Prepared(volume, lung, None, GRID)
 
@@ -40,8 +41,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
     partial.mkdir()
     one = Case("one", "p", "train", 0, out / "scans/one.nii.gz", out / "m.nii.gz")
     two = Case("two", "q", "test", 2, pathlib.Path("/elsewhere/two.nii.gz"))
+    with_lesions = dataclasses.replace(prepared(), lesion=lesion())
     records = [
-        store.write_case(partial, one, dataclasses.replace(prepared(), lesion=lesion()), CHUNK),
+        store.write_case(partial, one, with_lesions, CHUNK, SUMS),
         store.write_case(partial, two, prepared(1), CHUNK),
     ]
     store.write_index(partial, DATA, records, out / "store")
@@ -149,20 +151,125 @@ def test_refuses_folders_that_are_no_store(folder, tmp_path):
         with pytest.raises(InputError, match=words):
             store.Store(tmp_path)
     document = json.loads((folder / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps(document | {"data": {"colour": 3}}))
-    with pytest.raises(InputError, match="prepare again"):
+    (tmp_path / "index.json").write_text(json.dumps(document | {"phantoms": True}))
+    with pytest.raises(InputError, match=r"index.json: changed since it was written"):
         store.Store(tmp_path)
-    (tmp_path / "index.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"cases/one/volume: missing or damaged"):
-        store.Store(tmp_path).read("one", "volume")
+    shutil.copy(folder / "index.json", tmp_path)
+    with pytest.raises(InputError, match=r"cases/one/volume/zarr.json: missing .* \(and 14 more"):
+        store.Store(tmp_path)
 
 
-def test_a_truncated_array_is_named(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "store")
-    file = tmp_path / "store/cases/one/volume/c/0/0/0"
+@pytest.fixture
+def copied(folder, tmp_path) -> pathlib.Path:
+    """A copy of the store, to be damaged."""
+    return pathlib.Path(shutil.copytree(folder, tmp_path / "copy/store"))
+
+
+def test_a_truncated_or_missing_file_is_refused_at_open_and_named(copied):
+    file = copied / "cases/one/volume/c/0/0/0"
+    size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"cases/one/volume: missing or damaged"):
-        store.Store(tmp_path / "store").read("one", "volume")
+    words = f"cases/one/volume/c/0/0/0: damaged \\({size - 100} bytes found, {size} expected\\)"
+    with pytest.raises(InputError, match=words):
+        store.Store(copied)
+    file.unlink()
+    with pytest.raises(InputError, match=r"cases/one/volume/c/0/0/0: missing .*prepare it again"):
+        store.Store(copied)
+    with pytest.raises(InputError, match=r"cases/one/volume/c/0/0/0: missing"):
+        store.Store(copied.as_uri())
+    assert store.Store(copied, complete=False).damage() == [
+        f"{copied}/cases/one/volume/c/0/0/0: missing"
+    ]
+
+
+def test_a_file_that_goes_missing_later_is_not_read_as_zeros(copied):
+    opened = store.Store(copied)
+    (copied / "cases/one/lesion/c/0/0/0").unlink()
+    with pytest.raises(InputError, match=r"cases/one/lesion: missing or damaged"):
+        opened.read("one", "lesion", (0, 0, 0), (1, 1, 1))
+
+
+def test_chunks_of_zeros_are_stored(folder):
+    # The index of a shard says -1 for the place and size of a chunk that is not stored.
+    shard = (folder / "cases/two/lesion/c/0/0/0").read_bytes()
+    entries = np.frombuffer(shard[-4 - 5 * 3 * 3 * 16 : -4], np.int64)
+    assert (entries >= 0).all()
+
+
+def everything(opened: store.Store) -> dict[str, np.ndarray]:
+    """All that is read of a store, whole."""
+    found = {}
+    for case in opened.cases():
+        for array in ("volume", "lesion", "lung"):
+            found[f"{case.name}/{array}"] = opened.read(case.name, array)
+        found[f"{case.name}/voxels"] = opened.lesion_voxels(case.name)
+    return found
+
+
+def test_of_900_flipped_bits_all_are_found_and_none_changes_a_voxel(tmp_path):
+    made = prepared(shape=(9, 20, 24))
+    masked = dataclasses.replace(made, lesion=made.lung & (made.volume > 0.8))
+    case = Case("one", "p", "train", 0, tmp_path / "one.nii.gz")
+    store.write_index(tmp_path, DATA, [store.write_case(tmp_path, case, masked)], tmp_path)
+    expected = everything(store.Store(tmp_path))
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    sizes = np.array([path.stat().st_size for path in files])
+    rng = np.random.default_rng(20)
+    # Half of them over all bytes, half over the files, for most bytes are the volume's.
+    places = [
+        *rng.choice(len(files), 450, p=sizes / sizes.sum()),
+        *rng.integers(len(files), size=450),
+    ]
+    opening = reading = verifying = 0
+    for place in places:
+        path, sound = files[place], files[place].read_bytes()
+        damaged = bytearray(sound)
+        damaged[rng.integers(len(sound))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        if path.name == "index.json":
+            with pytest.raises(InputError, match=r"index.json: "):
+                store.Store(tmp_path)
+            opening += 1
+        elif path.name == "zarr.json":  # is there for other programs
+            opened = store.Store(tmp_path)
+            for name, array in everything(opened).items():
+                np.testing.assert_array_equal(array, expected[name])
+            (line,) = opened.damage()
+            assert line.startswith(f"{path}: not as it was written")
+            verifying += 1
+        else:
+            opened = store.Store(tmp_path)
+            name = str(path.relative_to(tmp_path)).partition("/c/")[0]
+            with pytest.raises(InputError, match=f"{name}: missing or damaged"):
+                everything(opened)
+            (line,) = opened.damage()
+            assert line.startswith(f"{path}: not as it was written")
+            reading += 1
+        path.write_bytes(sound)
+    assert opening + reading + verifying == 900
+    assert min(opening, reading, verifying) > 50
+    assert store.Store(tmp_path).damage() == []
+
+
+def test_an_exchanged_volume_is_seen(folder, copied):
+    one, two = (copied / f"cases/{name}/volume/c/0/0/0" for name in ("one", "two"))
+    shutil.copy(two, one)
+    with pytest.raises(InputError, match=r"cases/one/volume/c/0/0/0: damaged \("):
+        store.Store(copied)
+
+
+def test_a_store_of_other_content_has_another_digest(tmp_path):
+    def digest(seed: int) -> str:
+        partial = tmp_path / "store"
+        shutil.rmtree(partial, ignore_errors=True)
+        case = Case("one", "p", "train", 0, tmp_path / "one.nii.gz")
+        made = dataclasses.replace(prepared(), volume=prepared().lung * np.float32(seed / 4))
+        record = store.write_case(partial, case, made)
+        store.write_index(partial, DATA, [record], partial)
+        return store.Store(partial).digest
+
+    assert digest(1) == digest(1)
+    assert digest(1) != digest(2)
 
 
 def test_refuses_a_volume_that_is_not_normalised(tmp_path):

@@ -1,5 +1,7 @@
 """Which scans are predicted, how results are named, and how they are shared out."""
 
+import importlib.util
+import json
 import os
 import pathlib
 
@@ -36,14 +38,93 @@ def test_every_scan_below_a_folder_is_found_and_named_by_its_place(tmp_path: pat
     put(linked / "scan.nii.gz")
     (folder / "linked").symlink_to(linked)
     expected["linked/scan"] = folder / "linked" / "scan.nii.gz"
-    found = requests.below(folder, out)
+    found = requests.below(folder, out).requests
     assert {request.name: request.path for request in found} == expected
     assert [request.name for request in found] == sorted(expected)
 
 
+def test_every_format_is_found_in_any_case_and_the_rest_is_named(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "scans"
+    expected = [
+        "a.NII.GZ",
+        "b.Nii",
+        "c.nrrd",
+        "d.mha",
+        "e.MHD",
+        "f.img",
+        "g.IMG",
+        "h.nhdr",
+        "i.nii",
+    ]
+    for name in expected:
+        put(folder / name)
+    put(folder / "e.MHD", b"ElementDataFile = e.zraw\n")
+    for partner in ("e.zraw", "f.hdr", "g.HDR"):
+        put(folder / partner)
+    left_out = {
+        "not scans by name": ["alone.hdr", "half.img", "notes.txt", "x/a.csv"],
+        "hidden": [".hidden", ".trash", "x/._i.nii"],
+        "not regular files": ["gone.nii", "pipe.nii"],
+    }
+    for name in [*left_out["not scans by name"], ".hidden", "x/._i.nii"]:
+        put(folder / name)
+    put(folder / ".trash" / "old.nii")
+    os.mkfifo(folder / "pipe.nii")
+    (folder / "gone.nii").symlink_to("nothing")
+    found = requests.below(folder, tmp_path / "out")
+    assert [request.path.name for request in found.requests] == expected
+    assert [request.name for request in found.requests] == list("abcdefghi")
+    assert found.left_out == 9
+    for kind, names in left_out.items():
+        (note,) = [note for note in found.notes if kind in note]
+        assert note.startswith(f"{folder}: {len(names)} left out, {kind}: ")
+        assert ("…" in note) == (len(names) > 3)
+        for name in names[:3]:
+            assert name in note
+    assert len(found.notes) == 3
+
+
+def test_half_a_pair_may_be_a_slice(tmp_path: pathlib.Path) -> None:
+    put(tmp_path / "series" / "1.img", DICOM)
+    put(tmp_path / "series" / "2.img", DICOM)
+    found = requests.below(tmp_path, tmp_path / "out")
+    assert [(r.name, r.path) for r in found.requests] == [("series", tmp_path / "series")]
+    assert found.notes == ()
+
+
+def test_earlier_results_are_no_scans(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "scans"
+    put(folder / "scan.nii")
+    facts = {"scan": "scan.nii", "made_from": {}, "files": {}}
+    put(folder / "old" / "scan" / "result.json", json.dumps(facts).encode())
+    put(folder / "old" / "scan" / "lesion_mask.nii.gz")
+    put(folder / "other" / "result.json", b'{"of": "another program"}')
+    put(folder / "other" / "scan.nii")
+    found = requests.below(folder, tmp_path / "out")
+    assert [request.name for request in found.requests] == ["other/scan", "scan"]
+    assert f"{folder}: 1 left out, earlier results: old/scan" in found.notes
+
+
+def test_without_simpleitk_its_formats_are_counted_and_the_command_shown(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.nii", "b.nrrd", "c.mha", "d.MHD", "e/1.dcm"):
+        put(tmp_path / "scans" / name)
+    (tmp_path / "list.txt").write_text("scans/a.nii\nscans/e\n")
+    assert requests.below(tmp_path / "scans", tmp_path).notes == ()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    found = requests.below(tmp_path / "scans", tmp_path)
+    assert len(found.requests) == 5
+    (note,) = found.notes
+    assert note.startswith("4 of 5 scans cannot be read without SimpleITK")
+    assert "(b.nrrd, c.mha, d.MHD, …): pip install 'deepsc_jax[dicom]'" in note
+    (note,) = requests.listed(tmp_path / "list.txt").notes
+    assert note.startswith("1 of 2 scans cannot be read")
+
+
 def test_a_folder_of_slices_is_named_after_itself(tmp_path: pathlib.Path) -> None:
     put(tmp_path / "series" / "1.dcm")
-    (found,) = requests.below(tmp_path / "series", tmp_path / "out")
+    (found,) = requests.below(tmp_path / "series", tmp_path / "out").requests
     assert (found.name, found.path) == ("series", tmp_path / "series")
 
 
@@ -53,7 +134,7 @@ def test_a_folder_of_slices_is_named_after_itself(tmp_path: pathlib.Path) -> Non
         (["a/scan.nii", "a/scan.nii.gz"], "would both be a/scan"),
         (["a/scan.nii.gz", "a/scan/1.dcm"], "would both be a/scan"),
         (["a/1.dcm", "a/b/2.dcm"], "would lie in a: "),
-        (["readme.txt"], "no .nii or .nii.gz file and no folder of DICOM slices"),
+        (["readme.txt"], r"no file of \.nii, .*1 left out, not scans by name: readme.txt"),
     ],
 )
 def test_results_that_would_collide_and_empty_folders_are_refused(
@@ -76,7 +157,7 @@ def test_a_list_names_results_as_it_names_scans(tmp_path: pathlib.Path) -> None:
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "scans.txt").write_text("b/scan.nii.gz\n\n  ./a/series/  \n/far/away.nii\n../up.nii\n")
-    found = requests.listed(lists / "scans.txt")
+    found = requests.listed(lists / "scans.txt").requests
     above = (tmp_path / "up").relative_to("/").as_posix()
     assert [request.name for request in found] == ["b/scan", "a/series", "far/away", above]
     assert found[0].path == lists / "b" / "scan.nii.gz"
@@ -87,6 +168,62 @@ def test_a_list_names_results_as_it_names_scans(tmp_path: pathlib.Path) -> None:
         requests.listed(lists / "scans.txt")
     with pytest.raises(InputError, match="expected a folder of scans, or a text file"):
         requests.listed(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_is_read_however_it_was_saved(
+    tmp_path: pathlib.Path, encoding: str, end: str
+) -> None:
+    lines = [
+        "# scans of 2021",
+        "",
+        "  größe.nii.gz\t",
+        "病人/scan.nii",
+        "",
+        "#off.nii",
+        "a\u2028b.nii",
+    ]
+    (tmp_path / "list.txt").write_bytes(end.join(lines).encode(encoding))
+    found = requests.listed(tmp_path / "list.txt").requests
+    assert [request.name for request in found] == ["größe", "病人/scan", "a\u2028b"]
+    assert found[0].path == tmp_path / "größe.nii.gz"
+
+
+def test_a_list_of_names_that_are_no_utf8(tmp_path: pathlib.Path) -> None:
+    scan = put(tmp_path / os.fsdecode("größe.nii".encode("latin-1")))
+    (tmp_path / "list.txt").write_bytes("größe.nii\n".encode("latin-1"))
+    (found,) = requests.listed(tmp_path / "list.txt").requests
+    assert found.path.samefile(scan)
+
+
+def test_a_home_folder_in_a_list(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "list.txt").write_text("~/scan.nii\n")
+    (found,) = requests.listed(tmp_path / "list.txt").requests
+    assert found.path == tmp_path / "home" / "scan.nii"
+
+
+def test_what_is_no_list_is_refused(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    put(tmp_path / "scan.nii.gz", b"\x1f\x8b\0\0")
+    put(tmp_path / "comments", b"# nothing\n")
+    with (tmp_path / "vast").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, message in {
+        "fifo": "no regular file",
+        "scan.nii.gz": "not a text file.*give a scan as --scan",
+        "vast": "not a text file",
+        "comments": "an empty list",
+        "n" * 300: "cannot be read",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            requests.listed(tmp_path / name)
+
+
+def test_a_name_that_is_all_suffix_is_a_name() -> None:
+    (found,) = requests.of_paths([pathlib.Path("folder/.nii.gz")], [])
+    assert found.name == ".nii.gz"
 
 
 def test_shares_are_disjoint_and_cover_all() -> None:

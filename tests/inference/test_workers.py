@@ -13,23 +13,25 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import chests
 import numpy as np
 import pytest
 
-from deepsc_jax import prepare
 from deepsc_jax.config import DataConfig
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import requests
 from deepsc_jax.inference import results as prediction
 from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Network, Outcome, Prediction
+from deepsc_jax.inference.results import Network, Outcome
 from deepsc_jax.inference.workers import BatchInference
+from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.predict import summary, write_table
 from deepsc_jax.runtime.errors import InputError
 
 DATA = DataConfig(
     working_spacing_mm=(8, 9, 9), working_size=(24, 32), tile=(8, 24, 32), depth_bucket=8, slices=8
 )
-NETWORK = Network(DATA, "joint", 0.5, "phantoms", "digest")
+NETWORK = Network(DATA, "joint", 0.5, "phantoms", "digest", chests.NETWORK.volumes)
 
 
 class Computes:
@@ -42,16 +44,14 @@ class Computes:
         self.calls += 1
         if self._before is not None:
             self._before(self.calls)
-        mean = float(volume.mean())
-        evidence = np.stack([volume, volume**2, volume**3])
-        return Prediction(1 - volume, np.array([mean, 1 - mean, 0.0], np.float32), evidence)
+        return chests.compute(volume)
 
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder of two phantoms, p0/scan.nii.gz and p1/scan.nii.gz."""
     folder = tmp_path_factory.mktemp("phantoms")
-    cases = prepare.write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
+    cases = write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
     for i, case in enumerate(cases):
         (folder / "in" / f"p{i}").mkdir(parents=True)
         case.scan.rename(folder / "in" / f"p{i}" / "scan.nii.gz")
@@ -65,7 +65,7 @@ def run(
     batch = BatchInference(
         predictor, out, workers=workers, overwrite=options.get("overwrite", False)
     )
-    wanted = options.get("wanted") or requests.below(scans, out)
+    wanted = options.get("wanted") or requests.below(scans, out).requests
     return sorted(batch.outcomes(wanted), key=lambda outcome: outcome.request.name)
 
 
@@ -84,7 +84,9 @@ def pixels(out: pathlib.Path) -> dict[str, Any]:
         found[str(path.relative_to(out))] = np.asarray(image.dataobj).tobytes()
     for path in sorted(out.rglob("result.json")):
         result = json.loads(path.read_text())
-        found[str(path.relative_to(out))] = {k: v for k, v in result.items() if k != "files"}
+        found[str(path.relative_to(out))] = {
+            k: v for k, v in result.items() if k not in ("files", "states", "sum")
+        }
     return found
 
 
@@ -110,7 +112,7 @@ def test_workers_change_nothing_and_nothing_is_done_twice(
     assert contents(beside) == before
     assert multiprocessing.active_children() == []
 
-    (beside / "p1" / "scan" / "evidence_2.nii.gz").write_bytes(b"cut short")
+    (beside / "p1" / "scan" / "evidence_2.nii.gz").unlink()
     again = Computes()
     assert [o.skipped for o in run(again, scans, beside, 0)] == [True, False]
     assert pixels(beside) == expected
@@ -126,8 +128,8 @@ def test_what_was_made_from_something_else_is_made_again(
         assert not run(Computes(other), scans, tmp_path, 0, wanted=wanted)[0].skipped
         assert run(Computes(other), scans, tmp_path, 0, wanted=wanted)[0].skipped
     assert not run(Computes(other), scans, tmp_path, 0, wanted=wanted, overwrite=True)[0].skipped
-    os.utime(wanted[0].path, (1, 1))
-    assert not run(Computes(other), scans, tmp_path, 0, wanted=wanted)[0].skipped
+    os.utime(wanted[0].path)  # its content is what counts
+    assert run(Computes(other), scans, tmp_path, 0, wanted=wanted)[0].skipped
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -147,7 +149,12 @@ def test_a_bad_scan_and_a_failing_network_cost_one_scan_each(
     assert [outcome.result is None for outcome in outcomes] == [True, True, False]
     assert f"{bad}: truncated or damaged" in str(outcomes[0].error)
     assert f"{good}: RuntimeError: out of memory" in str(outcomes[1].error)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["3"]
+    assert f"please report it with {tmp_path / 'out'}" in str(outcomes[1].error)
+    (log,) = (tmp_path / "out").glob("error-*.log")
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"3", log.name}
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
 
     write_table(outcomes, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open() as file:
@@ -209,7 +216,7 @@ def test_two_processes_at_one_scan_leave_one_whole_result(
     scans: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request, network = Request("p0", scans / "p0" / "scan.nii.gz"), Computes()
-    killed = tmp_path / "partial-01234567-p0"
+    killed = tmp_path / ".partial-01234567-p0"
     killed.mkdir()
     (killed / "lesion_mask.nii.gz").write_text("half")
     draw = prediction.scan_picture
@@ -223,8 +230,8 @@ def test_two_processes_at_one_scan_leave_one_whole_result(
     outcome = prediction.attempt(request, tmp_path, NETWORK, network, overwrite=False)
     assert outcome.error is None
     assert network.calls == 2
-    facts = prediction.made_from(request, NETWORK)
-    assert prediction.finished(tmp_path / "p0", facts) == outcome.result
+    assert prediction.attempt(request, tmp_path, NETWORK, network, overwrite=False).skipped
+    assert json.loads((tmp_path / "p0" / "result.json").read_text()) == outcome.result
     assert [path.name for path in tmp_path.iterdir()] == ["p0"]
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from deepsc_jax import prepare
 from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepsc_jax.data import preparation
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import evaluate
 from deepsc_jax.interop import monai
+from deepsc_jax.phantoms.writing import write_phantoms
 
 DATA = DataConfig(
     working_spacing_mm=(8, 9, 9),
@@ -28,8 +29,8 @@ CONFIG = Config(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     out = tmp_path_factory.mktemp("data")
-    cases = prepare.write_phantoms((4, 0, 2), out, seed=0, size=48, workers=1)
-    assert prepare.prepare(cases, out, DATA, workers=1) == []
+    cases = write_phantoms((4, 0, 2), out, seed=0, size=48, workers=1)
+    assert preparation.prepare(cases, out, DATA, workers=1) == []
     return Store(pathlib.Path(out) / "store", DATA)
 
 

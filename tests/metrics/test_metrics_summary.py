@@ -75,7 +75,7 @@ def test_summary_keeps_classes_misses_and_lesion_free_scans_apart():
         free(0.0),
         free(1.5),
     ]
-    segmentation = summarise(rows)["segmentation"]
+    segmentation = summarise(rows)["lesions"]
     assert segmentation["dsc"]["mean"] == pytest.approx((0.8 + 0.6 + 0) / 3)
     assert segmentation["dsc"]["sd"] == pytest.approx(np.std([0.8, 0.6, 0], ddof=1))
     assert segmentation["dsc"]["n"] == 3
@@ -92,7 +92,7 @@ def test_summary_keeps_classes_misses_and_lesion_free_scans_apart():
 
 def test_classification_has_no_spread_over_scans():
     labels = np.array([0, 0, 1, 2])
-    figures = summarise(labels=labels, probabilities=np.eye(3)[[0, 1, 1, 2]])["classification"]
+    figures = summarise(labels=labels, probabilities=np.eye(3)[[0, 1, 1, 2]])["classes"]
     assert figures["accuracy"] == {"mean": 0.75, "sd": None, "n": 4}
     assert figures["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     assert figures["classes"] == ["covid-19", "cap", "non-pneumonia"]
@@ -103,13 +103,13 @@ def test_undefined_figures_are_null_in_strict_json():
     rows = [row("cap", 0.0, missed=True)]
     document = summarise(rows, np.array([1]), np.array([[0.2, 0.5, 0.3]]))
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert document["classification"]["auc"]["mean"] is None
+    assert document["classes"]["auc"]["mean"] is None
 
 
 def test_a_run_of_one_task_has_only_its_own_part():
-    assert summarise([row("cap", 0.5)]).keys() == {"segmentation"}
+    assert summarise([row("cap", 0.5)]).keys() == {"lesions"}
     diagnosis = summarise(labels=np.array([0, 1]), probabilities=np.eye(3)[:2])
-    assert diagnosis.keys() == {"classification"}
+    assert diagnosis.keys() == {"classes"}
     assert summarise() == {}
 
 

@@ -29,7 +29,7 @@ TINY = [
     "--depth=13",
 ]
 # In which no activation of a tile is as small as the tiles themselves.
-EIGHT_CHANNELS = ("--inception_channels=8", "--lesion_channels=8,8,8")
+EIGHT_CHANNELS = ("--deepsc.inception_channels=8", "--deepsc.lesion_channels=8,8,8")
 
 
 def plan(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -235,7 +235,7 @@ def test_depth_over_space_moves_borders_gradients_and_the_slice_grid_alone(tmp_p
     [
         (["--devices=8,many"], "--devices=many: give whole numbers above 0"),
         (["--devices=9"], "--devices=9: not a whole number of GPUs on each of 2 nodes"),
-        (["--data=4"], "--data=4: the data axis is --devices over --space here"),
+        (["--data_devices=4"], "--data_devices=4: the data axis is --devices over --space here"),
         (["--platform=v4"], "flag --platform=v4"),
     ],
 )
@@ -246,7 +246,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(arguments, said):
 
 
 def test_memory_is_one_devices_share_and_leaves_out_what_is_not_read():
-    mesh = device_mesh.make_mesh(PlatformConfig(data=4))
+    mesh = device_mesh.make_mesh(PlatformConfig(data_devices=4))
     whole, split = device_mesh.replicated(mesh), device_mesh.batch_sharding(mesh)
 
     def step(state, batch):

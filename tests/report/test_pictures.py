@@ -1,11 +1,15 @@
 """Pictures: what they choose to show, and that every kind of run gets one."""
 
 import json
+import os
 
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from deepsc_jax.report.figures import drawn
 from deepsc_jax.report.pictures import loss_curves, scan_picture, telling_slices
 from deepsc_jax.runtime.errors import InputError
 
@@ -110,6 +114,40 @@ def test_a_scan_of_one_slice_without_lung_mask(tmp_path, scan):
     assert path.stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["$_$", "$x$", r"\$", "a$b", "$$", "病人", "\x1b[2J", "a\nb", "gr\udcf6\udcdfe", "x" * 300],
+)
+def test_names_are_drawn_as_they_are_shown(tmp_path, scan, name, recwarn):
+    values, _, lesion = scan
+    classes = {name: 0.9, "other": 0.1}
+    scan_picture(
+        tmp_path / "a.png",
+        values,
+        None,
+        lesion,
+        lesion.astype(np.float32),
+        classes,
+        spacing_mm=(5, 2, 2),
+        title=name,
+    )
+    assert [str(warning.message) for warning in recwarn] == []  # of a glyph that is missing
+
+
+def test_no_part_of_a_name_is_mathematics():
+    def pixels(text, **options):
+        figure = Figure(figsize=(4, 1))
+        figure.text(0.1, 0.5, text, **options)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())
+
+    for name in ("$x$", "a$b", r"\$x\$", r"$\frac$"):
+        np.testing.assert_array_equal(pixels(drawn(name)), pixels(name, parse_math=False))
+    assert not np.array_equal(pixels("$x$"), pixels(drawn("$x$")))
+    assert drawn("größe 病") == r"größe \u75c5"
+
+
 def write_lines(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -140,12 +178,15 @@ def test_curves_of_a_run_of_one_step_without_validation(tmp_path):
         ("", "holds no loss"),
         ('{"stage": "joint", "step": 1, "validation_dsc": 0.1}\n', "holds no loss"),
         ('garbage\n{"stage": "joint", "step": 1, "loss": 0.1}\n', "line 1 is 'garbage'"),
+        ('[1]\n{"stage": "joint", "step": 1, "loss": 0.1}\n', r"line 1 is '\[1\]'"),
+        ('{"stage": 1, "step": "x"}\n{"stage": "joint", "step": 1, "loss": 0.1}\n', "line 1 is"),
+        ("\udcff\udcfe\n{}\n", "line 1 is '.*': expected JSON"),
     ],
 )
 def test_a_log_without_curves_is_named(tmp_path, content, message):
     log = tmp_path / "metrics.jsonl"
     if content is not None:
-        log.write_text(content)
+        log.write_bytes(os.fsencode(content))
     with pytest.raises(InputError, match=message) as error:
         loss_curves(tmp_path / "curves.png", log)
     assert str(log) in str(error.value)

@@ -20,7 +20,7 @@ DEVICES = [1, 2, 4]
 
 
 def mesh(data: int, space: int = 1) -> jax.sharding.Mesh:
-    return device_mesh.make_mesh(PlatformConfig(data=data, space=space))
+    return device_mesh.make_mesh(PlatformConfig(data_devices=data, space=space))
 
 
 def test_the_mesh_has_a_data_and_a_space_axis():
@@ -32,7 +32,9 @@ def test_the_mesh_has_a_data_and_a_space_axis():
 
 @pytest.mark.parametrize(("data", "space", "needed"), [(9, 1, 9), (4, 4, 16), (0, 9, 9)])
 def test_too_few_devices_are_refused_with_their_number(data, space, needed):
-    with pytest.raises(InputError, match=f"--data={data} --space={space}: {needed} devices .* 8 "):
+    with pytest.raises(
+        InputError, match=f"--data_devices={data} --space={space}: {needed} devices .* 8 "
+    ):
         mesh(data, space)
 
 
@@ -49,7 +51,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_by_its_flag(batch, pa
     if not refused:
         device_mesh.check_batch(config, "joint", mesh(4))
         return
-    with pytest.raises(InputError, match=f"--joint_batch={batch}: .* {refused}"):
+    with pytest.raises(InputError, match=f"--deepsc.joint.batch={batch}: .* {refused}"):
         device_mesh.check_batch(config, "joint", mesh(4))
 
 

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from handful import CONFIG
 
-from deepsc_jax import prepare
 from deepsc_jax.config import CLASSES, STAGES, Config, Stage
-from deepsc_jax.data import pipeline
+from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluate import choose_threshold, evaluate
@@ -26,7 +25,6 @@ from deepsc_jax.inference import predictor as inference
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import predict_scan
 from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import checkpoint, loop, state
 from deepsc_jax.training import workdir as workdirs
@@ -161,10 +159,10 @@ def test_a_trained_network_is_written_as_this_device_likes_it(
     )
     workdirs.write(tmp_path, workdirs.Record(elsewhere, "phantoms", "", {}))
     assert inference.load(tmp_path)._model.layout.form == "folded"
-    monkeypatch.setattr(device_mesh, "has_onednn", lambda: False)
+    monkeypatch.setattr(compiler, "has_onednn", lambda: False)
     with pytest.raises(InputError, match=r"--conv_form=direct: JAX .* has no oneDNN here"):
         inference.load(tmp_path, form="direct")
-    monkeypatch.setattr(device_mesh, "has_onednn", lambda: True)
+    monkeypatch.setattr(compiler, "has_onednn", lambda: True)
     assert inference.load(tmp_path, form="direct")._model.layout.form == "direct"
 
 
@@ -172,7 +170,7 @@ def test_without_a_validation_split_the_last_checkpoint_counts(
     folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     cases = [c for c in read_cases(folder / "cases.csv") if c.split != "validation"]
-    assert prepare.prepare(cases, tmp_path, CONFIG.data, workers=1) == []
+    assert preparation.prepare(cases, tmp_path, CONFIG.data, workers=1) == []
     store = Store(tmp_path / "store", CONFIG.data)
     workdirs.begin(tmp_path, CONFIG, store)
     loop.train(CONFIG, store, tmp_path, ("segmentation",))

@@ -39,7 +39,7 @@ def test_thirty_steps(stage: Stage, dtype: str, within: Any):
     theirs = list(reference.train(module, stage, (to_tensors(b, dtype) for b in batches), weights))
 
     with jax.enable_x64(dtype == "float64"):
-        mesh = device_mesh.make_mesh(PlatformConfig(data=1))
+        mesh = device_mesh.make_mesh(PlatformConfig(data_devices=1))
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
         current = jax.device_put(state.create(CONFIG, stage, cast), device_mesh.replicated(mesh))
         step = make_train_step(CONFIG, stage, network, mesh, jnp.asarray(CLASS_WEIGHTS, dtype))

@@ -13,7 +13,7 @@ from drawn import draw_params, masked_volume
 from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.models.deepsc import network as deepsc
 from deepsc_jax.models.layers import bands
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
@@ -149,9 +149,9 @@ def test_the_compilers_options_for_large_tiles_change_no_number(
     dtype: str, one_device: Any, monkeypatch: Any
 ):
     expected = one_device("joint", dtype)  # before they are changed
-    few = device_mesh.compiler_options("cpu", CONFIG.data, "folded")
-    monkeypatch.setattr(device_mesh, "LARGE_TILE", 1)
-    assert device_mesh.compiler_options("cpu", CONFIG.data, "folded").keys() > few.keys()
+    few = compiler.options("cpu", CONFIG.data, "folded")
+    monkeypatch.setattr(compiler, "LARGE_TILE", 1)
+    assert compiler.options("cpu", CONFIG.data, "folded").keys() > few.keys()
     found = run("joint", dtype, data=1)
     (assert_same if dtype == "float64" else assert_near)(found, expected)
 

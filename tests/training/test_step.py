@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import pytest
 from handful import CONFIG
 
-from deepsc_jax import prepare
 from deepsc_jax.config import CLASSES, STAGES, Stage
-from deepsc_jax.data import pipeline
+from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.deepsc import network as deepsc
@@ -70,7 +69,7 @@ def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
 
 def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
     # What `auto` means on GPU and TPU; lowering is enough to see that shapes and axes agree.
-    platform = dataclasses.replace(CONFIG.platform, tile_loop="scan", data=2)
+    platform = dataclasses.replace(CONFIG.platform, tile_loop="loop", data=2)
     config = dataclasses.replace(CONFIG, platform=platform)
     mesh = device_mesh.make_mesh(platform)
     model = deepsc.build(config, "cpu")
@@ -97,7 +96,7 @@ def test_validation_that_cannot_tell_checkpoints_apart_is_refused_at_once(
 ) -> None:
     cases = read_cases(folder / "cases.csv")
     free = [c for c in cases if c.split != "validation" or CLASSES[c.label] == "non-pneumonia"]
-    assert prepare.prepare(free, tmp_path, CONFIG.data, workers=1) == []
+    assert preparation.prepare(free, tmp_path, CONFIG.data, workers=1) == []
     store = Store(tmp_path / "store", CONFIG.data)
     reasons: dict[Stage, str] = {
         "segmentation": "no scan with a lesion",

@@ -36,7 +36,7 @@ def test_a_run_goes_on_with_its_thresholds_on_other_devices(tmp_path: pathlib.Pa
     begin(tmp_path)
     workdirs.save_threshold(tmp_path, "joint", 0.35)
     workdirs.save_threshold(tmp_path, "segmentation", 0.15)
-    other = dataclasses.replace(CONFIG, platform=PlatformConfig(data=4))
+    other = dataclasses.replace(CONFIG, platform=PlatformConfig(data_devices=4))
     begin(tmp_path, other)
     record = workdirs.read(tmp_path)
     assert record.thresholds == {"joint": 0.35, "segmentation": 0.15}

@@ -43,14 +43,7 @@ class Options:
     """The network, its ablations, the terms of its objective, and its stages."""
 
     NAME: ClassVar[str] = "deepsc"
-    TILE_STEP: ClassVar[int] = POOLING
 
-    intensity_mean: float = option(
-        0.36, "assumed: of [0, 1] values inside lungs, subtracted there; 0 for the paper's input"
-    )
-    intensity_sd: float = option(
-        0.1, "assumed: of [0, 1] values inside lungs, divided by there; 1 for the paper's input"
-    )
     inception: Literal["inception", "plain"] = option(
         "inception", "paper: inception; plain is the ablation with one 3D convolution (V-E.1)"
     )
@@ -116,7 +109,6 @@ class Options:
         self._check_losses()
 
     def _check_network(self) -> None:
-        require(self.intensity_sd > 0, f"intensity_sd is {self.intensity_sd:g}: give one above 0")
         require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}: give at least 1")
         branches = len(self.inception_branches)
         require(
@@ -157,6 +149,11 @@ class Options:
             self.gradient_tiles >= 0,
             f"gradient_tiles is {self.gradient_tiles}: it must not be negative",
         )
+
+    @property
+    def tile_step(self) -> int:
+        """Of which the sides of a tile must be multiples."""
+        return POOLING
 
     def widened(self, factor: int) -> "Options":
         """The same network with `factor` times its channels."""

@@ -1,11 +1,13 @@
 """DeepSC-COVID: the paper's Figure 2.
 
-scan -- tiles  --> inception_seg --> F_s --+
-     -- slices --> inception_cls --> F_c --+
-                             cross-stitch <+
-  F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
-  F_L --> lesion subnet --> S_1..S_4 --> S
-  F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
+    scan -- tiles  --> inception_seg --> F_s --+
+         -- slices --> inception_cls --> F_c --+
+                                 cross-stitch <+
+      F_L = a_LL F_s + a_LC to_tile(F_c)     F_C = a_CL sum_k to_scan(F_s,k) + a_CC F_c
+      F_L --> lesion subnet --> S_1..S_4 --> S
+      F_C, to_scan(S) --> classification subnet --> logits, M_1..M_3
+
+S is the lesion probability and S_1..S_4 its scales; M_1..M_3 are the evidence masks.
 """
 
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from deepsc_jax.models.deepsc.cross_stitch import CrossStitch
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
-from deepsc_jax.models.layers.blocks import recomputed
+from deepsc_jax.models.layers.blocks import recomputed, standardise
 from deepsc_jax.models.layers.layout import Layout, Volume
 
 __all__ = ["TORCH_NAMES", "DeepSC", "build", "evidence"]  # of a registry's row
@@ -168,12 +170,7 @@ class DeepSC(nn.Module):
         return self.classifier(features, scan_lesion)
 
     def _standardise(self, x: Array) -> Array:
-        """Lung voxels at about mean 0 and deviation 1; 0, which is outside of the lungs, stays 0.
-
-        Assumed; the paper names no such step. Between 0 and 1 the lungs' border is several times as
-        strong as a lesion's: on phantoms a plain U-Net then reached DSC 0.44, and so 0.70.
-        """
-        return jnp.where(x > 0, (x - self.model.intensity_mean) / self.model.intensity_sd, 0)
+        return standardise(x, self.data.intensity_mean, self.data.intensity_sd)
 
     def _slice_grid(self, depth: Array, step: int) -> grids.Grid:
         return grids.slice_grid(depth, self.data.slices, self.data.working_size, step)

@@ -36,11 +36,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deepsc_jax.models.layers.bands import band_voxels, banded, sliced, whole
-from deepsc_jax.models.layers.layout import CPU_FORMS, ConvForm, Volume
+from deepsc_jax.models.layers.layout import CPU_FORMS, ConvForm, Strides, Volume
 from deepsc_jax.models.layers.slabs import in_slabs, kernel_gradient, slab_slices
 from deepsc_jax.runtime import device_mesh
 
-Convolution = Callable[[Volume, Array, int, int], Volume]
+Convolution = Callable[[Volume, Array, Strides, int], Volume]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Form:
     """The functions of a form of convolution, and of its gradients.
 
     Attributes:
-      forward: the convolution `(x, kernel, stride, reach)`, with so many slices of zero padding.
+      forward: the convolution `(x, kernel, strides, reach)`, with so many slices of zero padding.
       transposed: the one whose transposes are the gradients that have no function of their own.
-      kernel_gradient: `(x, cotangent, kernel)`, at stride 1.
+      kernel_gradient: `(x, cotangent, kernel)`, at strides of 1.
       turned_apart: whether the input's gradient keeps its turned kernel apart from what made it.
     """
 
@@ -107,69 +107,70 @@ def with_summed_gradient(
 
 
 def conv3d(
-    x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int, form: ConvForm
+    x: Volume, kernel: Float[Array, "kd kh kw cin cout"], stride: int | Strides, form: ConvForm
 ) -> Volume:
     """Convolution with zero padding of k // 2 on both sides (torch's `padding=k // 2`).
 
     Args:
       x: `(batch, depth, height, width, cin)`.
       kernel: odd sizes; cast to the dtype of `x`.
-      stride: in-plane; depth keeps stride 1.
+      stride: in-plane, where depth keeps stride 1; or of depth, and in-plane.
       form: how it is computed.
     """
     reach = kernel.shape[0] // 2
-    if form == "direct" and stride == 1 and kernel.shape[:3] != (1, 1, 1):
-        return _stacking(x, kernel, WHOLE, stride, reach)
+    strides = (1, stride) if isinstance(stride, int) else stride
+    if form == "direct" and strides == (1, 1) and kernel.shape[:3] != (1, 1, 1):
+        return _stacking(x, kernel, WHOLE, strides, reach)
     if form not in CPU_FORMS:  # what is strided is folded in both
 
         def convolve(x: Volume, kernel: Array, reach: int) -> Volume:
-            if kernel.shape[:4] == (1, 1, 1, 1) and stride == 1:
+            if kernel.shape[:4] == (1, 1, 1, 1) and strides == (1, 1):
                 return (x * kernel[0, 0, 0, 0]).astype(x.dtype)  # fused with what follows
             if form == "sliced":
-                return _stacking(x, kernel, SLICED, stride, reach)
-            if form == "banded" and band_voxels(x.shape[3], kernel.shape, stride) > 1:
-                return _stacking(x, kernel, BANDED, stride, reach)
-            return whole(x, kernel, stride, reach)
+                return _stacking(x, kernel, SLICED, strides, reach)
+            if form == "banded" and band_voxels(x.shape[3], kernel.shape, strides[1]) > 1:
+                return _stacking(x, kernel, BANDED, strides, reach)
+            return whole(x, kernel, strides, reach)
 
         return with_summed_gradient(convolve, reach, x, kernel)
-    if kernel.shape[:3] == (1, 1, 1) and stride == 1:
+    if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1):
         return x @ kernel[0, 0, 0].astype(x.dtype)
     # One slab keeps what it stacked: nothing was gained by `kernel_gradient` on phantoms.
     if slab_slices(x, kernel.shape[0]) >= x.shape[1]:
-        return in_slabs(x, kernel, stride, reach)
-    return _stacking(x, kernel, FOLDED, stride, reach)
+        return in_slabs(x, kernel, strides, reach)
+    return _stacking(x, kernel, FOLDED, strides, reach)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _stacking(x: Volume, kernel: Array, form: Form, stride: int, reach: int) -> Volume:
+def _stacking(x: Volume, kernel: Array, form: Form, strides: Strides, reach: int) -> Volume:
     """The convolution, which keeps nothing but its arguments for its gradient."""
-    return form.forward(x, kernel, stride, reach)
+    return form.forward(x, kernel, strides, reach)
 
 
 def _forward(
-    x: Volume, kernel: Array, form: Form, stride: int, reach: int
+    x: Volume, kernel: Array, form: Form, strides: Strides, reach: int
 ) -> tuple[Volume, tuple[Volume, Array]]:
-    return form.forward(x, kernel, stride, reach), (x, kernel)
+    return form.forward(x, kernel, strides, reach), (x, kernel)
 
 
 def _backward(
-    form: Form, stride: int, reach: int, saved: tuple[Volume, Array], cotangent: Volume
+    form: Form, strides: Strides, reach: int, saved: tuple[Volume, Array], cotangent: Volume
 ) -> tuple[Volume, Array]:
     x, kernel = saved
 
     def of_input(x: Volume) -> Volume:
-        return form.transposed(x, kernel, stride, reach)
+        return form.transposed(x, kernel, strides, reach)
 
     def of_kernel(kernel: Array) -> Volume:
-        return form.transposed(x, kernel, stride, reach)
+        return form.transposed(x, kernel, strides, reach)
 
-    if stride != 1:
+    if strides != (1, 1):
         of_x = jax.linear_transpose(of_input, x)(cotangent)[0]
         return of_x, jax.linear_transpose(of_kernel, kernel)(cotangent)[0]
     turned = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
     if form.turned_apart:
         turned = lax.optimization_barrier(turned)
-    of_x = form.forward(cotangent, turned, 1, kernel.shape[0] - 1 - reach)
+    of_x = form.forward(cotangent, turned, strides, kernel.shape[0] - 1 - reach)
     if form.kernel_gradient is None:
         return of_x, jax.linear_transpose(of_kernel, kernel)(cotangent)[0]
     assert reach == kernel.shape[0] // 2

@@ -12,6 +12,7 @@ from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 
 Volume = Float[Array, "batch depth height width channel"]
+Strides = tuple[int, int]  # of a convolution: along depth, and in plane
 ConvForm = Literal["native", "banded", "sliced", "folded", "direct"]
 CPU_FORMS: tuple[ConvForm, ...] = ("folded", "direct")
 

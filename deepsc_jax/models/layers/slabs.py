@@ -5,7 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deepsc_jax.models.layers.bands import band
-from deepsc_jax.models.layers.layout import Volume
+from deepsc_jax.models.layers.layout import Strides, Volume
 
 STACKED_CHANNELS = 32
 GROUPED_CHANNELS, GROUPED_SLICES = 4, 4  # a quarter of the time at 2 channels, none gained at 8
@@ -15,19 +15,20 @@ SLAB_BYTES, SLAB_SLICES = 2**24, 8
 MOST_SLABS = 16
 
 
-def in_slabs(x: Volume, kernel: Array, stride: int, reach: int) -> Volume:
+def in_slabs(x: Volume, kernel: Array, strides: Strides, reach: int) -> Volume:
     """`conv3d` slab by slab, of a depth that is not split over devices.
 
     Each is cut from `x` with its neighbours along depth; the whole volume is never padded.
     """
-    depth, size = x.shape[1], slab_slices(x, kernel.shape[0])
+    depth, size, step = x.shape[1], slab_slices(x, kernel.shape[0]), strides[0]
     assert reach == kernel.shape[0] // 2
+    size = -(-size // step) * step  # so that every slab begins with a slice that is kept
     parts = []
     for first in range(0, depth, size):
         start, stop = first - reach, min(first + size, depth) + reach
         missing = (max(-start, 0), max(stop - depth, 0))
         slab = jnp.pad(x[:, max(start, 0) : stop], ((0, 0), missing, (0, 0), (0, 0), (0, 0)))
-        parts.append(_slab(slab, kernel, stride))
+        parts.append(_slab(slab, kernel, strides))
     return jnp.concatenate(parts, axis=1)
 
 
@@ -37,12 +38,13 @@ def slab_slices(x: Volume, taps: int) -> int:
     return max(SLAB_BYTES // stacked_slice // SLAB_SLICES, 1) * SLAB_SLICES
 
 
-def _slab(padded: Volume, kernel: Array, stride: int) -> Volume:
+def _slab(padded: Volume, kernel: Array, strides: Strides) -> Volume:
     """`conv3d` of slices that come with their neighbours along depth."""
     kernel = kernel.astype(padded.dtype)
     taps, *window, channels, features = kernel.shape
     batch, slices, height, width, _ = padded.shape
-    depth = slices - taps + 1
+    step, stride = strides
+    depth = slices - taps + 1  # before every `step`-th slice is taken
     padding = [(k // 2, k // 2) for k in window]
 
     def conv2d(volume: Volume, weights: Float[Array, "kh kw cin cout"]) -> Volume:
@@ -54,15 +56,17 @@ def _slab(padded: Volume, kernel: Array, stride: int) -> Volume:
         return y.reshape(*volume.shape[:2], *y.shape[1:])
 
     if taps == 1:
-        return conv2d(padded, kernel[0])
+        return conv2d(padded[:, ::step], kernel[0])
     if channels >= STACKED_CHANNELS:
-        parts = [conv2d(padded[:, i : i + depth], kernel[i]) for i in range(taps)]
+        parts = [conv2d(padded[:, i : i + depth : step], kernel[i]) for i in range(taps)]
         return sum(parts[1:], parts[0])
-    group = GROUPED_SLICES if max(channels, features) <= GROUPED_CHANNELS else 1
+    grouped = step == 1 and max(channels, features) <= GROUPED_CHANNELS
+    group = GROUPED_SLICES if grouped else 1
     padded = jnp.pad(padded, ((0, 0), (0, -depth % group), (0, 0), (0, 0), (0, 0)))
     reach = group + taps - 1
     last = padded.shape[1] - reach + 1
-    stacked = jnp.concatenate([padded[:, i : last + i : group] for i in range(reach)], axis=-1)
+    shifted = [padded[:, i : last + i : group * step] for i in range(reach)]
+    stacked = jnp.concatenate(shifted, axis=-1)
     y = conv2d(stacked, band(kernel, group))
     y = y.reshape(*y.shape[:4], group, -1).transpose(0, 1, 4, 2, 3, 5)
     return y.reshape(batch, -1, *y.shape[3:])[:, :depth]

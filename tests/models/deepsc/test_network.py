@@ -323,7 +323,7 @@ def test_build_lays_the_network_out_for_the_platform():
     cpu, gpu = deepsc.build(config, "cpu").layout, deepsc.build(config, "gpu").layout
     assert (cpu.form, cpu.loop_tiles, cpu.dtype) == ("folded", False, jnp.float32)
     assert (gpu.form, gpu.loop_tiles, gpu.dtype) == ("banded", True, jnp.bfloat16)
-    asked = PlatformConfig(conv_form="native", tile_loop="scan", remat="blocks")
+    asked = PlatformConfig(conv_form="native", tile_loop="loop", remat="blocks")
     layout = deepsc.build(dataclasses.replace(config, platform=asked), "cpu").layout
     assert (layout.form, layout.loop_tiles) == ("native", True)
     assert (layout.remat_tiles, layout.remat_blocks) == (False, True)

@@ -10,7 +10,7 @@ from deepsc_jax.models.layers import bands, slabs
 from deepsc_jax.models.layers.convolution import conv3d
 from deepsc_jax.models.layers.layout import CPU_FORMS, resolve_form
 from deepsc_jax.models.layers.slabs import STACKED_CHANNELS
-from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -18,16 +18,21 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def along_depth_and_in_plane(stride):
+    return (1, stride) if isinstance(stride, int) else stride
+
+
 def convolve(x, kernel, stride):
     """The textbook sum over kernel offsets, zero padding k // 2, in float64."""
-    taps = kernel.shape[:3]
+    taps, (step, stride) = kernel.shape[:3], along_depth_and_in_plane(stride)
     padded = np.pad(x.astype(np.float64), [(0, 0), *((k // 2, k // 2) for k in taps), (0, 0)])
-    sides = [x.shape[1], -(-x.shape[2] // stride), -(-x.shape[3] // stride)]
+    sides = [-(-x.shape[1] // step), -(-x.shape[2] // stride), -(-x.shape[3] // stride)]
     y = np.zeros((len(x), *sides, kernel.shape[-1]))
     for d, h, w in np.ndindex(*taps):
+        slices = slice(d, d + step * (sides[0] - 1) + 1, step)
         rows = slice(h, h + stride * (sides[1] - 1) + 1, stride)
         columns = slice(w, w + stride * (sides[2] - 1) + 1, stride)
-        y += padded[:, d : d + sides[0], rows, columns] @ kernel[d, h, w]
+        y += padded[:, slices, rows, columns] @ kernel[d, h, w]
     return y
 
 
@@ -61,6 +66,11 @@ any_form = jax.jit(sums_and_gradients, static_argnames=("stride", "form"))
         (5, 1, (2, 3, 16), 8),
         (5, 2, (2, 4, 32), 5),
         (1, 2, (2, 4, 16), 4),
+        (1, (2, 2), (3, 5, 4), 3),
+        (3, (2, 2), (5, 6, 32), 3),
+        (3, (2, 2), (4, 5, 4), STACKED_CHANNELS),
+        (3, (2, 1), (4, 3, 4), 2),
+        (7, (2, 2), (6, 9, 8), 1),
     ],
 )
 def test_every_form_is_the_textbook_convolution(kernel, stride, shape, channels):
@@ -160,15 +170,18 @@ def test_slices_of_half_precision_are_summed_in_single():
     np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-4)
 
 
-@pytest.mark.parametrize(("form", "stride"), [("folded", 1), ("folded", 2), ("direct", 1)])
+@pytest.mark.parametrize(
+    ("form", "stride"), [("folded", 1), ("folded", 2), ("folded", (3, 2)), ("direct", 1)]
+)
 @pytest.mark.parametrize("channels", [3, 4, STACKED_CHANNELS])
 def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channels, form):
     x, weights = draw(2, 7, 6, 4, channels), draw(3, 3, 3, channels, 3, seed=1)
-    probe = draw(2, 7, 6 // stride, 4 // stride, 3, seed=2)
+    step, apart = along_depth_and_in_plane(stride)
+    probe = draw(2, -(-7 // step), 6 // apart, 4 // apart, 3, seed=2)
     whole = sums_and_gradients(x, weights, probe, stride, form)
     monkeypatch.setattr(slabs, "SLAB_BYTES", 1)
     monkeypatch.setattr(slabs, "SLAB_SLICES", 2)
-    # The last has one slice of the 7.
+    # The last has one slice of the 7; with a stride, a slab begins at a multiple of it.
     assert (x.shape[1], slabs.slab_slices(jnp.asarray(x), 3)) == (7, 2)
     in_slabs = sums_and_gradients(x, weights, probe, stride, form)
     for one, other in zip(jax.tree.leaves(in_slabs), jax.tree.leaves(whole), strict=True):
@@ -204,22 +217,22 @@ def test_a_kernel_need_not_be_a_cube():
 
 
 def test_direct_without_onednn_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(device_mesh, "has_onednn", lambda: False)
+    monkeypatch.setattr(compiler, "has_onednn", lambda: False)
     with pytest.raises(InputError, match=r"JAX \d.* has no oneDNN here"):
         resolve_form("direct", "cpu")
 
 
 def test_a_jax_without_the_options_has_no_onednn(monkeypatch):
-    monkeypatch.setattr(device_mesh, "ONEDNN", {"xla_no_such_option": True})
-    assert not device_mesh.has_onednn.__wrapped__()
+    monkeypatch.setattr(compiler, "ONEDNN", {"xla_no_such_option": True})
+    assert not compiler.has_onednn.__wrapped__()
 
 
 def test_onednn_takes_direct_convolutions_but_not_their_kernels_gradient():
-    if not device_mesh.has_onednn():
+    if not compiler.has_onednn():
         pytest.skip("this JAX has no oneDNN; JAX 0.11 has")
     assert resolve_form("direct", "cpu") == "direct"
     x, weights, probe = draw(1, 8, 16, 16, 8), draw(3, 3, 3, 8, 8), draw(1, 8, 16, 16, 8)
-    options = device_mesh.compiler_options("cpu", DataConfig(), "direct")
+    options = compiler.options("cpu", DataConfig(), "direct")
     gradients = jax.jit(sums_and_gradients, static_argnums=(3, 4), compiler_options=options)
     compiled = gradients.lower(x, weights, probe, 1, "direct").compile()
     program = compiled.as_text() or ""

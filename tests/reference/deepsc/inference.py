@@ -5,8 +5,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from reference.deepsc.network import DeepSC
 from reference.deepsc.geometry import resample, slice_grid, tile_grid
+from reference.deepsc.network import DeepSC
 
 
 def predict(network: DeepSC, volume: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

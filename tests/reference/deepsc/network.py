@@ -113,7 +113,7 @@ class DeepSC(nn.Module):
 
     def standardise(self, x: Tensor) -> Tensor:
         """Values inside the lungs to about mean 0 and deviation 1; 0, outside of them, stays."""
-        mean, sd = self.config.model.intensity_mean, self.config.model.intensity_sd
+        mean, sd = self.config.data.intensity_mean, self.config.data.intensity_sd
         return torch.where(x > 0, (x - mean) / sd, 0)
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from deepsc_jax.config import Config
 from reference.deepsc import losses
-from reference.deepsc.network import DeepSC, Tile
 from reference.deepsc.geometry import Grid, slice_grid, tile_grid
+from reference.deepsc.network import DeepSC, Tile
 
 STEPS = (8, 4, 2)  # scan voxels per voxel of S_1, S_2, S_3, and in-plane of M_3, M_2, M_1
 
@@ -87,7 +87,10 @@ def train(
     """Take one step per batch; yields the means of the losses over its scans, before the step."""
     options, of_stage = network.config.train, network.config.stage(stage)
     optimizer = torch.optim.Adam(
-        network.parameters(), of_stage.learning_rate, (options.adam_b1, options.adam_b2), options.adam_eps
+        network.parameters(),
+        of_stage.learning_rate,
+        (options.adam_b1, options.adam_b2),
+        options.adam_eps,
     )
     steps = of_stage.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))

@@ -1,0 +1,155 @@
+"""What a store's index says of each case, and the index as text that cannot change unseen."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from deepsc_jax.config import CLASSES, DataConfig
+from deepsc_jax.data.datasets import relative_path
+from deepsc_jax.data.preprocess import WorkingGrid
+from deepsc_jax.data.sums import meanwhile
+from deepsc_jax.runtime.errors import InputError
+
+Ints3 = tuple[int, int, int]
+
+VERSION = 3
+SOURCES = ("scan", "lesion_mask", "lung_mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredCase:
+    """A case's record in the index.
+
+    Attributes:
+      name, patient, split, label: as in `datasets.Case`.
+      shape: (D, H, W) of the working arrays, D its true depth.
+      chunk: of these arrays.
+      grid: where the working voxels lie in the source.
+      scan, lesion_mask, lung_mask: source files, absolute; a mask is None where none was given.
+      lesion_voxels, lung_voxels: voxels of each on the working grid.
+      sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
+      files: size and SHA-256 of what is stored, by path below the case's folder.
+    """
+
+    name: str
+    patient: str
+    split: str
+    label: int
+    shape: Ints3
+    chunk: Ints3
+    grid: WorkingGrid
+    scan: pathlib.Path
+    lesion_mask: pathlib.Path | None
+    lung_mask: pathlib.Path | None
+    lesion_voxels: int
+    lung_voxels: int
+    sums: dict[str, str]
+    files: dict[str, tuple[int, str]]
+
+    @property
+    def depth(self) -> int:
+        """The number of slices of the working arrays."""
+        return self.shape[0]
+
+    @property
+    def lesions_known(self) -> bool:
+        """Whether the stored lesion mask is the truth: drawn, or of a lesion-free class."""
+        return self.lesion_mask is not None or CLASSES[self.label] == "non-pneumonia"
+
+    def sources(self) -> dict[str, pathlib.Path]:
+        """The source files that there are, by the names of `SOURCES`."""
+        paths = {kind: getattr(self, kind) for kind in SOURCES}
+        return {kind: path for kind, path in paths.items() if path is not None}
+
+    @contextlib.contextmanager
+    def unchanged_sources(self) -> Iterator[None]:
+        """While its sources are read, see whether they are what the case was made from.
+
+        Raises:
+          InputError: one is missing, or has changed, whatever the reader made of it.
+        """
+        advice = "put it back as it was, or prepare again with --overwrite"
+        for kind, path in self.sources().items():
+            if not os.path.exists(path):
+                raise InputError(
+                    f"{self.name}: its {kind.replace('_', ' ')} {path} is gone since it was "
+                    f"prepared: {advice}"
+                )
+        with meanwhile(self.sources()) as found:
+            try:
+                yield
+            finally:
+                for kind, now in found.result().items():
+                    if self.sums.get(kind, now) != now:
+                        raise InputError(
+                            f"{self.name}: its {kind.replace('_', ' ')} {self.sources()[kind]} has "
+                            f"changed since it was prepared (another SHA-256): {advice}"
+                        )
+
+
+def record_to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
+    """A record as the index has it; source paths inside `base` become relative to it."""
+    grid = {
+        field.name: np.asarray(getattr(case.grid, field.name)).tolist()
+        for field in dataclasses.fields(WorkingGrid)
+    }
+    paths = {name: relative_path(getattr(case, name), base) for name in SOURCES}
+    record = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
+    return record | paths | {"label": CLASSES[case.label], "depth": case.depth, "grid": grid}
+
+
+def record_from_json(record: dict[str, Any], base: pathlib.Path) -> StoredCase:
+    """What `record_to_json` made. Raises KeyError, TypeError or ValueError if it did not."""
+    values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
+    for name in SOURCES:
+        values[name] = base / values[name] if values[name] else None
+    values["label"] = CLASSES.index(values["label"])
+    values["shape"], values["chunk"] = tuple(values["shape"]), tuple(values["chunk"])
+    values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
+    values["files"] = {name: (size, found) for name, (size, found) in values["files"].items()}
+    return StoredCase(**values)
+
+
+def index_bytes(
+    data: DataConfig, cases: Sequence[StoredCase], base: pathlib.Path, *, phantoms: bool
+) -> bytes:
+    """The index as JSON; its last line is the SHA-256 of all before it."""
+    records = ",\n".join(json.dumps(record_to_json(case, base)) for case in cases)
+    made_with = json.dumps(dataclasses.asdict(data))
+    head = f'"version": {VERSION},\n"phantoms": {json.dumps(phantoms)},\n"data": {made_with}'
+    return _summed(f'{{{head},\n"cases": [\n{records}\n],\n'.encode())
+
+
+def parse_index(text: bytes, place: str) -> dict[str, Any]:
+    """An index as `index_bytes` wrote it.
+
+    Raises:
+      InputError: not an index, of another version, or changed since.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{place}: not JSON ({error}): prepare again") from error
+    version = document.get("version") if isinstance(document, dict) else None
+    if version != VERSION:
+        raise InputError(
+            f"{place}: version {version} found, {VERSION} expected: prepare again with --overwrite"
+        )
+    body = text[: text.rstrip(b"\n").rfind(b"\n") + 1]
+    if text != _summed(body):
+        raise InputError(
+            f"{place}: changed since it was written (its last line is not the SHA-256 of the "
+            "others): copy the store again, or prepare again"
+        )
+    return document
+
+
+def _summed(body: bytes) -> bytes:
+    return body + f'"sha256": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()

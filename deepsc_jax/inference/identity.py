@@ -1,0 +1,323 @@
+"""What a result was made from, and what of it is still as it was written.
+
+A scan is known by its content and its place, since names, sizes and times can be another's. A
+result says which scan it is of and holds the sums of its files, so that the result of one scan
+never passes for another's, and what a user changed or added is never replaced.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import sha256
+
+RESULT = "result.json"
+
+AT_REST_NS = 2_000_000_000
+"""How long a file must have been left alone for its times to tell of the next change: a file system
+counts them in steps, of 4 ms on ext4 and of 2 s at worst (FAT), and a change within one is not
+seen."""
+
+_LARGEST_RESULT = 16 << 20  # bytes of a result.json; ours have thousands
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A scan or a lung mask, as it was when it was looked at.
+
+    Attributes:
+      path: as it was given.
+      place: its path, with links resolved.
+      sha256: of its bytes. Of several files (a folder of DICOM slices, a header with its data) that
+        of the lines which `LC_ALL=C sha256sum *` writes of them.
+      state: of the sizes, times (mtime, ctime) and inodes of its files.
+      at_rest: whether any later change of content must change `state`.
+    """
+
+    path: Path
+    place: str
+    sha256: str
+    state: str
+    at_rest: bool
+
+    def require_unchanged(self) -> None:
+        """Raise InputError if the files have changed since."""
+        if _state(content_files(self.path)) != self.state:
+            raise InputError(
+                f"{self.path}: changed while it was read: wait until it is written whole, then "
+                "start again"
+            )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a scan is predicted from."""
+
+    scan: Identity
+    lung_mask: Identity | None
+
+    def facts(self) -> dict[str, Any]:
+        """As result.json says it."""
+        mask = self.lung_mask
+        return {
+            "scan": self.scan.place,
+            "sha256": self.scan.sha256,
+            "lung_mask": None if mask is None else mask.place,
+            "lung_mask_sha256": None if mask is None else mask.sha256,
+            "states": {
+                each.place: each.state
+                for each in (self.scan, mask)
+                if each is not None and each.at_rest
+            },
+        }
+
+    def require_unchanged(self) -> None:
+        """Raise InputError if a file of them has changed since."""
+        for each in (self.scan, self.lung_mask):
+            if each is not None:
+                each.require_unchanged()
+
+
+def identify(
+    scan: Path, lung_mask: Path | None = None, earlier: dict[str, Any] | None = None
+) -> Sources:
+    """Which scan and lung mask are at two paths.
+
+    Files are read for it, unless they are those of an `earlier` result (its result.json), and
+    nothing of them has changed: path, size, inode, and both times. No program can set a file's
+    ctime, so a change shows there, but for one in the same step of the clock (see `AT_REST_NS`).
+
+    Raises:
+      InputError: there is no such file, it may not be read, or is none that can be (a FIFO).
+    """
+    known: dict[str, tuple[Any, Any]] = {}
+    if earlier is not None:
+        for path, sums in (("scan", "sha256"), ("lung_mask", "lung_mask_sha256")):
+            place = earlier.get(path)
+            if isinstance(place, str) and isinstance(earlier.get("states"), dict):
+                known[place] = (earlier["states"].get(place), earlier.get(sums))
+    mask = None if lung_mask is None else _identity(lung_mask, known)
+    return Sources(_identity(scan, known), mask)
+
+
+def _identity(path: Path, known: dict[str, tuple[Any, Any]]) -> Identity:
+    place, files, now = os.path.realpath(path), content_files(path), time.time_ns()
+    state = _state(files)
+    before, digest = known.get(place, (None, None))
+    if before != state or not isinstance(digest, str):
+        try:
+            sums = [(file.name, sha256(file)) for file in files]
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}): check it") from error
+        digest = sums[0][1]
+        if os.path.isdir(path) or len(sums) > 1:
+            lines = b"".join(b"%b  %b\n" % (s.encode(), os.fsencode(name)) for name, s in sums)
+            digest = hashlib.sha256(lines).hexdigest()
+        at_rest = all(now - file.stat().st_ctime_ns > AT_REST_NS for file in files)
+    else:
+        at_rest = True
+    return Identity(path, place, digest, state, at_rest)
+
+
+def _state(files: list[Path]) -> str:
+    stats = [(os.fsencode(file.name).hex(), file.stat()) for file in files]
+    facts = [(n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in stats]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def content_files(path: Path) -> list[Path]:
+    """The files that a scan's content is in, sorted by name: itself, a folder's, or its header's.
+
+    None of them is opened but headers that name other files.
+
+    Raises:
+      InputError: there is none, or one is not a regular file.
+    """
+    if os.path.isdir(path):  # pathlib's raises for a name that is too long
+        try:
+            names = sorted(os.listdir(path), key=os.fsencode)
+        except OSError as error:
+            raise InputError(f"{path}: may not be read ({error.strerror}): check it") from error
+        files = [path / name for name in names]
+        # What a file browser leaves there (.DS_Store) is no part of it.
+        files = [f for f in files if not f.is_dir() and (f.name[0] != "." or is_dicom(f))]
+        if not files:
+            raise InputError(f"{path}: an empty folder, expected one of DICOM slices")
+    else:
+        _require_regular(path)
+        files = [path, *sorted(companions(path), key=lambda file: os.fsencode(file.name))]
+    for file in files:
+        _require_regular(file)
+    return files
+
+
+def is_dicom(file: Path) -> bool:
+    """Whether a file begins as DICOM's do; one that is no regular file is not opened."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return False
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _require_regular(file: Path) -> None:
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError as error:
+        what = "a link to nothing" if file.is_symlink() else "no such file"
+        raise InputError(f"{file}: {what}: check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{file}: cannot be looked at ({reason}): check the path") from error
+    if not stat.S_ISREG(mode):
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a device, a socket or a folder"
+        raise InputError(f"{file}: is {kind}, expected a file: give the scan as a file")
+
+
+_DETACHED = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.I)
+
+
+def companions(path: Path) -> set[Path]:
+    """The files that belong to a header, or the header of a file of voxels: not `path` itself."""
+    suffix, folder = path.suffix.lower(), path.parent
+    if suffix in (".img", ".hdr"):
+        other = {".img": ".hdr", ".hdr": ".img"}[suffix]
+        beside = folder.glob(f"{glob.escape(path.stem)}.*")
+        return {file for file in beside if file.suffix.lower() == other}
+    if suffix not in (".mhd", ".nhdr"):
+        return set()
+    try:
+        with path.open("rb") as file:
+            header = file.read(1 << 20)
+    except OSError:  # whoever reads the scan says it
+        return set()
+    found = _DETACHED.search(header)
+    if found is None or found[1].upper() == b"LOCAL":
+        return set()
+    if found[1].upper().startswith(b"LIST") or b"%" in found[1]:  # files, or a pattern of names
+        return {file for file in folder.iterdir() if file.is_file()} - {path}
+    return {folder / os.fsdecode(found[1])} - {path}
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result.json in `folder`, if this program wrote one there; of an earlier version too."""
+    path = folder / RESULT
+    try:
+        facts = path.lstat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _LARGEST_RESULT:
+            return None
+        result = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(result, dict):
+        return None
+    ours = all(isinstance(result.get(key), dict) for key in ("made_from", "files"))
+    return result if ours and isinstance(result.get("scan"), str) else None
+
+
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in `folder`, by name."""
+    files = sorted(folder.iterdir())
+    return {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in files}
+
+
+def signed(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with its own sum, by which a change of result.json itself is seen."""
+    text = json.dumps({key: value for key, value in result.items() if key != "sum"})
+    return result | {"sum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def missing_and_changed(folder: Path, result: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Which of a result's files are gone, and which are of another size than they were."""
+    missing, changed = [], []
+    for name, facts in result["files"].items():
+        try:
+            if (folder / name).stat().st_size != facts["size"]:
+                changed.append(name)
+        except OSError:
+            missing.append(name)
+        except (TypeError, KeyError):  # of an earlier version, which had no sums
+            missing.append(name)
+    return missing, changed
+
+
+def require_replaceable(
+    folder: Path, sources: Sources, *, overwrite: bool, read: set[str] | None = None
+) -> set[str]:
+    """The names of the files in `folder` that a new result of that scan takes the place of.
+
+    A result is replaced by one of the same content. By one of the same path whose content has
+    changed it is with `overwrite`. Another scan's is never replaced, nor is a file that is not as
+    it was written.
+
+    Args:
+      folder: of the result.
+      sources: what the new result is made from.
+      overwrite: see above.
+      read: the states of files that were read and are as they were written. They are not read
+        again, and others are added.
+
+    Raises:
+      InputError: saying which of that it is.
+    """
+    read = set() if read is None else read
+    if not os.path.lexists(folder):
+        return set()
+    result = None if folder.is_symlink() else read_result(folder)
+    if result is None:
+        raise InputError(
+            f"{folder}: exists and holds no earlier result, expected a new folder: give another "
+            "--out"
+        )
+    scan = sources.scan
+    if "sha256" not in result:
+        raise InputError(
+            f"{folder}: holds a result of an earlier version, which did not record what it is of: "
+            "give another --out"
+        )
+    if result["sha256"] != scan.sha256:
+        if result["scan"] != scan.place:
+            raise InputError(
+                f"{scan.path}: its result would take the place of that of another scan, "
+                f"{result['scan']}, in {folder}: give another --out"
+            )
+        if not overwrite:
+            raise InputError(
+                f"{scan.path}: its content has changed since it was predicted into {folder}: give "
+                "--overwrite to replace that result, or another --out"
+            )
+    changed = [] if signed(result) == result else [RESULT]
+    for name, facts in result["files"].items():
+        file = folder / name
+        if os.path.lexists(file) and not _is_as_written(file, facts, read):
+            changed.append(name)
+    if changed:
+        raise InputError(
+            f"{folder / changed[0]}: has changed since it was written, and is not overwritten: "
+            "move it elsewhere, or give another --out"
+        )
+    return {RESULT, *result["files"]}
+
+
+def _is_as_written(file: Path, facts: Any, read: set[str]) -> bool:
+    try:
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size != facts["size"]:
+            return False
+        state = _state([file])
+        if state not in read and sha256(file) != facts["sha256"]:
+            return False
+    except (OSError, KeyError, TypeError):
+        return False
+    read.add(state)
+    return True

@@ -1,0 +1,105 @@
+"""Batch normalisation over whatever devices the batch lies on (Ioffe and Szegedy 2015).
+
+PyTorch's semantics, not Flax's: what is normalised is divided by the biased deviation, and the
+running variance is the unbiased one's moving mean.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from deepsc_jax.models.layers.blocks import EXACT, NORM_EPSILON, affine
+from deepsc_jax.models.layers.layout import CPU_FORMS, Layout
+from deepsc_jax.runtime import device_mesh
+
+Features = Float[Array, "batch *space channel"]
+BATCH_STATS = "batch_stats"  # the collection of running statistics
+MOMENTUM = 0.1  # of a new batch; torch's default
+
+
+class BatchNorm(nn.Module):
+    """Normalisation of each channel over the batch and any number of spatial axes.
+
+    Parameters `scale` and `bias`, and `mean` and `var` in the collection `batch_stats`, a channel.
+    In training the statistics are those of the global batch, whose sums over `data` are one
+    all-reduce; apart from it they are the running ones. Float32 or wider, whatever the dtype of the
+    input. A batch of one value has the variance 0, where PyTorch refuses it.
+    """
+
+    layout: Layout = Layout()
+
+    @nn.compact
+    def __call__(
+        self, x: Features, *, train: bool, weights: Float[Array, "batch"] | None = None
+    ) -> Features:
+        """Normalise `x`.
+
+        Args:
+          x: features of a device's examples.
+          train: whether by the batch's statistics, which also move the running ones.
+          weights: 1 for an example and 0 for one that only fills the batch up, which enters no
+            statistics; by default all are 1.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable(BATCH_STATS, "mean", jnp.zeros, (channels,))
+        running_var = self.variable(BATCH_STATS, "var", jnp.ones, (channels,))
+        rows = x.reshape(len(x), -1, 1, 1, channels)
+        wide = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # About the size of the mean, which would otherwise cancel in the variance; all devices
+        # have it without asking each other.
+        shift = running_mean.value
+        if train:
+            wide = wide - shift
+            count, sums, squares, for_all = self._sums(wide, weights)
+            mean = sums / jnp.maximum(count, 1)
+            variance = nn.relu(squares / jnp.maximum(count, 1) - mean * mean)
+            if not self.is_initializing():
+                self._update(running_mean, running_var, *for_all)
+        else:
+            mean, variance = shift, running_var.value
+        slope = lax.rsqrt(variance + NORM_EPSILON) * scale
+        slope, offset = (
+            jnp.broadcast_to(values, (len(x), channels)) for values in (slope, bias - mean * slope)
+        )
+        return affine(wide, slope, offset, self.layout).astype(x.dtype).reshape(x.shape)
+
+    def _sums(
+        self, wide: Features, weights: Float[Array, "batch"] | None
+    ) -> tuple[Array, Array, Array, tuple[Array, Array, Array]]:
+        """How many values, their sum and their sum of squares, own and for all devices."""
+        batch, voxels, *_, channels = wide.shape
+        if weights is None:
+            weights = jnp.ones(batch, wide.dtype)
+        weights = weights.astype(wide.dtype)
+
+        def total(values: Features) -> Float[Array, "channel"]:
+            values = values.reshape(batch, voxels, channels)
+            if self.layout.form in CPU_FORMS:  # whose sums run on one core, and products on all
+                return jnp.einsum("b,brc->c", weights, values, precision=EXACT)
+            return (values * weights[:, None, None]).sum(axis=(0, 1))
+
+        count = weights.sum(keepdims=True) * voxels
+        vector = jnp.concatenate([count, total(wide), total(wide * wide)])
+        own, for_all = (
+            (v[0], v[1 : channels + 1], v[channels + 1 :])
+            for v in device_mesh.shared_sum_over_data(vector)
+        )
+        return *own, for_all
+
+    def _update(
+        self,
+        running_mean: nn.Variable,
+        running_var: nn.Variable,
+        count: Float[Array, ""],
+        sums: Float[Array, "channel"],
+        squares: Float[Array, "channel"],
+    ) -> None:
+        count, sums, squares = lax.stop_gradient((count, sums, squares))
+        mean = sums / jnp.maximum(count, 1)  # less the running one, which was taken off
+        unbiased = nn.relu(squares - count * mean * mean) / jnp.maximum(count - 1, 1)
+        share = MOMENTUM * (count > 0)
+        running_mean.value = running_mean.value + share * mean
+        running_var.value = (1 - share) * running_var.value + share * unbiased

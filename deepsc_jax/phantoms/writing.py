@@ -1,0 +1,104 @@
+"""Phantoms as files, as a user's scans come: NIfTI, and a case list."""
+
+import functools
+import gzip
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+
+from deepsc_jax.data import datasets
+from deepsc_jax.data.datasets import SPLITS, Case
+from deepsc_jax.phantoms import lesions as phantom
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import aside, own, require_own, write_json
+from deepsc_jax.runtime.pool import AbortError, in_parallel
+
+
+def write_phantoms(
+    counts: Sequence[int], out: pathlib.Path, *, seed: int, size: int, workers: int = 2
+) -> list[Case]:
+    """Write phantoms as NIfTI files below `out`/scans, and their list, `out`/cases.csv.
+
+    What varies between them whatever their class is in `out`/nuisances.json. A phantom that is
+    there already is left as it is.
+
+    Args:
+      counts: phantoms of each split, in the order of `SPLITS`; their classes take turns.
+      out: the folder.
+      seed: other seeds give other phantoms; the splits of a seed and of any other are disjoint.
+      size: side of the phantoms' slices, in voxels.
+      workers: processes.
+
+    Raises:
+      InputError: other files have the names that these would have, or nothing can be written.
+    """
+    for name in ("cases.csv", "nuisances.json"):
+        require_own(out / name)
+    wanted = [(split, index) for split, n in zip(SPLITS, counts, strict=True) for index in range(n)]
+    job = functools.partial(_write_phantom, out=out, seed=seed, size=size)
+    cases, nuisances = [], {}
+    try:
+        (out / "scans").mkdir(parents=True, exist_ok=True)
+        for result in in_parallel(job, wanted, workers, "phantoms"):
+            if isinstance(result, InputError):
+                raise result
+            case, nuisances[result[0].name] = result
+            cases.append(case)
+        with own(out / "nuisances.json") as partial:
+            write_json(nuisances, partial)
+        with own(out / "cases.csv") as partial:
+            datasets.write_cases(cases, partial)
+    except OSError as error:
+        raise InputError(
+            f"--out: {out} cannot be written to ({error.strerror}): make room or name another"
+        ) from error
+    return cases
+
+
+def _write_phantom(
+    wanted: tuple[str, int], out: pathlib.Path, seed: int, size: int
+) -> tuple[Case, dict[str, float]]:
+    split, index = wanted
+    made = phantom.make_phantom(seed * len(SPLITS) + SPLITS.index(split), index, size)
+    name = f"phantom-{split}-{index:04d}"
+    depth_mm, height_mm, width_mm = made.spacing_mm
+    # Canonical order is LPS (left, posterior, superior), NIfTI's world is RAS.
+    affine = np.diag([-width_mm, -height_mm, depth_mm, 1.0])
+
+    def save(array: np.ndarray, suffix: str) -> pathlib.Path:
+        path = out / "scans" / f"{name}{suffix}.nii.gz"
+        image = nib.Nifti1Image(np.ascontiguousarray(array.T), affine)
+        image.header.set_xyzt_units("mm")
+        if path.exists() or path.is_symlink():
+            _require_same(path, image.to_bytes())
+        else:
+            with aside(path) as partial:
+                image.to_filename(partial)
+        return path
+
+    case = Case(
+        name=name,
+        patient=name,
+        split=split,
+        label=made.label,
+        scan=save(made.hu.astype(np.int16), ""),
+        lesion_mask=save(made.lesion_mask.astype(np.uint8), "-lesion"),
+        lung_mask=save(made.lung_mask.astype(np.uint8), "-lung"),
+    )
+    return case, made.nuisances
+
+
+def _require_same(path: pathlib.Path, content: bytes) -> None:
+    """Raise AbortError unless the compressed file at `path` holds `content`."""
+    try:
+        same = gzip.decompress(path.read_bytes()) == content
+    except (OSError, EOFError, zlib.error):
+        same = False
+    if not same:
+        raise AbortError(
+            f"{path}: exists and is another file than would be written, so it is not overwritten: "
+            "choose another --out, or move it away"
+        )

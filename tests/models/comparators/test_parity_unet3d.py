@@ -1,0 +1,151 @@
+"""The 3D U-Net against a plain PyTorch one and MONAI's DynUNet, in values and gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from drawn import draw_params, masked_volume
+from monai.networks.nets.dynunet import DynUNet
+from parity import (
+    DTYPES,
+    JOINT_GRADIENTS,
+    JOINT_VALUES,
+    channel_first,
+    channel_last,
+    compare,
+    padded,
+    relative,
+)
+from reference import unet3d as reference
+
+from deepsc_jax.interop.torch import to_torch
+from deepsc_jax.models.comparators import unet3d
+from deepsc_jax.models.comparators.unet3d import TORCH_NAMES, Options
+from deepsc_jax.models.layers.layout import Layout
+
+WIDTHS, CLASSES = (4, 6, 8), 3
+SHAPE, VALID = (2, 12, 8, 8, 1), (8, 12)  # the real slices of each patch, the others being padding
+OPTIONS = Options(widths=WIDTHS, classes=CLASSES)
+PAIRS = [
+    ("native", "float64"),
+    ("folded", "float32"),
+    pytest.param("folded", "float64", marks=pytest.mark.slow),
+    pytest.param("native", "float32", marks=pytest.mark.slow),
+]
+
+
+def truth(seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, CLASSES, SHAPE[:-1]).astype(np.int32)
+
+
+def names_in_monai(name: str) -> str:
+    """DynUNet's name for one of MLPerf's."""
+    block, rest = name.rsplit(".conv", 1) if ".conv" in name else (name, "")
+    block = block.replace("downsample.", "downsamples.")
+    if "upsample_conv" in name:
+        return block.replace("upsample.", "upsamples.").replace(
+            "upsample_conv.0", "transp_conv.conv"
+        )
+    if name.startswith("output"):
+        return f"output_block.conv.conv.{name.rsplit('.', 1)[1]}"
+    number, layer, kind = rest.split(".")
+    part = f"conv{number}.conv" if layer == "0" else f"norm{number}"
+    inside = ".conv_block" if name.startswith("upsample.") else ""
+    return f"{block.replace('upsample.', 'upsamples.')}{inside}.{part}.{kind}"
+
+
+@pytest.mark.parametrize(("form", "dtype"), PAIRS)
+def test_network_and_losses(form: Any, dtype: str, within: Any):
+    network = unet3d.build(OPTIONS, Layout(form, jnp.dtype(dtype)))
+    x = masked_volume(SHAPE, seed=5)
+    params = draw_params(network, jnp.zeros(SHAPE))["params"]
+    module, labels = reference.UNet3D(WIDTHS, CLASSES), truth()
+
+    def ours(params: Any, x: Any) -> list:
+        valid = jnp.asarray(VALID)
+        out: Any = network.apply({"params": params}, x, valid)
+        terms = unet3d.losses(OPTIONS, out["logits"], jnp.asarray(labels), valid)
+        real = jnp.arange(SHAPE[1]) < valid[:, None]
+        return [out["logits"] * real[..., None, None, None], *terms.values()]
+
+    def theirs(x: torch.Tensor) -> list[torch.Tensor]:
+        logits, terms = [], []
+        for i, n in enumerate(VALID):
+            found = module(channel_first(x[i : i + 1, :n]))
+            target = torch.from_numpy(labels[i : i + 1, :n]).long()
+            terms.append(list(reference.loss(found, target).values()))
+            logits.append(padded(channel_last(found), SHAPE[1]))
+        return [torch.cat(logits), *(torch.stack(row) for row in zip(*terms, strict=True))]
+
+    again = draw_params(network, jnp.zeros(SHAPE), seed=1)["params"]
+    more = [([masked_volume(SHAPE, seed=6)], again)]
+    errors = compare(ours, theirs, [x], dtype, params, module, more=more, table=TORCH_NAMES)
+    within("3D U-Net", dtype, errors.against(JOINT_VALUES[dtype], JOINT_GRADIENTS[dtype]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_monais_dynunet_is_the_same_function(dtype: str, within: Any):
+    network = unet3d.build(OPTIONS, Layout("folded", jnp.dtype(dtype)))
+    x = masked_volume((2, 8, 8, 16, 1))
+    params = draw_params(network, jnp.zeros(x.shape))["params"]
+    levels = len(WIDTHS)
+    theirs = DynUNet(
+        3,
+        1,
+        CLASSES,
+        [3] * levels,
+        [1] + [2] * (levels - 1),
+        [2] * (levels - 1),
+        filters=WIDTHS,
+        act_name="relu",
+        norm_name=("instance", {"affine": True}),
+        trans_bias=True,
+    ).to(getattr(torch, dtype))
+    weights = {names_in_monai(k): v for k, v in to_torch(params, TORCH_NAMES).items()}
+    found = theirs.load_state_dict(weights, strict=False)
+    assert found.unexpected_keys == []
+    assert all(name.startswith("skip_layers.") for name in found.missing_keys)  # the same again
+    with torch.no_grad():
+        expected = channel_last(
+            theirs(channel_first(torch.from_numpy(x).to(getattr(torch, dtype))))
+        )
+    with jax.enable_x64(dtype == "float64"):
+        cast, volume = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, x))
+        out: Any = jax.jit(network.apply)({"params": cast}, volume)
+    error = relative(out["logits"], expected.numpy())
+    within("3D U-Net against MONAI", dtype, {"values": (error, JOINT_VALUES[dtype])})
+    count = sum(p.numel() for p in theirs.parameters())
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_the_full_size_network_has_mlperfs_number_of_parameters():
+    network = unet3d.build(Options(classes=3), Layout())
+    shape = jax.ShapeDtypeStruct((1, 32, 32, 32, 1), jnp.float32)
+    variables: Any = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), shape)
+    ours = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    with torch.device("meta"):
+        theirs = reference.UNet3D(Options().widths, 3)
+    assert ours == sum(p.numel() for p in theirs.parameters())
+
+
+@pytest.mark.slow
+def test_the_full_size_network_at_64_voxels_a_side(within: Any):
+    options = Options()
+    network = unet3d.build(options, Layout("folded"))
+    x = masked_volume((1, 64, 64, 64, 1))
+    params = draw_params(network, jnp.zeros(x.shape))["params"]
+    module = reference.UNet3D(options.widths, options.classes)
+    errors = compare(
+        lambda p, x: [network.apply({"params": p}, x)["logits"]],  # pyright: ignore
+        lambda x: [channel_last(module(channel_first(x)))],
+        [x],
+        "float32",
+        params,
+        module,
+        table=TORCH_NAMES,
+    )
+    bounds = errors.against(JOINT_VALUES["float32"], JOINT_GRADIENTS["float32"])
+    within("3D U-Net at full size", "float32", bounds)

@@ -1,0 +1,73 @@
+"""MLPerf's 3D U-Net and its loss in plain PyTorch, with the names of MLPerf's weights."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+
+def unit(channels: int, features: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv3d(channels, features, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.InstanceNorm3d(features, affine=True), nn.ReLU())
+
+
+class Level(nn.Module):
+    def __init__(self, channels: int, features: int, stride: int):
+        super().__init__()
+        self.conv1, self.conv2 = unit(channels, features, stride), unit(features, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class Up(Level):
+    def __init__(self, channels: int, features: int):
+        super().__init__(2 * features, features, 1)
+        self.upsample_conv = nn.Sequential(nn.ConvTranspose3d(channels, features, 2, stride=2))
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        assert skip is not None
+        return super().forward(torch.cat([self.upsample_conv(x), skip], dim=1))
+
+
+class Head(nn.Module):
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv3d(channels, classes, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class UNet3D(nn.Module):
+    """`(batch, 1, depth, height, width)` to logits of as many classes."""
+
+    def __init__(self, widths: tuple[int, ...], classes: int):
+        super().__init__()
+        pairs = list(itertools.pairwise(widths))
+        self.input_block = Level(1, widths[0], 1)
+        self.downsample = nn.ModuleList(Level(a, b, 2) for a, b in pairs[:-1])
+        self.bottleneck = Level(*pairs[-1], 2)
+        self.upsample = nn.ModuleList(Up(b, a) for a, b in reversed(pairs))
+        self.output = Head(widths[0], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = [self.input_block(x)]
+        for level in self.downsample:
+            skips.append(level(skips[-1]))
+        x = self.bottleneck(skips[-1])
+        for level, skip in zip(self.upsample, reversed(skips), strict=True):
+            x = level(x, skip)
+        return self.output(x)
+
+
+def loss(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Of one patch: `(1, class, depth, height, width)` and `(1, depth, height, width)`."""
+    probability = logits.softmax(dim=1)[0, 1:]
+    target = nn.functional.one_hot(truth[0], logits.shape[1]).movedim(-1, 0)[1:].to(logits.dtype)
+    scores = []
+    for p, t in zip(probability, target, strict=True):
+        scores.append((2 * (p * t).sum() + 1e-6) / (p.sum() + t.sum() + 1e-6))
+    dice = (1 - torch.stack(scores)).mean()
+    entropy = nn.functional.cross_entropy(logits, truth)
+    return {"dice": dice, "cross_entropy": entropy, "loss": (dice + entropy) / 2}
