@@ -5,9 +5,11 @@
 Reads a request a line, a JSON object of the arguments of `Trainings.run`, and trains in a child of
 its own. That sends itself the signal when the moment comes, after so many that pass, or is sent it
 after so many seconds; no file of its grows above so many bytes. Answers with the exit code, and the
-seconds from the signal to the end. The children are forks of a process that has imported JAX and has
-not used it. What they train is a system of six numbers, which compiles in no time; all else is the
-product's: flags, lock, store, loop, checkpoints, log, signals.
+seconds from the signal to the end.
+
+The children are forks of a process that has imported JAX and has not used it. What they train is a
+system of six numbers, which compiles in no time; all else is the product's: flags, lock, store,
+loop, checkpoints, log, signals.
 """
 
 import json
@@ -15,6 +17,7 @@ import os
 import pathlib
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -125,9 +128,6 @@ def settle_threshold(workdir: pathlib.Path, stage: str, store: Any) -> float:
 
 def run(request: dict[str, Any], data: str, sent: int) -> None:
     """In the child: train, and write to `sent` when the signal is."""
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     WANTED.update(request, sent=sent)
     if request["file_bytes"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
@@ -153,19 +153,32 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
     train.run()
 
 
+def keep(heard: int, log: str) -> None:
+    """Append to `log` what a child says."""
+    with open(heard, "rb") as said, open(log, "ab") as file:
+        file.write(said.read())
+
+
 def serve(request: dict[str, Any], data: str) -> dict[str, Any]:
     """Train in a child, and say how it ended."""
     told, sent = os.pipe()
+    heard, says = os.pipe()  # not a file, whose size may be limited
     child = os.fork()
     if child == 0:
         signals.listen()
         os.close(told)
+        os.dup2(says, 1)
+        os.dup2(says, 2)
+        os.close(says)
         try:
             run(request, data, sent)
         except SystemExit as ended:
             os._exit(ended.code if isinstance(ended.code, int) else 99)
         os._exit(98)
     os.close(sent)
+    os.close(says)
+    keeper = threading.Thread(target=keep, args=(heard, request["log"]))
+    keeper.start()
     if request["after"] is not None:
         time.sleep(request["after"])
         os.kill(child, request["signal"])
@@ -174,8 +187,9 @@ def serve(request: dict[str, Any], data: str) -> dict[str, Any]:
         os.read(told, 4)  # or the end of a child that came to no such moment
         begun = time.monotonic()
     status = os.waitpid(child, 0)[1]
-    os.close(told)
     seconds = time.monotonic() - begun
+    os.close(told)
+    keeper.join()
     return {"code": os.waitstatus_to_exitcode(status), "seconds": seconds}
 
 
