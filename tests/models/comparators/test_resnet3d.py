@@ -99,7 +99,6 @@ def test_maps_are_the_layers_features():
     [
         ({"widths": (8, 8)}, 1, r"widths is \(8, 8\) and blocks is \(3, 4, 6, 3\)"),
         ({"blocks": (1, 0, 1, 1)}, 1, "each must be at least 1"),
-        ({"classes": 1}, 1, "classes is 1"),
         ({"stem_stride": 0}, 1, "stem_stride is 0"),
         ({}, 2, "space is 2"),
     ],
