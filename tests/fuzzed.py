@@ -29,7 +29,7 @@ from deepsc_jax.data.scans import load_scan
 from deepsc_jax.runtime.errors import InputError
 
 SHAPE = (64, 56, 40)
-MOST_SECONDS = 20
+MOST_SECONDS = 60
 MOST_BYTES = 16 << 30  # of address space: more, and the case counts as an uncaught error
 
 Edit = Callable[[np.random.Generator, bytearray], bytes]

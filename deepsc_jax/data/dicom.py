@@ -108,7 +108,8 @@ def read_series(folder: Path) -> Source:
         )
     uid = max(series, key=lambda key: (len(series[key]), key))
     chosen = series[uid]
-    notes = _left_out(chosen, [item for item in slices if item not in chosen], others)
+    rest = [item for item in slices if not (item.is_ct_slice() and item.tags["uid"] == uid)]
+    notes = _left_out(chosen, rest, others)
     return _to_source(folder, chosen, notes)
 
 
@@ -133,7 +134,7 @@ def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], list[Path]]:
             "files there, expected whole ones: copy the series afresh"
         )
     maybe = [path for path, what in misfits.items() if what is None]
-    others = [path for path in paths if path not in maybe]
+    others = [path for path in paths if misfits.get(path, "not DICOM")]
     with openable(maybe) as names:
         for path, name in zip(maybe, names, strict=True):
             reader = sitk.ImageFileReader()
@@ -208,7 +209,8 @@ def _to_source(folder: Path, slices: list[_Slice], notes: tuple[str, ...]) -> So
     columns, rows = first.size[:2]
     shape = (columns, rows, len(slices))
     require_bounded(folder, shape)
-    if (pixel := first.numbers("pixel_spacing")) is None or len(pixel) != 2 or min(pixel) <= 0:
+    pixel = first.numbers("pixel_spacing")
+    if len(pixel) != 2 or min(pixel) <= 0:
         raise InputError(
             f"{first.path}: its PixelSpacing is {_shown(first.tags['pixel_spacing'], 40)!r}, "
             f"expected two positive numbers: {_EXPORT}"
@@ -288,7 +290,7 @@ def _placed(
 ) -> tuple[list[_Slice], Float64[np.ndarray, "3"]]:
     """The slices in the order of their positions, and the mean step in mm (DICOM's LPS)."""
     if len(placed) < len(slices):
-        without = [item.path.name for item in slices if item not in placed]
+        without = [item.path.name for item in slices if len(item.numbers("position")) != 3]
         raise InputError(
             f"{folder}: {len(without)} of {len(slices)} slices ({without[0]}) have no "
             f"ImagePositionPatient that can be read, expected three numbers in each: {_EXPORT}"

@@ -87,7 +87,8 @@ def openable(paths: Sequence[Path]) -> Iterator[list[str]]:
             os.fspath(path).encode()
     except UnicodeEncodeError:
         with tempfile.TemporaryDirectory() as folder:
-            links = [Path(folder, f"{index}{path.suffix}") for index, path in enumerate(paths)]
+            ends = [path.suffix if path.suffix.isascii() else "" for path in paths]
+            links = [Path(folder, f"{index}{end}") for index, end in enumerate(ends)]
             for link, path in zip(links, paths, strict=True):
                 link.symlink_to(path.absolute())
             yield [os.fspath(link) for link in links]
