@@ -41,6 +41,7 @@ def write_chest(scan: pathlib.Path, *, seed: int = 0) -> pathlib.Path:
     """Write a scan, and beside it, in a folder `lungs`, its lung mask, whose path is returned."""
     lung = np.zeros((24, 24, 16), np.uint8)
     lung[3:21, 4:20, 2:14] = 1
+    lung[11:13] = 0  # between the two
     noise = np.random.default_rng(seed).normal(0, 30, lung.shape)
     values = np.where(lung, -850, 20) + noise
     affine = np.diag([9.0, 9.0, 8.0, 1.0])

@@ -169,8 +169,8 @@ def test_a_bad_scan_and_a_failing_network_cost_one_scan_each(
     assert rows[2]["error"] == ""
     line = summary(outcomes, 3, seconds=10, busy=4)
     assert line == (
-        "1 of 3 scans predicted, 2 failed in 10 s: 360 scans/hour; the network took 40% of the "
-        "time and waited for scans 60%"
+        "1 of 3 scans predicted, 2 failed, 1 with notes in 10 s: 360 scans/hour; the network took "
+        "40% of the time and waited for scans 60%"
     )
 
 
