@@ -63,9 +63,9 @@ MUTATIONS = (
     ),
     Mutation(
         "slices sampled as if the scan had one less",
-        "geometry/grids.py",
-        "jnp.arange(slices) * depth // slices",
-        "jnp.arange(slices) * (depth - 1) // slices",
+        "geometry/sampling.py",
+        "np.arange(slices) * depth // slices",
+        "np.arange(slices) * (depth - 1) // slices",
     ),
     Mutation(
         "cross-stitch weights transposed",
@@ -93,7 +93,7 @@ MUTATIONS = (
     ),
     Mutation(
         "class weights not normalised",
-        "models/deepsc/losses.py",
+        "systems/system.py",
         "return counts.sum() / (counts.shape[0] * counts)",
         "return 1 / counts",
     ),

@@ -7,16 +7,26 @@ import json
 import numpy as np
 import pytest
 
-from deepsc_jax.config import STAGES, Config, DataConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig, TrainConfig
 from deepsc_jax.data import augment, pipeline, store
+from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
+from deepsc_jax.geometry.sampling import slice_indices
+from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.runtime.errors import InputError
 
+# What the stages of a joint network read.
+STAGES = {
+    "segmentation": Reads(tiles="drawn"),
+    "classification": Reads(slices=True),
+    "joint": Reads(tiles="all", slices=True),
+}
 HEIGHT, WIDTH = 32, 48
 TILE = (8, 16, 24)
 PLAIN = TrainConfig(tiles_per_scan=5, flip_probability=0, intensity_shift=0, intensity_scale=0)
 CONFIG = Config(
+    model=Options(),
     data=DataConfig(working_size=(HEIGHT, WIDTH), tile=TILE, slices=12, depth_bucket=16),
     train=PLAIN,
 )
@@ -55,7 +65,7 @@ def opened(tmp_path_factory) -> store.Store:
 
 def take(opened, count, stage, config=CONFIG, *, seed=7, batch_size=2, **keywords):
     batches = pipeline.batches(
-        opened, "train", stage, config, seed=seed, batch_size=batch_size, **keywords
+        opened, "train", STAGES[stage], config, seed=seed, batch_size=batch_size, **keywords
     )
     return list(itertools.islice(batches, count))
 
@@ -185,14 +195,12 @@ def test_the_order_of_tiles_ignores_truth_and_label(opened):
 
 
 def test_slices_repeat_where_the_scan_has_fewer(opened):
-    np.testing.assert_array_equal(
-        pipeline.slice_indices(5, 12), [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4]
-    )
-    np.testing.assert_array_equal(pipeline.slice_indices(7, 3), [0, 2, 4])
+    np.testing.assert_array_equal(slice_indices(5, 12), [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4])
+    np.testing.assert_array_equal(slice_indices(7, 3), [0, 2, 4])
     for batch in take(opened, 4, "classification"):
         for row in range(2):
             _, volume, _ = scan_of(opened, batch, row)
-            chosen = pipeline.slice_indices(int(batch["depth"][row]), 12)
+            chosen = slice_indices(int(batch["depth"][row]), 12)
             np.testing.assert_array_equal(batch["slices"][row], volume[chosen])
 
 
@@ -204,7 +212,7 @@ def test_intensities_change_alike_in_tiles_and_slices_and_zero_stays_zero(opened
             rebuilt = np.zeros((32, HEIGHT, WIDTH), np.float32)
             for tile, origin in zip(batch["tiles"][row], batch["origins"][row], strict=True):
                 crop(rebuilt, origin)[...] = tile
-            chosen = pipeline.slice_indices(int(batch["depth"][row]), 12)
+            chosen = slice_indices(int(batch["depth"][row]), 12)
             np.testing.assert_array_equal(batch["slices"][row], rebuilt[chosen])
             candidates = [
                 v for v in (volume[:32], volume[:32, :, ::-1]) if ((v == 0) == (rebuilt == 0)).all()
@@ -236,13 +244,14 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(opened, st
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_resumes_bit_for_bit_from_a_saved_state(opened, stage):
-    batches = pipeline.batches(opened, "train", stage, AUGMENTED, seed=7, batch_size=2)
+    reads = STAGES[stage]
+    batches = pipeline.batches(opened, "train", reads, AUGMENTED, seed=7, batch_size=2)
     iterator = iter(batches)
     for _ in range(3):
         next(iterator)
     state = json.dumps(iterator.get_state())
     expected = [next(iterator) for _ in range(4)]
-    fresh = iter(pipeline.batches(opened, "train", stage, AUGMENTED, seed=7, batch_size=2))
+    fresh = iter(pipeline.batches(opened, "train", reads, AUGMENTED, seed=7, batch_size=2))
     fresh.set_state(json.loads(state))
     for batch in expected:
         assert_same(next(fresh), batch)
@@ -281,6 +290,10 @@ def test_an_epoch_of_all_processes_has_every_case_once(opened):
     assert sorted(with_all) == [5, 16, 17, 21, 30]
 
 
+# Of an evaluation's batch: whether it has tiles, and whether it has slices.
+READ = {"segmentation": (True, False), "classification": (False, True), "joint": (True, True)}
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
 def test_evaluation_has_each_case_once_in_order_and_fills_up(opened, stage, processes):
@@ -289,7 +302,7 @@ def test_evaluation_has_each_case_once_in_order_and_fills_up(opened, stage, proc
             pipeline.batches(
                 opened,
                 "test",
-                stage,
+                STAGES[stage],
                 AUGMENTED,
                 seed=0,
                 batch_size=2,
@@ -304,15 +317,17 @@ def test_evaluation_has_each_case_once_in_order_and_fills_up(opened, stage, proc
     cases = opened.cases("test")
     seen = []
     for batch in itertools.chain(*parts):
-        assert batch["tiles"].shape == (2, 2 * 2 * 2, *TILE)
+        assert ("tiles" in batch, "slices" in batch) == READ[stage]
         for row in range(2):
             case = cases[batch["case"][row]]
             assert (batch["depth"][row], batch["label"][row]) == (case.depth, case.label)
             padded = opened.read(case.name, "volume", (0, 0, 0), (16, HEIGHT, WIDTH))
-            np.testing.assert_array_equal(batch["tiles"][row], pipeline.cut_tiles(padded, TILE))
-            np.testing.assert_array_equal(
-                batch["slices"][row], padded[pipeline.slice_indices(case.depth, 12)]
-            )
+            if "tiles" in batch:
+                assert batch["tiles"].shape == (2, 2 * 2 * 2, *TILE)
+                np.testing.assert_array_equal(batch["tiles"][row], pipeline.cut_tiles(padded, TILE))
+            if "slices" in batch:
+                chosen = slice_indices(case.depth, 12)
+                np.testing.assert_array_equal(batch["slices"][row], padded[chosen])
             if batch["valid"][row]:
                 seen.append(int(batch["case"][row]))
             else:
@@ -333,6 +348,6 @@ def test_the_segmentation_stage_never_reads_whole_scans_nor_slices(opened, monke
 def test_refuses_a_store_of_other_preprocessing_and_an_empty_split(opened):
     other = DataConfig(working_size=(HEIGHT, WIDTH), tile=TILE, depth_bucket=16, intensity="unit")
     with pytest.raises(InputError, match="--intensity=unit"):
-        take(opened, 1, "joint", Config(data=other))
+        take(opened, 1, "joint", Config(model=Options(), data=other))
     with pytest.raises(InputError, match="split validation has no case, at least 1 expected"):
-        pipeline.batches(opened, "validation", "joint", CONFIG, seed=0, batch_size=1)
+        pipeline.batches(opened, "validation", STAGES["joint"], CONFIG, seed=0, batch_size=1)

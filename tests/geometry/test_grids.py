@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deepsc_jax.geometry import grids
+from deepsc_jax.geometry.sampling import slice_indices
 
 TILE = (8, 16, 16)
 SIZE = (48, 16)  # a middle tile: dynamic slices clamp what overshoots an end
@@ -86,7 +87,7 @@ def column(*values):
 
 def test_ramp_of_seven_slices_sampled_at_three():
     # floor(i * 7 / 3) = 0, 2, 4: centres at 0.5, 2.5, 4.5 of a scan that spans [0, 7).
-    assert grids.slice_indices(jnp.asarray(7), 3).tolist() == [0, 2, 4]
+    assert slice_indices(jnp.asarray(7), 3).tolist() == [0, 2, 4]
     alike: dict[str, Any] = {"slices": 3, "step": 1, "size": TILE[1:]}
     stack = column(10, 30, 50)
     first = to_tile(stack, np.array([0, 0, 0]), 7, **alike)
@@ -165,7 +166,7 @@ def test_tiles_sum_to_the_whole(depth, slices):
 
 def test_more_slices_than_the_scan_has_repeat_and_lose_nothing():
     depth, slices = 3, 8
-    assert grids.slice_indices(jnp.asarray(depth), slices).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert slice_indices(jnp.asarray(depth), slices).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     volume = draw(depth, *TILE[1:], 1)
     stack = volume[[0, 0, 0, 1, 1, 1, 2, 2]]
     alike: dict[str, Any] = {"slices": slices, "step": 1, "size": TILE[1:]}

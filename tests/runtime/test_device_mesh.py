@@ -1,7 +1,5 @@
 """The mesh, its errors, and that splitting a batch over devices changes no result."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +7,13 @@ import pytest
 import smallest
 from jax.sharding import PartitionSpec as P
 
-from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
+from deepsc_jax.config import DataConfig, PlatformConfig
+from deepsc_jax.data.batch import DEPTH_AXES
+from deepsc_jax.models.deepsc.losses import scan_losses
 from deepsc_jax.models.deepsc.network import DeepSC
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.training import step
 
 DEVICES = [1, 2, 4]
 
@@ -43,16 +42,11 @@ def test_too_few_devices_are_refused_with_their_number(data, space, needed):
     [(8, 1, ""), (6, 1, "4 devices: .* of 4,"), (8, 4, "4 devices in 4 parts each: .* of 16,")],
 )
 def test_a_batch_that_the_devices_do_not_divide_is_refused_by_its_flag(batch, parts, refused):
-    config = dataclasses.replace(
-        CONFIG,
-        train=TrainConfig(joint_batch=batch),
-        platform=PlatformConfig(accumulation=parts),
-    )
     if not refused:
-        device_mesh.check_batch(config, "joint", mesh(4))
+        device_mesh.check_batch("deepsc.joint.batch", batch, parts, mesh(4))
         return
     with pytest.raises(InputError, match=f"--deepsc.joint.batch={batch}: .* {refused}"):
-        device_mesh.check_batch(config, "joint", mesh(4))
+        device_mesh.check_batch("deepsc.joint.batch", batch, parts, mesh(4))
 
 
 def test_optimizer_state_is_split_along_the_first_axis_that_divides():
@@ -68,14 +62,14 @@ def test_volumes_are_split_along_depth_over_space():
         "slices": np.zeros((2, 8, 4, 4)),
         "label": np.arange(2),
     }
-    put = device_mesh.put_batch(batch, mesh(2, 4))
+    put = device_mesh.put_batch(batch, mesh(2, 4), DEPTH_AXES)
     shapes = {name: x.addressable_shards[0].data.shape for name, x in put.items()}
     assert shapes == {"tiles": (1, 3, 2, 4, 4), "slices": (1, 2, 4, 4), "label": (1,)}
 
 
 def test_batches_are_split_and_parameters_copied():
     batch = {"x": np.arange(8.0).reshape(4, 2), "label": np.arange(4)}
-    put = device_mesh.put_batch(batch, mesh(2, 2))
+    put = device_mesh.put_batch(batch, mesh(2, 2), {})
     for name, array in batch.items():
         np.testing.assert_array_equal(put[name], array)
         for shard in put[name].addressable_shards:
@@ -104,11 +98,11 @@ def test_a_small_programs_loss_and_gradient_are_one_devices(small, devices):
     weights, batch = small
     expected = jax.value_and_grad(mean_square)(weights, jax.tree.map(jnp.asarray, batch))
 
-    def per_device(weights, batch):
+    def per_device(weights, _, batch):
         return device_mesh.sum_over_data(jax.value_and_grad(mean_square)(weights, batch))
 
     program = jax.jit(device_mesh.over_data(per_device, mesh(devices)))
-    found = program(weights, device_mesh.put_batch(batch, mesh(devices)))
+    found = program(weights, {}, device_mesh.put_batch(batch, mesh(devices), {}))
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -116,12 +110,12 @@ def test_a_small_programs_loss_and_gradient_are_one_devices(small, devices):
 def test_gradients_are_a_devices_own_until_they_are_summed(small):
     weights, batch = small
 
-    def per_device(weights, batch):
+    def per_device(weights, _, batch):
         gradient = jax.grad(mean_square)(weights, batch)
         return jax.tree.map(lambda g: g[None], gradient)
 
     program = device_mesh.over_data(per_device, mesh(2), gathered=True)
-    found = jax.jit(program)(weights, device_mesh.put_batch(batch, mesh(2)))
+    found = jax.jit(program)(weights, {}, device_mesh.put_batch(batch, mesh(2), {}))
     for half in range(2):
         share = jax.tree.map(lambda x, h=half: jnp.asarray(x[4 * h : 4 * h + 4]), batch)
         expected = jax.grad(mean_square)(weights, share)
@@ -131,17 +125,14 @@ def test_gradients_are_a_devices_own_until_they_are_summed(small):
 
 def test_gathered_results_are_one_row_per_example_in_order(small):
     _, batch = small
-    program = device_mesh.over_data(lambda w, b: w * b["x"], mesh(4), gathered=True)
-    found = jax.jit(program)(jnp.asarray(2.0), device_mesh.put_batch(batch, mesh(4)))
+    program = device_mesh.over_data(lambda w, _, b: w * b["x"], mesh(4), gathered=True)
+    found = jax.jit(program)(jnp.asarray(2.0), {}, device_mesh.put_batch(batch, mesh(4), {}))
     np.testing.assert_array_equal(found, 2 * batch["x"])
 
 
 TILE = (8, 8, 8)
-CONFIG = Config(
-    data=DataConfig(working_size=(8, 8), tile=TILE, slices=4, depth_bucket=8),
-    model=smallest.MODEL,
-)
-NETWORK = DeepSC(CONFIG.model, CONFIG.data, Layout(form="folded"))
+DATA = DataConfig(working_size=(8, 8), tile=TILE, slices=4, depth_bucket=8)
+NETWORK = DeepSC(smallest.MODEL, DATA, Layout(form="folded"))
 
 
 @pytest.fixture(scope="module")
@@ -165,16 +156,16 @@ def test_the_segmentation_stages_gradient_does_not_depend_on_the_devices(segment
 
     def share_of_loss(params, batch):
         out = NETWORK.apply({"params": params}, batch, "segmentation")
-        terms = step.scan_losses(CONFIG, "segmentation", out, batch, jnp.ones(3))  # type: ignore[arg-type]
+        terms = scan_losses(smallest.MODEL, DATA, "segmentation", out, batch, jnp.ones(3))  # type: ignore[arg-type]
         return terms["loss"].sum() / 4
 
-    def per_device(params, batch):
+    def per_device(params, _, batch):
         return device_mesh.sum_over_data(jax.value_and_grad(share_of_loss)(params, batch))
 
     results = []
     for devices in (1, 4):  # a compilation each
         program = jax.jit(device_mesh.over_data(per_device, mesh(devices)))
-        results.append(program(params, device_mesh.put_batch(batch, mesh(devices))))
+        results.append(program(params, {}, device_mesh.put_batch(batch, mesh(devices), DEPTH_AXES)))
     (loss, gradient), (other_loss, other) = results
     assert loss > 0.1
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
