@@ -150,11 +150,11 @@ def test_a_stopped_run_goes_on_where_it_was(phantoms, tmp_path, monkeypatch):
     cases = datasets.read_cases(phantoms / "cases.csv")[:3]
     loaded, sound = [], scans.load_scan
 
-    def stop_at_the_second(path, intensity):
+    def stop_at_the_second(path, *options):
         loaded.append(path)
         if len(loaded) == 2:
             raise KeyboardInterrupt
-        return sound(path, intensity)
+        return sound(path, *options)
 
     monkeypatch.setattr(scans, "load_scan", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
