@@ -29,7 +29,8 @@ from deepsc_jax.runtime.errors import InputError
 DATA = DataConfig(
     working_spacing_mm=(8, 9, 9), working_size=(24, 32), tile=(8, 24, 32), depth_bucket=8, slices=8
 )
-NETWORK = Network(DATA, "joint", 0.5, "phantoms", "digest")
+VOLUMES = ("lesion", "evidence_1", "evidence_2", "evidence_3")
+NETWORK = Network(DATA, "joint", 0.5, "phantoms", "digest", VOLUMES)
 
 
 class Computes:
@@ -43,8 +44,9 @@ class Computes:
         if self._before is not None:
             self._before(self.calls)
         mean = float(volume.mean())
-        evidence = np.stack([volume, volume**2, volume**3])
-        return Prediction(1 - volume, np.array([mean, 1 - mean, 0.0], np.float32), evidence)
+        evidence = {f"evidence_{power}": volume**power for power in (1, 2, 3)}
+        classes = np.array([mean, 1 - mean, 0.0], np.float32)
+        return Prediction({"lesion": 1 - volume}, classes, evidence)
 
 
 @pytest.fixture(scope="module")
