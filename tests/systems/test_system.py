@@ -54,7 +54,7 @@ class Options:
     """Of two stages."""
 
     NAME: ClassVar[str] = "counting"
-    TILE_STEP: ClassVar[int] = 1
+    tile_step: ClassVar[int] = 1
     first: StageConfig
     second: StageConfig
 

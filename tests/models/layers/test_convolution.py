@@ -233,7 +233,7 @@ def test_onednn_takes_direct_convolutions_but_not_their_kernels_gradient():
         pytest.skip("this JAX has no oneDNN; JAX 0.11 has")
     assert resolve_form("direct", "cpu") == "direct"
     x, weights, probe = draw(1, 8, 16, 16, 8), draw(3, 3, 3, 8, 8), draw(1, 8, 16, 16, 8)
-    options = compiler.options("cpu", DataConfig(), "direct")
+    options = compiler.options("cpu", DataConfig().tile, "direct")
     gradients = jax.jit(sums_and_gradients, static_argnums=(3, 4), compiler_options=options)
     compiled = gradients.lower(x, weights, probe, 1, "direct").compile()
     program = compiled.as_text() or ""
