@@ -11,7 +11,7 @@ ARG EXTRA=""
 RUN python -m venv /opt/deepsc
 ENV PATH=/opt/deepsc/bin:$PATH
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY deepsc_jax ./deepsc_jax
 COPY configs ./configs
 # Versions are within the ranges of pyproject.toml.

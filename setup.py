@@ -1,4 +1,4 @@
-"""The package and, as `deepsc_jax.configs`, the flag files beside it; all else is pyproject.toml."""
+"""The package and, as `deepsc_jax.configs`, the flag files; all else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -80,17 +80,24 @@ def draw(config: Config, seed: int = 0) -> Any:
     return draw_params(network, example, "joint", seed=seed)["params"]
 
 
+def options_of(config: Config) -> Options:
+    """The network's options."""
+    assert isinstance(config.model, Options)
+    return config.model
+
+
 def network_of(config: Config, layout: Layout | None = None) -> deepsc.DeepSC:
     """The network of `config`, by default in the native form."""
-    assert isinstance(config.model, Options)
-    return deepsc.DeepSC(config.model, config.data, layout or Layout())
+    return deepsc.DeepSC(options_of(config), config.data, layout or Layout())
 
 
-def system_of(config: Config, platform: str = "cpu") -> Joint:
-    """The system of `config`."""
+def system_of(config: Config, platform: str = "cpu", dtype: str | None = None) -> Joint:
+    """The system of `config`, as it runs on `platform`, but for the precision if one is given."""
     system = build(config, platform)
     assert isinstance(system, Joint)
-    return system
+    if dtype is None:
+        return system
+    return Joint(config, dataclasses.replace(system.layout, dtype=jnp.dtype(dtype)), deepsc)
 
 
 def to_jax(batch: dict[str, np.ndarray], dtype: str) -> dict[str, jax.Array]:

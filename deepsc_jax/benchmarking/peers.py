@@ -153,7 +153,7 @@ def _tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def _train(job: Job, reference: Any, network: Any) -> Built:
     batch = _tensors(jobs.batch(job))
     weights = torch.ones(len(job.config.data.classes), device=DEVICE)
-    steps = reference.train(network, job.stage, itertools.repeat(batch), weights)
+    steps = reference.train(network, job.config, job.stage, itertools.repeat(batch), weights)
     return Built(_synchronised(job, lambda: next(steps)), lambda means: {"loss": means["loss"]})
 
 
@@ -162,7 +162,7 @@ def _forward(job: Job, reference: Any, network: Any) -> Built:
 
     def forward() -> Any:
         with torch.no_grad():
-            return reference.forward(network, batch, job.stage)
+            return reference.forward(network, job.config, batch, job.stage)
 
     def summary(out: Any) -> dict[str, float]:
         first = {"lesion": lambda x: x.mean(), "logits": lambda x: x[0, 0]}
@@ -175,7 +175,8 @@ def _inference(job: Job, reference: Any, network: Any) -> Built:
     drawn, _ = jobs.draw_scan(job.scan_size, 0)
 
     def predict() -> Any:  # from and to the host, as ours
-        volumes, classes = reference.predict(network, torch.from_numpy(drawn).to(DEVICE))
+        drawn_here = torch.from_numpy(drawn).to(DEVICE)
+        volumes, classes = reference.predict(network, job.config, drawn_here)
         return (
             {name: volume.cpu() for name, volume in volumes.items()},
             None if classes is None else classes.cpu(),

@@ -17,6 +17,7 @@ from deepsc_jax.data import lungs, records, scans, store
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, prepare_scan
 from deepsc_jax.data.sums import meanwhile
+from deepsc_jax.runtime import lock
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, write_json
 from deepsc_jax.runtime.names import shown
@@ -56,10 +57,22 @@ def prepare(
 
     Raises:
       InputError: there is a store already, and `overwrite` does not allow to replace it; files that
-        are not a store's lie where it is to be; nothing can be written.
+        are not a store's lie where it is to be; nothing can be written; another process is at it.
     """
+    with _alone(out):
+        refuse_existing(out, overwrite)
+        return _prepare(cases, out, data, workers, phantoms, private)
+
+
+def _prepare(
+    cases: Sequence[Case],
+    out: pathlib.Path,
+    data: config.DataConfig,
+    workers: int,
+    phantoms: bool,
+    private: bool,
+) -> list[str]:
     final, partial = out / "store", out / "store.partial"
-    refuse_existing(out, overwrite)
     with _written(out):
         (partial / "cases").mkdir(parents=True, exist_ok=True)
         if private:
@@ -86,10 +99,9 @@ def prepare(
         if final.exists():
             _remove(replaced)  # of a run that was stopped here
             final.rename(replaced)
+        _remove(partial, "salt")  # never in a finished store
         partial.rename(final)
-        # Needed until here: a run that was stopped before goes on with them.
-        _remove(final, "records/")
-        _remove(final, "salt")
+        _remove(final, "records/")  # needed until here: a run that was stopped goes on with them
         _remove(replaced)
     return failures
 
@@ -262,6 +274,21 @@ def _remove(folder: pathlib.Path, start: str = "") -> None:
         if path.is_dir() and f"{path.relative_to(folder).as_posix()}/".startswith(start):
             with contextlib.suppress(OSError):  # somebody else's file is in it
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def _alone(out: pathlib.Path) -> Iterator[None]:
+    """Keep the making of a store in `out` to this process, by a lock beside it."""
+    folder, held = out / "store.lock", False
+    try:
+        with lock.locked(folder, "preparation"):
+            held = True
+            yield
+    finally:
+        if held:
+            (folder / lock.NAME).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process has begun, or left a file
+                folder.rmdir()
 
 
 @contextlib.contextmanager

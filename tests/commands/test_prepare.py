@@ -16,9 +16,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from deepsc_jax import evaluate as scoring
 from deepsc_jax.config import CLASSES, DataConfig
 from deepsc_jax.data import datasets, lungs, preparation, records, scans, store
+from deepsc_jax.evaluation import scoring
 from deepsc_jax.phantoms.lesions import make_phantom
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime.errors import InputError
@@ -189,8 +189,10 @@ def kill(when: Callable[[], bool], *arguments: str) -> int:
     """Start the program, kill it as soon as `when` holds, and wait until its workers are gone."""
     command = [sys.executable, "-m", "deepsc_jax.prepare", *FLAGS, *arguments]
     program = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: when() or program.poll() is not None)
-    program.kill()
+    try:
+        wait_for(lambda: when() or program.poll() is not None)
+    finally:
+        program.kill()
     code = program.wait()
 
     def all_gone() -> bool:
@@ -206,7 +208,7 @@ def kill(when: Callable[[], bool], *arguments: str) -> int:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Return when it holds."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -229,7 +231,30 @@ def test_a_killed_run_leaves_no_process_and_goes_on(phantoms, tmp_path):
     finished = run(*arguments)
     assert finished.returncode == 0, finished.stderr
     assert store.Store(tmp_path / "store").digest == store.Store(tmp_path / "fresh/store").digest
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["index.json", "cases"]
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"index.json", "cases"}
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "fresh"}
+
+
+def test_two_at_once_do_not_mix(phantoms, tmp_path):
+    script = (
+        "import pathlib, sys; from deepsc_jax.data import preparation\n"
+        "with preparation._alone(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
+    )
+    cases = datasets.read_cases(phantoms / "cases.csv")[:1]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"preparation.*{other.pid}"):
+            preparation.prepare(cases, tmp_path, DATA, workers=1)
+        assert not (tmp_path / "store.partial").exists()
+        other.kill()
+    assert preparation.prepare(cases, tmp_path, DATA, workers=1) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 @pytest.mark.slow

@@ -1,17 +1,17 @@
 """The peer: MONAI's U-Net on the segmentation stage's batches."""
 
-import dataclasses
 import pathlib
 
 import numpy as np
 import pytest
 import torch
 
-from deepsc_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.data import preparation
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluate import evaluate
+from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.interop import monai
+from deepsc_jax.models.deepsc.config import Options, PreTraining
 from deepsc_jax.phantoms.writing import write_phantoms
 
 DATA = DataConfig(
@@ -21,9 +21,7 @@ DATA = DataConfig(
     depth_bucket=8,
     slices=8,
 )
-CONFIG = Config(
-    data=DATA, train=TrainConfig(segmentation_steps=30, learning_rate=1e-2, segmentation_batch=2)
-)
+CONFIG = Config(Options(segmentation=PreTraining(steps=30, learning_rate=1e-2, batch=2)), data=DATA)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +45,17 @@ def test_tiles_are_put_back_where_they_were_cut():
     peer = monai.Peer(CONFIG, Threshold())
     found = peer(volume).lesion
     assert found is not None
-    mean, sd = ModelConfig().intensity_mean, ModelConfig().intensity_sd
+    mean, sd = Options().intensity_mean, Options().intensity_sd
     logit = np.where(volume > 0, 10 * (volume - mean) / sd, 0)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-logit)), atol=1e-5)
 
 
 def test_the_peer_learns_and_is_evaluated_as_ours_is(store: Store):
-    few = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, segmentation_steps=1))
+    few = CONFIG.with_stage("segmentation", steps=1)
     peers = [monai.train(settings, store, (4, 8)) for settings in (few, CONFIG)]
     dsc = []
     for peer in peers:
         metrics, rows = evaluate(peer, store, "test")
         assert len(rows) == 2
-        dsc.append(metrics["segmentation"]["dsc"]["mean"])
+        dsc.append(metrics["lesions"]["dsc"]["mean"])
     assert dsc[1] > dsc[0] + 0.02

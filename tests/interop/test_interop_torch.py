@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity_network import CONFIG, changed, draw
+from parity_network import CONFIG, changed, draw, system_of
 from reference.deepsc.network import DeepSC as Reference
 
+from deepsc_jax.config import Config
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.interop import torch as interop
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
@@ -22,6 +23,11 @@ ABLATED = changed(CONFIG, model={"inception": "plain", "cross_stitch": False})
 @pytest.fixture(scope="module")
 def params() -> Any:
     return draw(CONFIG)
+
+
+def like(config: Config) -> Any:
+    """Shapes and types of the network's parameters."""
+    return interop.expected(system_of(config))["params"]
 
 
 def same_bits(one: Any, other: Any) -> bool:
@@ -38,7 +44,7 @@ def test_a_round_trip_through_a_file_keeps_every_bit(
 ):
     path = tmp_path / f"weights{suffix}"
     interop.write(interop.to_torch(params, TORCH_NAMES), path)
-    found = interop.from_torch(interop.read(path), TORCH_NAMES, interop.expected(CONFIG))
+    found = interop.from_torch(interop.read(path), TORCH_NAMES, like(CONFIG))
     assert same_bits(params, found)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -48,7 +54,7 @@ def test_the_reference_has_the_names_and_shapes_of_the_table(config: Any):
     weights = interop.to_torch(draw(config), TORCH_NAMES)
     reference = Reference(config)
     reference.load_state_dict(weights, strict=True)
-    again = interop.from_torch(reference.state_dict(), TORCH_NAMES, interop.expected(config))
+    again = interop.from_torch(reference.state_dict(), TORCH_NAMES, like(config))
     assert same_bits(interop.to_torch(again, TORCH_NAMES), weights)
 
 
@@ -70,7 +76,7 @@ def test_every_name_that_does_not_fit_is_in_the_error(params: Any):
     weights |= {"head.weight": torch.zeros(1), "lesion.down9.0.norm.bias": torch.zeros(1)}
     weights["classifier.linear.weight"] = torch.zeros(14, 3)
     with pytest.raises(InputError) as caught:
-        interop.from_torch(weights, TORCH_NAMES, interop.expected(CONFIG))
+        interop.from_torch(weights, TORCH_NAMES, like(CONFIG))
     text = str(caught.value)
     assert "missing: cross_stitch.weights, lesion.down1.0.conv.weight;" in text
     assert "unexpected: head.weight, lesion.down9.0.norm.bias;" in text
@@ -130,11 +136,13 @@ def test_unreadable_files_are_named(tmp_path: pathlib.Path):
 
 def test_a_run_made_from_weights_is_what_predict_reads(params: Any, tmp_path: pathlib.Path):
     workdir = tmp_path / "run"
-    interop.save_run(params, CONFIG, "joint", 0.4, workdir)
+    system = system_of(CONFIG)
+    given = system, system.stage("joint"), {"params": params}, 0.4
+    interop.save_run(*given, workdir)
     predictor = inference.load(workdir)
-    assert (predictor.stage, predictor.threshold) == ("joint", 0.4)
+    assert (predictor.stage.name, predictor.threshold) == ("joint", 0.4)
     assert predictor.config == CONFIG
-    assert same_bits(predictor.params, params)
+    assert same_bits(predictor.variables, {"params": params})
     with pytest.raises(InputError, match="exists already"):
-        interop.save_run(params, CONFIG, "joint", 0.4, workdir)
+        interop.save_run(*given, workdir)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -1,9 +1,13 @@
 """MLPerf's 3D U-Net and its loss in plain PyTorch, with the names of MLPerf's weights."""
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from deepsc_jax.config import Config
+from deepsc_jax.models.comparators.unet3d import Options
 
 
 def unit(channels: int, features: int, stride: int = 1) -> nn.Sequential:
@@ -71,3 +75,75 @@ def loss(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
     dice = (1 - torch.stack(scores)).mean()
     entropy = nn.functional.cross_entropy(logits, truth)
     return {"dice": dice, "cross_entropy": entropy, "loss": (dice + entropy) / 2}
+
+
+def network(config: Config) -> UNet3D:
+    """The network of a configuration."""
+    options = config.model
+    assert isinstance(options, Options)
+    return UNet3D(options.widths, options.classes)
+
+
+timed = network
+
+
+def standardise(x: Tensor, config: Config) -> Tensor:
+    """Values inside the lungs to about mean 0 and deviation 1; 0, outside of them, stays."""
+    return torch.where(x > 0, (x - config.data.intensity_mean) / config.data.intensity_sd, 0)
+
+
+def train(
+    network: nn.Module,
+    config: Config,
+    stage: str,
+    batches: Iterable[dict[str, Tensor]],
+    class_weights: Tensor,
+) -> Iterator[dict[str, float]]:
+    """One step a batch, all its tiles at once; yields the means of the losses before the step."""
+    options, of_stage = config.train, config.stage(stage)
+    optimizer = torch.optim.Adam(
+        network.parameters(),
+        of_stage.learning_rate,
+        (options.adam_b1, options.adam_b2),
+        options.adam_eps,
+    )
+    steps = of_stage.steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))
+    for batch in batches:
+        tiles = standardise(batch["tiles"], config).flatten(0, 1)[:, None]
+        truths = batch["lesions"].flatten(0, 1).long()
+        logits = network(tiles)
+        rows = [loss(z[None], t[None]) for z, t in zip(logits, truths, strict=True)]
+        means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+        optimizer.zero_grad()
+        means["loss"].backward()
+        optimizer.step()
+        schedule.step()
+        yield {name: value.item() for name, value in means.items()}
+
+
+def forward(
+    network: nn.Module, config: Config, batch: dict[str, Tensor], stage: str
+) -> dict[str, Tensor]:
+    """`lesion` of all tiles."""
+    tiles = standardise(batch["tiles"], config).flatten(0, 1)[:, None]
+    return {"lesion": network(tiles).softmax(dim=1)[:, 1].reshape(batch["tiles"].shape)}
+
+
+def predict(
+    network: nn.Module, config: Config, volume: Tensor
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The lesion probability of a whole preprocessed scan, tile by tile."""
+    tile = config.data.tile
+    sides = [-(-side // t) * t for side, t in zip(volume.shape, tile, strict=True)]
+    padded = volume.new_zeros(sides)
+    depth, height, width = volume.shape
+    padded[:depth, :height, :width] = volume
+    corners = itertools.product(*(range(0, s, t) for s, t in zip(sides, tile, strict=True)))
+    lesion = torch.zeros_like(padded)
+    with torch.no_grad():
+        for z, y, x in corners:
+            box = (slice(z, z + tile[0]), slice(y, y + tile[1]), slice(x, x + tile[2]))
+            logits = network(standardise(padded[box], config)[None, None])
+            lesion[box] = logits.softmax(dim=1)[0, 1]
+    return {"lesion": lesion[:depth, :height, :width]}, None

@@ -17,7 +17,9 @@ from deepsc_jax.training.state import State
 
 def state(step: int) -> State:
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    whole = State(jnp.asarray(step), {"w": jnp.arange(3000.0) + step}, ({"m": jnp.ones(7)},))  # type: ignore[arg-type]
+    params, moments = {"w": jnp.arange(3000.0) + step}, ({"m": jnp.ones(7)},)
+    carried = {"counters": {"seen": jnp.asarray(2 * step)}}
+    whole = State(jnp.asarray(step), params, carried, moments)  # type: ignore[arg-type]
     return jax.device_put(whole, where)
 
 
@@ -46,6 +48,7 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path: pathlib.Path) -> None:
     contents = checkpoints.load(state(0), 4)
     checkpoints.close()
     np.testing.assert_array_equal(contents["state"].params["w"], np.arange(3000.0) + 4)
+    assert contents["state"].carried["counters"]["seen"] == 8
     assert contents["data"] == {"batch": 4}
     assert contents["record"] == {"score": 0.3}
 
@@ -173,9 +176,11 @@ def test_what_was_half_saved_is_removed(tmp_path: pathlib.Path) -> None:
 
 def test_a_damaged_best_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
     save(tmp_path, {2: 0.9, 4: 0.1})
-    params, record = checkpoint.load_params(tmp_path, state(0))
-    np.testing.assert_array_equal(params["w"], np.arange(3000.0) + 2)
+    variables, record = checkpoint.load_variables(tmp_path, state(0))
+    assert variables.keys() == {"params", "counters"}
+    np.testing.assert_array_equal(variables["params"]["w"], np.arange(3000.0) + 2)
+    assert variables["counters"]["seen"] == 4
     assert record == {"score": 0.9, "step": 2}
     flip(tmp_path / "2")
     with pytest.raises(InputError, match=r"/2: state/.* is not as it was written, and it is the"):
-        checkpoint.load_params(tmp_path, state(0))
+        checkpoint.load_variables(tmp_path, state(0))

@@ -1,6 +1,8 @@
 """Training, evaluation and prediction, end to end on a handful of phantoms."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import pathlib
 import shutil
@@ -16,19 +18,29 @@ import numpy as np
 import pytest
 from handful import CONFIG
 
-from deepsc_jax.config import CLASSES, STAGES, Config, Stage
+from deepsc_jax.config import CLASSES
 from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluate import choose_threshold, evaluate
+from deepsc_jax.evaluation.scoring import evaluate
+from deepsc_jax.evaluation.thresholds import choose_threshold
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import predict_scan
-from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.metrics.overlap import THRESHOLDS
+from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.training import checkpoint, loop, state
+from deepsc_jax.systems import joint, whole_scan
+from deepsc_jax.systems.building import build
+from deepsc_jax.systems.system import Stage, initial
+from deepsc_jax.training import checkpoint, loop
 from deepsc_jax.training import workdir as workdirs
-from deepsc_jax.training.step import THRESHOLDS
+
+SYSTEM = build(CONFIG, "cpu")
+
+
+def stages(*names: str) -> tuple[Stage, ...]:
+    return tuple(SYSTEM.stage(name) for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +58,12 @@ def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> pathlib.P
     """A run of all stages."""
     workdir = tmp_path_factory.mktemp("run")
     workdirs.begin(workdir, CONFIG, store)
-    loop.train(CONFIG, store, workdir, STAGES)
+    loop.train(SYSTEM, store, workdir, SYSTEM.stages)
     return workdir
 
 
-def _params(workdir: pathlib.Path, stage: Stage, config: Config = CONFIG) -> dict:
-    model = deepsc.build(config, "cpu")
-    like = jax.device_put(
-        state.create(config, stage, state.initial_params(config, model)), jax.devices()[0]
-    )
+def _params(workdir: pathlib.Path, stage: str) -> dict:
+    like = inference.abstract_state(SYSTEM, SYSTEM.stage(stage))
     checkpoints = checkpoint.Checkpoints(workdir / stage)
     step = checkpoints.latest_step()
     assert step is not None
@@ -84,29 +93,25 @@ def test_every_stage_logs_its_losses_and_validation(trained: pathlib.Path) -> No
 
 
 def test_a_single_task_stage_leaves_the_other_task_alone(trained: pathlib.Path) -> None:
-    initial = state.initial_params(CONFIG, deepsc.build(CONFIG, "cpu"))
-    pairs: list[tuple[Stage, Stage]] = [
-        ("segmentation", "classification"),
-        ("classification", "segmentation"),
-    ]
-    for stage, other in pairs:
+    fresh = initial(SYSTEM)["params"]
+    for stage, other in itertools.permutations(joint.PARTS):
         params = _params(trained, stage)
-        for name in state.PARTS[other]:
-            assert _equal(params[name], initial[name])
-        for name in state.PARTS[stage]:
-            assert not _equal(params[name], initial[name])
+        for name in joint.PARTS[other]:
+            assert _equal(params[name], fresh[name])
+        for name in joint.PARTS[stage]:
+            assert not _equal(params[name], fresh[name])
 
 
 def test_joint_stage_starts_from_both_best_checkpoints() -> None:
-    initial = state.initial_params(CONFIG, deepsc.build(CONFIG, "cpu"))
-    ones = jax.tree.map(jnp.ones_like, initial)
-    twos = jax.tree.map(lambda x: jnp.full_like(x, 2), initial)
-    joined = state.join(ones, twos)
-    assert joined.keys() == initial.keys()
-    for name in state.PARTS["segmentation"]:
-        assert _equal(joined[name], ones[name])
-    for name in state.PARTS["classification"]:
-        assert _equal(joined[name], twos[name])
+    fresh = initial(SYSTEM)
+    ones = jax.tree.map(jnp.ones_like, fresh)
+    twos = jax.tree.map(lambda x: jnp.full_like(x, 2), fresh)
+    trained = {"segmentation": ones, "classification": twos}
+    joined = SYSTEM.start(SYSTEM.stage("joint"), fresh, trained)["params"]
+    assert joined.keys() == fresh["params"].keys()
+    for stage, names in joint.PARTS.items():
+        for name in names:
+            assert _equal(joined[name], trained[stage]["params"][name])
 
 
 def test_a_stopped_run_resumes_to_bit_identical_parameters(
@@ -127,8 +132,8 @@ def test_a_stopped_run_resumes_to_bit_identical_parameters(
     with monkeypatch.context() as patch:
         patch.setattr(loop.Progress, "show", stop)
         with pytest.raises(StoppedError):
-            loop.train(CONFIG, store, tmp_path, ("classification",))
-    loop.train(CONFIG, store, tmp_path, ("classification",))
+            loop.train(SYSTEM, store, tmp_path, stages("classification"))
+    loop.train(SYSTEM, store, tmp_path, stages("classification"))
     assert _equal(_params(tmp_path, "classification"), _params(trained, "classification"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -139,9 +144,9 @@ def test_the_joint_stage_wants_both_pretrainings_complete(
 ) -> None:
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
     with pytest.raises(InputError, match=r"classification: trained for 0 steps, 4 expected"):
-        loop.train(CONFIG, store, tmp_path, ("joint",))
+        loop.train(SYSTEM, store, tmp_path, stages("joint"))
     workdirs.begin(tmp_path, CONFIG, store)
-    assert inference.load(tmp_path).stage == "segmentation"  # an empty joint/ is no checkpoint
+    assert inference.load(tmp_path).stage.name == "segmentation"  # an empty joint/ is no checkpoint
 
 
 @pytest.mark.parametrize("trained_with", [{"conv_form": "sliced"}, {"space": 2}])
@@ -158,12 +163,12 @@ def test_a_trained_network_is_written_as_this_device_likes_it(
         platform=dataclasses.replace(CONFIG.platform, **trained_with),
     )
     workdirs.write(tmp_path, workdirs.Record(elsewhere, "phantoms", "", {}))
-    assert inference.load(tmp_path)._model.layout.form == "folded"
+    assert inference.load(tmp_path)._system.layout.form == "folded"
     monkeypatch.setattr(compiler, "has_onednn", lambda: False)
     with pytest.raises(InputError, match=r"--conv_form=direct: JAX .* has no oneDNN here"):
         inference.load(tmp_path, form="direct")
     monkeypatch.setattr(compiler, "has_onednn", lambda: True)
-    assert inference.load(tmp_path, form="direct")._model.layout.form == "direct"
+    assert inference.load(tmp_path, form="direct")._system.layout.form == "direct"
 
 
 def test_without_a_validation_split_the_last_checkpoint_counts(
@@ -173,22 +178,22 @@ def test_without_a_validation_split_the_last_checkpoint_counts(
     assert preparation.prepare(cases, tmp_path, CONFIG.data, workers=1) == []
     store = Store(tmp_path / "store", CONFIG.data)
     workdirs.begin(tmp_path, CONFIG, store)
-    loop.train(CONFIG, store, tmp_path, ("segmentation",))
+    loop.train(SYSTEM, store, tmp_path, stages("segmentation"))
     checkpoints = checkpoint.Checkpoints(tmp_path / "segmentation")
     assert checkpoints.best_step() == checkpoints.latest_step() == 4
     checkpoints.close()
     predictor = inference.load(tmp_path)
     assert predictor.threshold == 0.5
-    assert _equal(predictor._params, _params(tmp_path, "segmentation"))
+    assert _equal(predictor.variables["params"], _params(tmp_path, "segmentation"))
 
 
 def test_evaluation_counts_every_scan(trained: pathlib.Path, store: Store) -> None:
     metrics, rows = evaluate(inference.load(trained), store, "test")
     assert [row["label"] for row in rows] == list(CLASSES)
-    assert metrics["segmentation"]["dsc"]["n"] == 2
-    assert metrics["segmentation"]["lesion_free"]["n"] == 1
-    assert metrics["classification"]["accuracy"]["n"] == 3
-    assert metrics["classification"]["accuracy"]["sd"] is None
+    assert metrics["lesions"]["dsc"]["n"] == 2
+    assert metrics["lesions"]["lesion_free"]["n"] == 1
+    assert metrics["classes"]["accuracy"]["n"] == 3
+    assert metrics["classes"]["accuracy"]["sd"] is None
     for row in rows:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
@@ -276,19 +281,17 @@ def test_inference_in_chunks_equals_the_whole_network(
     predictor = inference.load(trained)
     case = store.cases("test")[0]
     volume = store.read(case.name, "volume")
-    monkeypatch.setattr(inference, "CHUNK_VOXELS", 2 * int(np.prod(CONFIG.data.tile)))
+    monkeypatch.setattr(whole_scan, "CHUNK_VOXELS", 2 * int(np.prod(CONFIG.data.tile)))
     prediction = predictor(volume)
-    batch = next(
-        iter(pipeline.batches(store, "test", "joint", CONFIG, seed=0, batch_size=1, train=False))
+    stage = SYSTEM.stage("joint")
+    batches = pipeline.batches(
+        store, "test", stage.reads, CONFIG, seed=0, batch_size=1, train=False
     )
-    inputs = {k: jnp.asarray(v) for k, v in batch.items() if k not in ("valid", "case")}
-    model = deepsc.build(CONFIG, "cpu")
-    out = jax.jit(lambda p, b: model.apply({"params": p}, b, "joint"))(predictor._params, inputs)
-    assert prediction.probabilities is not None
+    inputs = {k: jnp.asarray(v) for k, v in next(iter(batches)).items()}
+    out = jax.jit(functools.partial(SYSTEM.outputs, stage))(predictor.variables, inputs)
+    assert prediction.classes is not None
     assert prediction.lesion is not None
-    np.testing.assert_allclose(
-        prediction.probabilities, jax.nn.softmax(out["logits"][0]), atol=1e-5
-    )
+    np.testing.assert_allclose(prediction.classes, jax.nn.softmax(out["logits"][0]), atol=1e-5)
     whole = np.concatenate(list(np.asarray(out["lesion"][0, ..., 0])))[: case.depth]
     np.testing.assert_allclose(prediction.lesion, whole, atol=1e-5)
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import smallest
-from drawn import draw_params, masked_volume
+from drawn import masked_volume
+from parity_network import draw, system_of
 
-from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
-from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.config import Config, DataConfig, PlatformConfig
+from deepsc_jax.data.batch import DEPTH_AXES
+from deepsc_jax.models.deepsc.config import JointTraining, PreTraining
 from deepsc_jax.models.layers import bands
 from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.training import state as states
@@ -23,9 +25,14 @@ pytestmark = pytest.mark.scale
 TILE, DEPTHS = (32, 8, 8), (50, 64, 37, 9)
 CONFIG = Config(
     data=DataConfig(working_size=(8, 8), tile=TILE, slices=8, depth_bucket=64),
-    model=smallest.MODEL,
-    train=TrainConfig(segmentation_batch=4, classification_batch=4, joint_batch=4),
+    model=dataclasses.replace(
+        smallest.MODEL,
+        segmentation=PreTraining(batch=4),
+        classification=PreTraining(batch=4),
+        joint=JointTraining(batch=4),
+    ),
 )
+STAGES = ("segmentation", "classification", "joint")
 CLASS_WEIGHTS = (0.7, 1.0, 1.6)
 STEPS = 2
 
@@ -54,29 +61,27 @@ def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bands, "BAND_GROUPS", 1)
 
 
-def run(stage: Any, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]:
+def run(name: str, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]:
     """The loss of every step, and the first gradient and the last parameters."""
     choice = PlatformConfig(compute_dtype="float32", **platform)
     config = dataclasses.replace(CONFIG, platform=choice)
-    model = deepsc.build(config, "cpu")
-    drawn = draw_params(model, states.example_batch(CONFIG), "joint")["params"]
-    layout = dataclasses.replace(model.layout, dtype=jnp.dtype(dtype))
-    model = deepsc.DeepSC(config.model, config.data, layout)
+    system = system_of(config, dtype=dtype)
+    stage = system.stage(name)
     mesh = device_mesh.make_mesh(choice)
     with jax.enable_x64(dtype == "float64"):
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), drawn)
-        state = states.create(config, stage, params)
-        where = states.sharding(config, state, mesh)
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), draw(CONFIG))
+        state = states.create(system, stage, {"params": params})
+        where = states.sharding(state, mesh, shard_optimizer=choice.shard_optimizer)
         state = jax.device_put(state, where)
-        weights = jnp.asarray(CLASS_WEIGHTS, dtype)
-        step = make_train_step(config, stage, model, mesh, weights, where)
+        facts = {"class_weights": jnp.asarray(CLASS_WEIGHTS, dtype)}
+        step = make_train_step(system, stage, mesh, facts, where)
         losses, gradient = [], None
         for seed in range(STEPS):
             arrays = {
                 name: x.astype(dtype) if x.dtype.kind == "f" else x
                 for name, x in batch(seed).items()
             }
-            state, scalars = step(state, device_mesh.put_batch(arrays, mesh))
+            state, scalars = step(state, device_mesh.put_batch(arrays, mesh, DEPTH_AXES))
             losses.append(float(scalars["loss"]))
             if gradient is None:
                 adam: Any = state.opt_state
@@ -105,7 +110,7 @@ def one_device() -> Any:
 
     def get(stage: str, dtype: str) -> Any:
         if (stage, dtype) not in found:
-            found[stage, dtype] = run(stage, dtype, data=1)
+            found[stage, dtype] = run(stage, dtype, data_devices=1)
         return found[stage, dtype]
 
     return get
@@ -116,15 +121,15 @@ LEVERS = {
     "shard_optimizer": True,
     "accumulation": 2,
     "remat": "all",
-    "tile_loop": "scan",
+    "tile_loop": "loop",
     "conv_form": "banded",
 }
 LAYOUTS = [
-    pytest.param({"data": 2, "space": 2, "shard_optimizer": True}, id="2x2-zero"),
-    pytest.param({"data": 4}, id="4x1", marks=slow),
-    pytest.param({"data": 1, "space": 4, "conv_form": "banded"}, id="1x4-banded"),
-    pytest.param({"data": 1, **LEVERS}, id="1x1-levers", marks=slow),
-    pytest.param({"data": 2, "space": 4, **LEVERS}, id="2x4-levers", marks=slow),
+    pytest.param({"data_devices": 2, "space": 2, "shard_optimizer": True}, id="2x2-zero"),
+    pytest.param({"data_devices": 4}, id="4x1", marks=slow),
+    pytest.param({"data_devices": 1, "space": 4, "conv_form": "banded"}, id="1x4-banded"),
+    pytest.param({"data_devices": 1, **LEVERS}, id="1x1-levers", marks=slow),
+    pytest.param({"data_devices": 2, "space": 4, **LEVERS}, id="2x4-levers", marks=slow),
 ]
 
 
@@ -149,10 +154,10 @@ def test_the_compilers_options_for_large_tiles_change_no_number(
     dtype: str, one_device: Any, monkeypatch: Any
 ):
     expected = one_device("joint", dtype)  # before they are changed
-    few = compiler.options("cpu", CONFIG.data, "folded")
+    few = compiler.options("cpu", TILE, "folded")
     monkeypatch.setattr(compiler, "LARGE_TILE", 1)
-    assert compiler.options("cpu", CONFIG.data, "folded").keys() > few.keys()
-    found = run("joint", dtype, data=1)
+    assert compiler.options("cpu", TILE, "folded").keys() > few.keys()
+    found = run("joint", dtype, data_devices=1)
     (assert_same if dtype == "float64" else assert_near)(found, expected)
 
 

@@ -11,15 +11,33 @@ import jax.numpy as jnp
 import pytest
 from handful import CONFIG
 
-from deepsc_jax.config import CLASSES, STAGES, Stage
+from deepsc_jax.config import CLASSES
 from deepsc_jax.data import pipeline, preparation
+from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
-from deepsc_jax.models.deepsc import network as deepsc
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.training import checkpoint, logs, loop, state
+from deepsc_jax.systems.building import build
+from deepsc_jax.systems.system import Stage, System, initial
+from deepsc_jax.training import checkpoint, logs, loop
+from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
+
+SYSTEM = build(CONFIG, "cpu")
+NO_FACTS = {"class_weights": jnp.ones(len(CLASSES))}
+
+
+def at_start(system: System, stage: Stage, mesh: jax.sharding.Mesh) -> states.State:
+    """The state before a stage's first step, as the mesh has it."""
+    state = states.create(system, stage, initial(system))
+    return jax.device_put(state, device_mesh.replicated(mesh))
+
+
+def first_batches(system: System, stage: Stage, store: Store) -> Any:
+    """An iterator of a stage's training batches."""
+    config = system.config
+    return iter(pipeline.batches(store, "train", stage.reads, config, seed=0, batch_size=2))
 
 
 @pytest.fixture(scope="module")
@@ -46,39 +64,36 @@ def test_what_is_not_finite_is_not_saved(
 
     monkeypatch.setattr(loop, "make_train_step", broken)
     train = dataclasses.replace(CONFIG.train, log_every=4)
+    system = build(dataclasses.replace(CONFIG, train=train), "cpu")
     with pytest.raises(InputError, match=f"classification: {name} is nan by step 2"):
-        loop.train(dataclasses.replace(CONFIG, train=train), store, tmp_path, ("classification",))
+        loop.train(system, store, tmp_path, (system.stage("classification"),))
     assert not checkpoint.has_checkpoint(tmp_path / "classification")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", SYSTEM.stages, ids=lambda stage: stage.name)
 def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
     store: Store, stage: Stage
 ) -> None:
     mesh = device_mesh.make_mesh(CONFIG.platform)
-    model = deepsc.build(CONFIG, "cpu")
-    step = make_train_step(CONFIG, stage, model, mesh, jnp.ones(len(CLASSES)))
-    params = state.initial_params(CONFIG, model)
-    current = jax.device_put(state.create(CONFIG, stage, params), device_mesh.replicated(mesh))
-    batches = iter(pipeline.batches(store, "train", stage, CONFIG, seed=0, batch_size=2))
+    step = make_train_step(SYSTEM, stage, mesh, NO_FACTS)
+    current, batches = at_start(SYSTEM, stage, mesh), first_batches(SYSTEM, stage, store)
     for _ in range(4):
-        current, _ = step(current, device_mesh.put_batch(next(batches), mesh))
+        current, _ = step(current, device_mesh.put_batch(next(batches), mesh, DEPTH_AXES))
     assert step._cache_size() == 1
     batches.close()
 
 
 def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
     # What `auto` means on GPU and TPU; lowering is enough to see that shapes and axes agree.
-    platform = dataclasses.replace(CONFIG.platform, tile_loop="loop", data=2)
-    config = dataclasses.replace(CONFIG, platform=platform)
-    mesh = device_mesh.make_mesh(platform)
-    model = deepsc.build(config, "cpu")
-    assert model.layout.loop_tiles
-    step = make_train_step(config, "joint", model, mesh, jnp.ones(len(CLASSES)))
-    batches = iter(pipeline.batches(store, "train", "joint", config, seed=0, batch_size=2))
-    batch = device_mesh.put_batch(next(batches), mesh)
+    platform = dataclasses.replace(CONFIG.platform, tile_loop="loop", data_devices=2)
+    system = build(dataclasses.replace(CONFIG, platform=platform), "cpu")
+    stage, mesh = system.stage("joint"), device_mesh.make_mesh(platform)
+    assert system.layout.loop_tiles
+    step = make_train_step(system, stage, mesh, NO_FACTS)
+    batches = first_batches(system, stage, store)
+    batch = device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)
     batches.close()
-    step.lower(state.create(config, "joint", state.initial_params(config, model)), batch)
+    step.lower(states.create(system, stage, initial(system)), batch)
 
 
 def test_a_stage_that_learns_lesions_trains_on_scans_with_known_ones(store: Store) -> None:
@@ -86,9 +101,12 @@ def test_a_stage_that_learns_lesions_trains_on_scans_with_known_ones(store: Stor
     assert not unknown.lesions_known
 
     cases = [unknown, *store.cases("train")[1:]]
-    assert pipeline.learnable(cases, "classification") == cases
-    assert pipeline.learnable(cases, "segmentation") == cases[1:]
-    assert pipeline.learnable(cases, "joint") == cases[1:]
+    for stage, kept in (
+        ("classification", cases),
+        ("segmentation", cases[1:]),
+        ("joint", cases[1:]),
+    ):
+        assert pipeline.learnable(cases, SYSTEM.stage(stage).reads) == kept
 
 
 def test_validation_that_cannot_tell_checkpoints_apart_is_refused_at_once(
@@ -98,14 +116,14 @@ def test_validation_that_cannot_tell_checkpoints_apart_is_refused_at_once(
     free = [c for c in cases if c.split != "validation" or CLASSES[c.label] == "non-pneumonia"]
     assert preparation.prepare(free, tmp_path, CONFIG.data, workers=1) == []
     store = Store(tmp_path / "store", CONFIG.data)
-    reasons: dict[Stage, str] = {
+    reasons = {
         "segmentation": "no scan with a lesion",
         "classification": "scans of one class",
         "joint": "no scan with a lesion",
     }
     for stage, reason in reasons.items():
         with pytest.raises(InputError, match=f"validation has {reason}"):
-            loop.train(CONFIG, store, tmp_path / "run", (stage,))
+            loop.train(SYSTEM, store, tmp_path / "run", (SYSTEM.stage(stage),))
 
 
 def test_what_was_logged_after_the_checkpoint_or_cut_short_is_dropped(
@@ -128,17 +146,12 @@ def test_what_was_logged_after_the_checkpoint_or_cut_short_is_dropped(
 @pytest.mark.slow
 def test_one_batch_is_learnt_by_heart(store: Store) -> None:
     """If a stage cannot overfit two scans, something is wrong with its gradient."""
-    train = dataclasses.replace(CONFIG.train, joint_steps=150, joint_learning_rate=3e-3)
-    config = dataclasses.replace(CONFIG, train=train)
-    mesh = device_mesh.make_mesh(config.platform)
-    model = deepsc.build(config, "cpu")
-    step = make_train_step(config, "joint", model, mesh, jnp.ones(len(CLASSES)))
-    current = jax.device_put(
-        state.create(config, "joint", state.initial_params(config, model)),
-        device_mesh.replicated(mesh),
-    )
-    dataset = pipeline.batches(store, "train", "joint", config, seed=0, batch_size=2)
-    batch = device_mesh.put_batch(next(iter(dataset)), mesh)
+    system = build(CONFIG.with_stage("joint", steps=150, learning_rate=3e-3), "cpu")
+    stage, mesh = system.stage("joint"), device_mesh.make_mesh(CONFIG.platform)
+    step = make_train_step(system, stage, mesh, NO_FACTS)
+    current, batches = at_start(system, stage, mesh), first_batches(system, stage, store)
+    batch = device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)
+    batches.close()
     losses = []
     for _ in range(150):
         current, scalars = step(current, batch)

@@ -9,10 +9,11 @@ import pytest
 
 from deepsc_jax.config import Config, PlatformConfig, TrainConfig
 from deepsc_jax.data.store import Store
+from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import workdir as workdirs
 
-CONFIG = Config()
+CONFIG = Config(Options())
 
 
 @dataclasses.dataclass

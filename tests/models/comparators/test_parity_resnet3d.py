@@ -21,6 +21,7 @@ from parity import (
     relative,
 )
 
+from deepsc_jax.config import DataConfig
 from deepsc_jax.interop.torch import from_torch, to_torch
 from deepsc_jax.models.comparators import resnet3d
 from deepsc_jax.models.comparators.resnet3d import TORCH_NAMES, Options
@@ -54,16 +55,19 @@ def test_the_gradient_of_a_maximum_goes_to_torchs(sides: Any, dtype: str, within
 
 @pytest.mark.parametrize(("form", "dtype"), PAIRS)
 def test_a_training_step_and_what_it_leaves_behind(form: str, dtype: str, within: Any):
-    network = resnet3d.build(OPTIONS, Layout(form, jnp.dtype(dtype)))  # pyright: ignore
+    network = resnet3d.build(OPTIONS, DataConfig(), Layout(form, jnp.dtype(dtype)))  # pyright: ignore
     kind, x = getattr(torch, dtype), masked_volume(SHAPE)
     variables = draw_params(in_training(network), jnp.zeros(SHAPE))
     params, stats = variables["params"], variables[BATCH_STATS]
     theirs = ResNet(
         ResNetBottleneck, list(OPTIONS.blocks), list(OPTIONS.widths), n_input_channels=1,
-        num_classes=OPTIONS.classes,
+        num_classes=3,
     ).to(kind)  # fmt: skip
     weights = to_torch(params, TORCH_NAMES) | to_torch(stats, TORCH_NAMES, BATCH_STATS)
     theirs.load_state_dict(weights, strict=True)
+    for collection, tree in variables.items():
+        again = from_torch(theirs.state_dict(), TORCH_NAMES, tree, collection)
+        jax.tree.map(np.testing.assert_array_equal, again, tree)
 
     @jax.jit
     def ours(params: Any, stats: Any, x: Any, class_weights: Any) -> Any:
@@ -124,7 +128,7 @@ def in_training(network: Any) -> Any:
 
 
 def test_the_full_size_network_has_monais_number_of_parameters_and_names():
-    network = resnet3d.build(Options(), Layout())
+    network = resnet3d.build(Options(), DataConfig(), Layout())
     shape = jax.ShapeDtypeStruct((1, 16, 16, 16, 1), jnp.float32)
     variables: Any = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=True), shape)
     with torch.device("meta"):

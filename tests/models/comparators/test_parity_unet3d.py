@@ -21,6 +21,7 @@ from parity import (
 )
 from reference import unet3d as reference
 
+from deepsc_jax.config import DataConfig
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models.comparators import unet3d
 from deepsc_jax.models.comparators.unet3d import TORCH_NAMES, Options
@@ -59,7 +60,7 @@ def names_in_monai(name: str) -> str:
 
 @pytest.mark.parametrize(("form", "dtype"), PAIRS)
 def test_network_and_losses(form: Any, dtype: str, within: Any):
-    network = unet3d.build(OPTIONS, Layout(form, jnp.dtype(dtype)))
+    network = unet3d.build(OPTIONS, DataConfig(), Layout(form, jnp.dtype(dtype)))
     x = masked_volume(SHAPE, seed=5)
     params = draw_params(network, jnp.zeros(SHAPE))["params"]
     module, labels = reference.UNet3D(WIDTHS, CLASSES), truth()
@@ -88,7 +89,7 @@ def test_network_and_losses(form: Any, dtype: str, within: Any):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_monais_dynunet_is_the_same_function(dtype: str, within: Any):
-    network = unet3d.build(OPTIONS, Layout("folded", jnp.dtype(dtype)))
+    network = unet3d.build(OPTIONS, DataConfig(), Layout("folded", jnp.dtype(dtype)))
     x = masked_volume((2, 8, 8, 16, 1))
     params = draw_params(network, jnp.zeros(x.shape))["params"]
     levels = len(WIDTHS)
@@ -122,7 +123,7 @@ def test_monais_dynunet_is_the_same_function(dtype: str, within: Any):
 
 
 def test_the_full_size_network_has_mlperfs_number_of_parameters():
-    network = unet3d.build(Options(classes=3), Layout())
+    network = unet3d.build(Options(classes=3), DataConfig(), Layout())
     shape = jax.ShapeDtypeStruct((1, 32, 32, 32, 1), jnp.float32)
     variables: Any = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), shape)
     ours = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
@@ -134,7 +135,7 @@ def test_the_full_size_network_has_mlperfs_number_of_parameters():
 @pytest.mark.slow
 def test_the_full_size_network_at_64_voxels_a_side(within: Any):
     options = Options()
-    network = unet3d.build(options, Layout("folded"))
+    network = unet3d.build(options, DataConfig(), Layout("folded"))
     x = masked_volume((1, 64, 64, 64, 1))
     params = draw_params(network, jnp.zeros(x.shape))["params"]
     module = reference.UNet3D(options.widths, options.classes)

@@ -19,7 +19,7 @@ X = np.random.default_rng(0).normal(size=(3, 4, 8, 8, 1)).astype(np.float32)
 
 def trained(layout: Layout, variables: Any, x: Any, weights: Any = None) -> Any:
     """Logits and moved statistics of a training step's forward pass, and a gradient."""
-    network = resnet3d.build(OPTIONS, layout)
+    network = resnet3d.build(OPTIONS, DataConfig(), layout)
 
     @jax.jit
     def run(params: Any, stats: Any) -> Any:
@@ -36,7 +36,7 @@ def trained(layout: Layout, variables: Any, x: Any, weights: Any = None) -> Any:
 
 @pytest.fixture(scope="module")
 def variables() -> Any:
-    network = resnet3d.build(OPTIONS, Layout("folded"))
+    network = resnet3d.build(OPTIONS, DataConfig(), Layout("folded"))
     init = jax.jit(lambda key: network.init(key, X, train=True, mutable=["params", BATCH_STATS]))
     return init(jax.random.key(0, impl="rbg"))
 
@@ -66,7 +66,7 @@ def test_a_scan_that_fills_the_batch_up_changes_no_other(variables: Any):
 
 
 def test_running_statistics_decide_where_nothing_is_trained(variables: Any, kept: Any):
-    network, moved = resnet3d.build(OPTIONS, Layout("folded")), kept[1][1]
+    network, moved = resnet3d.build(OPTIONS, DataConfig(), Layout("folded")), kept[1][1]
 
     @jax.jit
     def logits(stats: Any, x: Any) -> Any:
@@ -88,7 +88,7 @@ def test_the_loss_is_the_cross_entropy_times_the_true_classs_weight():
 
 
 def test_maps_are_the_layers_features():
-    network = resnet3d.build(OPTIONS, Layout())
+    network = resnet3d.build(OPTIONS, DataConfig(), Layout())
     out: Any = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), X, train=True)[0])
     shapes = {name: m.shape for name, m in out["maps"].items()}
     assert shapes == {"layer1": (3, 2, 4, 4, 8), "layer2": (3, 1, 2, 2, 16)}
@@ -99,7 +99,6 @@ def test_maps_are_the_layers_features():
     [
         ({"widths": (8, 8)}, 1, r"widths is \(8, 8\) and blocks is \(3, 4, 6, 3\)"),
         ({"blocks": (1, 0, 1, 1)}, 1, "each must be at least 1"),
-        ({"classes": 1}, 1, "classes is 1"),
         ({"stem_stride": 0}, 1, "stem_stride is 0"),
         ({}, 2, "space is 2"),
     ],

@@ -14,7 +14,7 @@ from deepsc_jax.models.comparators.unet3d import Options
 from deepsc_jax.models.layers.layout import Layout
 
 OPTIONS = Options(widths=(4, 6, 8))
-NETWORK = unet3d.build(OPTIONS, Layout("folded"))
+NETWORK = unet3d.build(OPTIONS, DataConfig(), Layout("folded"))
 
 
 @pytest.fixture(scope="module")

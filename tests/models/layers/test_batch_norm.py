@@ -50,6 +50,7 @@ def over_devices(count, form, weights):
             mesh=mesh,
             in_specs=(P(), P(), P(device_mesh.DATA)),
             out_specs=(P(), P(), P(device_mesh.DATA), P()),
+            axis_names={device_mesh.DATA},  # as `over_data` has it
         )
         lowered = jax.jit(mapped).lower(params, stats, (x, probe, weights))
         assert lowered.as_text().count("stablehlo.all_reduce") == 3  # the last: of the results

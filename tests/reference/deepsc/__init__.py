@@ -15,7 +15,7 @@ from deepsc_jax.config import Config
 from reference.deepsc import lesion
 from reference.deepsc.inference import predict as _predict
 from reference.deepsc.network import DeepSC
-from reference.deepsc.training import train
+from reference.deepsc.training import train as _train
 
 __all__ = ["forward", "network", "predict", "timed", "train"]
 
@@ -32,8 +32,23 @@ def timed(config: Config) -> nn.Module:
     return DeepSC(config)
 
 
-def forward(network: Any, batch: dict[str, Tensor], stage: str) -> dict[str, Tensor]:
+def train(
+    network: Any,
+    config: Config,
+    stage: str,
+    batches: Iterable[dict[str, Tensor]],
+    class_weights: Tensor,
+) -> Iterator[dict[str, float]]:
+    """One step a batch; yields the means of the losses over its scans, before the step."""
+    del config  # it is the network's
+    return _train(network, stage, batches, class_weights)
+
+
+def forward(
+    network: Any, config: Config, batch: dict[str, Tensor], stage: str
+) -> dict[str, Tensor]:
     """`lesion` of all tiles in a row, and `logits (scan, class)`, each where the stage has it."""
+    del config
     scans = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
     outs = [network(scan, stage) for scan in scans]
     found = {}
@@ -44,8 +59,11 @@ def forward(network: Any, batch: dict[str, Tensor], stage: str) -> dict[str, Ten
     return found
 
 
-def predict(network: Any, volume: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+def predict(
+    network: Any, config: Config, volume: Tensor
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Volumes by name, and class probabilities, of a whole preprocessed scan."""
+    del config
     lesion_probability, classes, masks = _predict(network, volume)
     evidence = {f"evidence_{i}": mask for i, mask in enumerate(masks, start=1)}
     return {"lesion": lesion_probability, **evidence}, classes

@@ -6,11 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from deepsc_jax.config import Config
+from deepsc_jax.models.deepsc.config import Options
 from reference.deepsc.classifier import Classifier
 from reference.deepsc.cross_stitch import CrossStitch
 from reference.deepsc.geometry import Grid, resample, slice_grid, tile_grid
 from reference.deepsc.inception import Inception, Plain
 from reference.deepsc.lesion import Lesion
+
+
+def options_of(config: Config) -> Options:
+    """DeepSC's own options."""
+    assert isinstance(config.model, Options)
+    return config.model
 
 
 @dataclass
@@ -39,7 +46,7 @@ class DeepSC(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        model, self.config = config.model, config
+        model, self.config = options_of(config), config
         features, groups = model.inception_channels, model.norm_groups
         self.inception_seg = self.block(1)
         self.inception_cls = self.block(2)
@@ -54,7 +61,8 @@ class DeepSC(nn.Module):
         )
 
     def block(self, stride: int) -> nn.Module:
-        model, branches = self.config.model, self.config.model.inception_branches
+        model = options_of(self.config)
+        branches = model.inception_branches
         channels, groups = model.inception_channels, model.norm_groups
         if model.inception == "plain":
             return Plain(1, max(map(max, branches)), channels, groups, stride)

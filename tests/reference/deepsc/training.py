@@ -8,7 +8,7 @@ from torch import Tensor
 from deepsc_jax.config import Config
 from reference.deepsc import losses
 from reference.deepsc.geometry import Grid, slice_grid, tile_grid
-from reference.deepsc.network import DeepSC, Tile
+from reference.deepsc.network import DeepSC, Tile, options_of
 
 STEPS = (8, 4, 2)  # scan voxels per voxel of S_1, S_2, S_3, and in-plane of M_3, M_2, M_1
 
@@ -18,10 +18,10 @@ def scan_losses(
 ) -> dict[str, Tensor]:
     """The terms of a scan's loss, and their weighted sum `loss` (paper, equation 11)."""
     config: Config = network.config
-    weights, terms = config.model, {}
+    weights, terms = options_of(config), {}
     count = len(scan["tiles"]) if "tiles" in scan else 0
     if stage == "joint":
-        count = config.model.gradient_tiles or count
+        count = weights.gradient_tiles or count
     out = network(scan, stage, count)
     total = torch.zeros((), dtype=class_weights.dtype)
     if stage != "segmentation":
@@ -52,7 +52,7 @@ def scan_losses(
         masks = network.classifier.evidence(out.maps, classes)
         scale_weights = (1.0, 1.0, 1.0)
         if weights.task_aware_scale_weights == "w":
-            scale_weights = config.model.scale_weights[:3]
+            scale_weights = weights.scale_weights[:3]
         if weights.task_aware_scales == "single":
             scale_weights = (0, 0, scale_weights[2])
         terms["task_aware"] = losses.task_aware(
