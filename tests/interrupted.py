@@ -32,7 +32,7 @@ from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Batch, Facts, Losses, Predict, Stage, System, Variables
-from deepsc_jax.training import loop
+from deepsc_jax.training import loop, stage
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
 
@@ -141,7 +141,7 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
 
         return hooked
 
-    make, loop.make_eval_step = loop.make_eval_step, eval_step
+    make, stage.make_eval_step = stage.make_eval_step, eval_step
     hook(train, "Store", "start-up")
     hook(loop, "take_means", "step")
     hook(Checkpoints, "_write_sums", "save")
