@@ -24,7 +24,8 @@ def on_devices(job: Job, devices: int, *, weak: bool) -> Job:
     parts = devices * job.config.platform.accumulation
     if scans % parts:
         raise ValueError(
-            f"{job.config.name}.{job.stage}.batch is {scans}: give a multiple of {parts}, or fewer devices"
+            f"{job.config.name}.{job.stage}.batch is {scans}: give a multiple of {parts}, or fewer "
+            "devices"
         )
     return _with_batch(job, scans, devices)
 

@@ -21,9 +21,7 @@ DATA = DataConfig(
     depth_bucket=8,
     slices=8,
 )
-CONFIG = Config(
-    Options(segmentation=PreTraining(steps=30, learning_rate=1e-2, batch=2)), data=DATA
-)
+CONFIG = Config(Options(segmentation=PreTraining(steps=30, learning_rate=1e-2, batch=2)), data=DATA)
 
 
 @pytest.fixture(scope="module")
