@@ -15,6 +15,7 @@ from deepsc_jax.config import Config
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.interop import torch as interop
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
+from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime.errors import InputError
 
 ABLATED = changed(CONFIG, model={"inception": "plain", "cross_stitch": False})
@@ -68,6 +69,30 @@ def test_the_weights_share_no_memory_with_the_parameters(params: Any):
     for weight in weights.values():
         weight.zero_()
     assert all((leaf == 7).all() for leaf in jax.tree.leaves(again))
+
+
+def test_running_statistics_go_with_the_parameters_both_ways():
+    table = (
+        Rule("norm{n}/scale", "norms.{n}.weight"),
+        Rule("norm{n}/bias", "norms.{n}.bias"),
+        Rule("norm{n}/mean", "norms.{n}.running_mean", collection="batch_stats"),
+        Rule("norm{n}/var", "norms.{n}.running_var", collection="batch_stats"),
+    )
+    rows = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
+    variables = {
+        "params": {f"norm{n}": {"scale": x[0], "bias": x[1]} for n, x in enumerate(rows)},
+        "batch_stats": {f"norm{n}": {"mean": x[2], "var": x[3]} for n, x in enumerate(rows)},
+    }
+    module = torch.nn.Module()
+    norms = [torch.nn.BatchNorm3d(2), torch.nn.BatchNorm3d(2)]
+    module.norms = torch.nn.ModuleList(norms)
+    module.load_state_dict(interop.variables_to_torch(variables, table), strict=True)
+    assert norms[1].state_dict()["running_var"].tolist() == [14, 15]
+    weights = module.state_dict()
+    assert same_bits(interop.variables_from_torch(weights, table, variables), variables)
+    del weights["norms.0.running_var"]
+    with pytest.raises(InputError, match=r"missing: norms\.0\.running_var:"):
+        interop.variables_from_torch(weights, table, variables)
 
 
 def test_every_name_that_does_not_fit_is_in_the_error(params: Any):
