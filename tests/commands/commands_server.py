@@ -40,8 +40,8 @@ def serve(request: dict) -> dict:
                 runpy.run_module(f"deepsc_jax.{command}", run_name="__main__", alter_sys=True)
             except SystemExit as ended:
                 code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
+            except BaseException as error:
+                sys.excepthook(type(error), error, error.__traceback__)
                 code = 98
             sys.stdout.flush()
             sys.stderr.flush()

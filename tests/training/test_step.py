@@ -21,6 +21,7 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage, System, initial
 from deepsc_jax.training import checkpoint, logs, loop
+from deepsc_jax.training import stage as stages
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
@@ -62,7 +63,7 @@ def test_what_is_not_finite_is_not_saved(
             {"loss": jnp.ones(()), "gradient_norm": jnp.ones(())} | {name: jnp.asarray(jnp.nan)},
         )
 
-    monkeypatch.setattr(loop, "make_train_step", broken)
+    monkeypatch.setattr(stages, "make_train_step", broken)
     train = dataclasses.replace(CONFIG.train, log_every=4)
     system = build(dataclasses.replace(CONFIG, train=train), "cpu")
     with pytest.raises(InputError, match=f"classification: {name} is nan by step 2"):
@@ -97,7 +98,7 @@ def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
 
 
 def test_a_stage_that_learns_lesions_trains_on_scans_with_known_ones(store: Store) -> None:
-    unknown = dataclasses.replace(store.cases("train")[0], lesion_mask=None)
+    unknown = dataclasses.replace(store.cases("train")[0], lesion_mask=None, lesions_known=False)
     assert not unknown.lesions_known
 
     cases = [unknown, *store.cases("train")[1:]]
