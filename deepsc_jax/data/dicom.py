@@ -368,6 +368,7 @@ def _decode(folder: Path, slices: list[_Slice]) -> np.ndarray:
     advice = f"{_EXPORT}, one series to a folder"
     with itk_errors(folder, advice) as sitk, openable([item.path for item in slices]) as names:
         reader = sitk.ImageSeriesReader()
+        reader.SetImageIO("GDCMImageIO")  # as for the tags: ITK does not know all files by itself
         reader.SetFileNames(names)
         if len({item.numbers("slope") for item in slices}) > 1:
             reader.SetOutputPixelType(sitk.sitkFloat32)  # else the first slice's type is all's

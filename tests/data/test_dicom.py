@@ -218,3 +218,11 @@ def test_folders_and_files_with_names_that_are_not_utf8_are_read(tmp_path):
     for file in write_series(tmp_path / "s", hu).iterdir():
         file.rename(folder / os.fsdecode(b"\xe9" + os.fsencode(file.name)))
     np.testing.assert_array_equal(load_scan(folder).values, hu)
+
+
+def test_slices_without_a_preamble_are_read(tmp_path):
+    hu = ct((9, 10, 11))
+    folder = write_series(tmp_path / "bare", hu)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[132:])
+    np.testing.assert_array_equal(load_scan(folder).values, hu)
