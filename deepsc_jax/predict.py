@@ -27,7 +27,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -39,6 +38,7 @@ from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable
 from deepsc_jax.runtime.names import cell, shown
+from deepsc_jax.runtime.types import JsonObject
 
 MOST_WORKERS = 8  # by default: a worker may take 2 GiB at 512x512x300
 
@@ -74,7 +74,7 @@ def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
             rows = csv.DictWriter(file, columns, extrasaction="ignore")
             rows.writerow({column: cell(column) for column in columns})
             for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
-                result: dict[str, Any] = outcome.result or {"error": outcome.error}
+                result: JsonObject = outcome.result or {"error": outcome.error}
                 row = {**result, **result.get("probabilities", {})}
                 row |= {"name": outcome.request.name, "scan": os.fspath(outcome.request.path)}
                 row["notes"] = "; ".join((*outcome.notes, *result.get("notes", ())))

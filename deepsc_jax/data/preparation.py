@@ -260,8 +260,8 @@ def _is_store(folder: pathlib.Path) -> bool:
 
 def _files(folder: pathlib.Path) -> list[str]:
     """What lies below the folder, by path from there; links are not followed."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return [path.relative_to(folder).as_posix() for path in found]
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _remove(folder: pathlib.Path, start: str = "") -> None:

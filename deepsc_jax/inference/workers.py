@@ -196,7 +196,7 @@ class BatchInference:
             self._workers.discard(worker)
         worker.close()
 
-    def _kill(self, which: Any) -> None:
+    def _kill(self, which: Callable[["_Worker"], bool]) -> None:
         with self._changing:
             for worker in filter(which, self._workers):
                 worker.kill()

@@ -17,6 +17,7 @@ from deepsc_jax.data.batch import DEPTH_AXES, count_tiles, fields
 from deepsc_jax.planning import flops, hlo, kernels, targets
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject, PyTree
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage, System, initial
 from deepsc_jax.training import state as states
@@ -56,7 +57,9 @@ class Program:
     refused: str = ""
 
 
-def batch_shapes(config: Config, stage: Stage, scans: int, depth: int) -> dict[str, Any]:
+def batch_shapes(
+    config: Config, stage: Stage, scans: int, depth: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """A training batch of `stage`, by shapes alone.
 
     Args:
@@ -78,7 +81,7 @@ def of_scans(system: System, stage: str, scans: int) -> System:
     return type(system)(config, system.layout, system.model)
 
 
-def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -> Any:
+def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -> jax.stages.Traced:
     """The train step that `training` runs, traced for a global batch of `scans`.
 
     Raises:
@@ -148,7 +151,7 @@ def compile_step(config: Config, stage: str, mesh: Mesh, scans: int, depth: int)
 
 
 @contextlib.contextmanager
-def compiler_options(platform: str) -> Iterator[dict[str, Any]]:
+def compiler_options(platform: str) -> Iterator[JsonObject]:
     """XLA's options for a program that is never run: nothing is timed, and nothing assembled."""
     if platform != "gpu":
         yield {}
@@ -161,7 +164,7 @@ def compiler_options(platform: str) -> Iterator[dict[str, Any]]:
         yield {"xla_gpu_autotune_level": 0, "xla_gpu_cuda_data_dir": folder}
 
 
-def memory(traced: Any, compiled: Any) -> dict[str, int]:
+def memory(traced: jax.stages.Traced, compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes on one device, by what they are for (`KINDS`), of a step of a state and a batch."""
     (state, batch), _ = compiled.input_shardings
     (shapes, inputs), _ = traced.in_avals
@@ -178,7 +181,7 @@ def memory(traced: Any, compiled: Any) -> dict[str, int]:
     }
 
 
-def _local_bytes(values: Any, shardings: Any) -> int:
+def _local_bytes(values: PyTree, shardings: PyTree) -> int:
     """Bytes on one device; an input that the program does not read has no sharding, and none."""
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(

@@ -5,7 +5,6 @@ device, so that memory does not grow with the scan.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +34,7 @@ def chunks(data: DataConfig, depth: int) -> Iterator[tuple[np.ndarray, np.ndarra
         yield np.concatenate([real, beyond]), real
 
 
-def one_behind(dispatched: Iterator[tuple[Array, Any]]) -> Iterator[tuple[np.ndarray, Any]]:
+def one_behind(dispatched: Iterator[tuple[Array, Beside]]) -> Iterator[tuple[np.ndarray, Beside]]:
     """Each item once the next is dispatched: the device computes while the host reads."""
     last, beside = next(dispatched)
     for item, next_beside in dispatched:
