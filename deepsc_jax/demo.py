@@ -5,6 +5,8 @@ baselines, predicts one of them (and --scan, if given), and names the files to o
 call of the programs that real data takes. Phantom results say nothing about patients.
 """
 
+import hashlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -73,17 +75,22 @@ def main() -> None:
     held_out = [case for case in read_cases(data / "cases.csv") if case.split == "test"]
     example = next(case for case in held_out if case.label == 0)
     predict = ("predict", f"--checkpoint={workdir}", f"--out={predictions}")
-    step("Predict a held-out phantom", *predict, f"--scan={example.scan}")
+    step("Predict a held-out phantom", *predict, f"--scan={example.scan}", "--overwrite")
     if flags.FLAGS.scan:
+        # A folder for each: another scan's result would not be replaced.
+        place = hashlib.sha256(os.fsencode(os.path.realpath(flags.FLAGS.scan))).hexdigest()[:8]
         step(
             "Predict your scan, with a network that has seen phantoms only",
-            *predict,
+            "predict",
+            f"--checkpoint={workdir}",
+            f"--out={predictions / place}",
             f"--scan={flags.FLAGS.scan}",
+            "--overwrite",
         )
     minutes = (time.monotonic() - begun) / 60
     print(f"\nDone in {minutes:.1f} minutes. Look at:")
-    pictures = sorted(predictions.glob("*/picture.png"))
-    masks = sorted(predictions.glob("*/lesion_mask.nii.gz"))
+    pictures = sorted(predictions.rglob("picture.png"))
+    masks = sorted(predictions.rglob("lesion_mask.nii.gz"))
     for path in [out / "metrics.json", out / "curves.png", *pictures, *masks]:
         print(f"  {path}")
 

@@ -78,7 +78,13 @@ def main() -> int:
         print(f"... in {time.monotonic() - began:.0f} s", flush=True)
     else:
         source = local_path("cases", values.cases)
-        cases = datasets.read_cases(source, values.exclude, check_files=False, failures=failures)
+        cases = datasets.read_cases(
+            source,
+            values.exclude,
+            check_files=False,
+            failures=failures,
+            classes=config_flags.section(DataConfig).classes,
+        )
         _require_place(out)
     return _prepare(cases, failures, out)
 

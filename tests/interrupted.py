@@ -32,7 +32,7 @@ from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Batch, Facts, Losses, Predict, Stage, System, Variables
-from deepsc_jax.training import loop
+from deepsc_jax.training import loop, stage
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
 
@@ -108,6 +108,17 @@ def at(moment: str) -> None:
     time.sleep(0.1)  # in which the thread that listens hears it
 
 
+def limit(owner: Any, name: str, file_bytes: int) -> None:
+    """Let no file grow above so many bytes once `owner.name` is called."""
+    called: Callable[..., Any] = getattr(owner, name)
+
+    def limited(*arguments: Any, **named: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
+        return called(*arguments, **named)
+
+    setattr(owner, name, limited)
+
+
 def hook(owner: Any, name: str, moment: str) -> None:
     """Let `at(moment)` come before every call of `owner.name`."""
     called: Callable[..., Any] = getattr(owner, name)
@@ -129,8 +140,8 @@ def settle_threshold(workdir: pathlib.Path, stage: str, store: Any) -> float:
 def run(request: dict[str, Any], data: str, sent: int) -> None:
     """In the child: train, and write to `sent` when the signal is."""
     WANTED.update(request, sent=sent)
-    if request["file_bytes"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
+    if request["file_bytes"]:  # after the look at the folder, which writes 4 KiB
+        limit(train, "Store", request["file_bytes"])
 
     def eval_step(*arguments: Any) -> Any:
         measure = make(*arguments)
@@ -141,7 +152,7 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
 
         return hooked
 
-    make, loop.make_eval_step = loop.make_eval_step, eval_step
+    make, stage.make_eval_step = stage.make_eval_step, eval_step
     hook(train, "Store", "start-up")
     hook(loop, "take_means", "step")
     hook(Checkpoints, "_write_sums", "save")

@@ -39,7 +39,7 @@ class Case:
       name: unique; letters of any script, digits, `.`, `_` and `-`; in Unicode's form NFC.
       patient: whose scan it is; all scans of a patient are in one split.
       split: one of `SPLITS`.
-      label: index into `config.CLASSES`.
+      label: index into `DataConfig.classes`.
       scan: NIfTI file or DICOM folder, absolute.
       lesion_mask: None where no lesions were drawn; for non-pneumonia that means there are none.
       lung_mask: None where the lungs are to be found.
@@ -63,6 +63,7 @@ def read_cases(
     exclude: Sequence[str] = (),
     check_files: bool = True,
     failures: list[str] | None = None,
+    classes: Sequence[str] = CLASSES,
 ) -> list[Case]:
     """Read a case list, in the order of its lines.
 
@@ -72,6 +73,7 @@ def read_cases(
       check_files: refuse the list if one of its files is missing.
       failures: where given, lines with an unknown label or the like are left out, and what is
         wrong with each is added here.
+      classes: the names that a label may have.
 
     Raises:
       InputError: no such file, a column is missing, an unknown label or split, a case named twice
@@ -90,7 +92,7 @@ def read_cases(
         if row["case"] in excluded:
             continue
         try:
-            cases.append(_case(row, folder, encoding, f"{csv_path}, line {line}"))
+            cases.append(_case(row, folder, encoding, classes, f"{csv_path}, line {line}"))
         except InputError as error:
             if failures is None:
                 raise
@@ -118,7 +120,9 @@ def missing_file(case: Case, path: pathlib.Path) -> str:
     )
 
 
-def write_cases(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
+def write_cases(
+    cases: Sequence[Case], csv_path: pathlib.Path, classes: Sequence[str] = CLASSES
+) -> None:
     """Write a case list.
 
     Paths inside the list's folder are written relative to it, so that the folder can be moved; the
@@ -131,7 +135,7 @@ def write_cases(cases: Sequence[Case], csv_path: pathlib.Path) -> None:
         for case in cases:
             paths = (case.scan, case.lesion_mask, case.lung_mask)
             writer.writerow(
-                [case.name, case.patient, case.split, CLASSES[case.label]]
+                [case.name, case.patient, case.split, classes[case.label]]
                 + [relative_path(path, folder) for path in paths]
             )
 
@@ -213,7 +217,13 @@ def _columns(lines: Sequence[str], separator: str) -> list[str]:
     return ["_".join(name.casefold().replace("-", " ").split()) for name in names]
 
 
-def _case(row: dict[str, str], folder: pathlib.Path, encoding: str, place: str) -> Case:
+def _case(
+    row: dict[str, str],
+    folder: pathlib.Path,
+    encoding: str,
+    classes: Sequence[str],
+    place: str,
+) -> Case:
     name, split, label = row["case"], row["split"], row["label"]
     if not _NAME.fullmatch(name) or len(name.encode()) > _LONGEST_NAME:
         raise InputError(
@@ -225,9 +235,9 @@ def _case(row: dict[str, str], folder: pathlib.Path, encoding: str, place: str) 
             f"{place}: {name}: {row[_BEYOND]!r} is beyond the last column: put cells that hold a "
             "separator in quotes"
         )
-    if label not in CLASSES:
+    if label not in classes:
         raise InputError(
-            f"{place}: {name}: label {label!r} is unknown, expected one of {', '.join(CLASSES)}: "
+            f"{place}: {name}: label {label!r} is unknown, expected one of {', '.join(classes)}: "
             f"mend it, or drop the case with --exclude={name}"
         )
     if split not in SPLITS:
@@ -243,7 +253,9 @@ def _case(row: dict[str, str], folder: pathlib.Path, encoding: str, place: str) 
         for column in ("scan", "lesion_mask", "lung_mask")
     )
     assert scan is not None
-    return Case(name, row["patient"], split, CLASSES.index(label), scan, lesion_mask, lung_mask)
+    return Case(
+        name, row["patient"], split, list(classes).index(label), scan, lesion_mask, lung_mask
+    )
 
 
 def _path(folder: pathlib.Path, text: str, encoding: str) -> pathlib.Path:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from deepsc_jax import __version__, config
-from deepsc_jax.config import CLASSES
 from deepsc_jax.data import lungs, records, scans, store
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, prepare_scan
@@ -160,7 +159,9 @@ def prepare_case(case: Case, folder: pathlib.Path, data: config.DataConfig) -> r
     with _written(folder.parent):
         done.parent.mkdir(parents=True, exist_ok=True)
         done.unlink(missing_ok=True)
-        record = store.write_case(folder, case, prepared, sums=sums)
+        record = store.write_case(
+            folder, case, prepared, sums=sums, lesion_free=data.lesion_free_id
+        )
         made_from = _made_from(case, data, sums)
         document = {"made_from": made_from, "record": records.record_to_json(record, folder.parent)}
         write_json(document, done)
@@ -188,10 +189,10 @@ def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
     if case.lesion_mask is not None:
         lesion = scans.load_mask(case.lesion_mask, scan, "lesion mask")
         voxels = int(lesion.sum())
-        if voxels and CLASSES[case.label] == "non-pneumonia":
+        if voxels and case.label == data.lesion_free_id:
             raise InputError(
-                f"{case.name}: labelled non-pneumonia, but {case.lesion_mask} has {voxels} lesion "
-                f"voxels, 0 expected: mend label or mask, or drop the case with "
+                f"{case.name}: labelled {data.lesion_free}, but {case.lesion_mask} has {voxels} "
+                f"lesion voxels, 0 expected: mend label or mask, or drop the case with "
                 f"--exclude={case.name}"
             )
         outside = (lesion & ~lung).sum() / max(voxels, 1)

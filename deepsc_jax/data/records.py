@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from deepsc_jax.config import CLASSES, DataConfig
+from deepsc_jax.config import DataConfig
 from deepsc_jax.data.datasets import relative_path
 from deepsc_jax.data.preprocess import WorkingGrid
 from deepsc_jax.data.sums import meanwhile
@@ -33,6 +33,8 @@ class StoredCase:
       chunk: of these arrays.
       grid: where the working voxels lie in the source.
       scan, lesion_mask, lung_mask: source files, absolute; a mask is None where none was given.
+      lesions_known: whether the stored lesion mask is the truth: drawn, or of the lesion-free
+        class.
       lesion_voxels, lung_voxels: voxels of each on the working grid.
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
@@ -48,6 +50,7 @@ class StoredCase:
     scan: pathlib.Path
     lesion_mask: pathlib.Path | None
     lung_mask: pathlib.Path | None
+    lesions_known: bool
     lesion_voxels: int
     lung_voxels: int
     sums: dict[str, str]
@@ -57,11 +60,6 @@ class StoredCase:
     def depth(self) -> int:
         """The number of slices of the working arrays."""
         return self.shape[0]
-
-    @property
-    def lesions_known(self) -> bool:
-        """Whether the stored lesion mask is the truth: drawn, or of a lesion-free class."""
-        return self.lesion_mask is not None or CLASSES[self.label] == "non-pneumonia"
 
     def sources(self) -> dict[str, pathlib.Path]:
         """The source files that there are, by the names of `SOURCES`."""
@@ -102,7 +100,7 @@ def record_to_json(case: StoredCase, base: pathlib.Path) -> JsonObject:
     }
     paths = {name: relative_path(getattr(case, name), base) for name in SOURCES}
     record = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
-    return record | paths | {"label": CLASSES[case.label], "depth": case.depth, "grid": grid}
+    return record | paths | {"depth": case.depth, "grid": grid}
 
 
 def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
@@ -110,7 +108,6 @@ def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
-    values["label"] = CLASSES.index(values["label"])
     values["shape"], values["chunk"] = tuple(values["shape"]), tuple(values["chunk"])
     values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
     values["files"] = {name: (size, digest) for name, (size, digest) in values["files"].items()}

@@ -60,6 +60,7 @@ def write_case(
     prepared: Prepared,
     chunk: Ints3 = CHUNK,
     sums: Mapping[str, str] | None = None,
+    lesion_free: int = DataConfig().lesion_free_id,
 ) -> StoredCase:
     """Write a case's arrays below `folder`, the store, and return its record for the index.
 
@@ -69,6 +70,7 @@ def write_case(
       prepared: its arrays.
       chunk: of the arrays.
       sums: `sums.source_sum` of its sources, by the names of `records.SOURCES`.
+      lesion_free: the class whose scans have no lesion.
 
     Raises:
       OSError: the arrays cannot be written.
@@ -103,6 +105,7 @@ def write_case(
         scan=case.scan,
         lesion_mask=case.lesion_mask,
         lung_mask=case.lung_mask,
+        lesions_known=case.lesion_mask is not None or case.label == lesion_free,
         lesion_voxels=int(lesion.sum()),
         lung_voxels=int(prepared.lung.sum()),
         sums=dict(sums or {}),

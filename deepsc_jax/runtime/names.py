@@ -4,6 +4,7 @@ A file name is bytes. It may hold a newline, a terminal's control sequences, mar
 direction of writing round, or bytes that are no text at all.
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -34,7 +35,8 @@ def print_any_name() -> None:
     """Have standard output and error escape what their encoding lacks, where they would raise."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # a descriptor that became a pipe cannot be asked
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _visible(character: str) -> str:

@@ -70,7 +70,7 @@ def test_a_train_step_beside_torch(beside_torch: tuple[dict, str]):
 def test_the_environment_is_recorded(beside_torch: tuple[dict, str]):
     found = beside_torch[0]["environment"]
     assert found["flags"]["tile"] == [8, 16, 16]
-    assert "learning_rate" not in found["flags"]
+    assert "deepsc.joint.learning_rate" not in found["flags"]
     assert "--peer=torch" in found["command"]
     row = beside_torch[0]["rows"][0]
     for settings in (row["ours_settings"], row["peer_settings"]):
@@ -96,16 +96,18 @@ def test_flops_are_those_that_torch_counts_less_products_with_padding():
     counter = importlib.import_module("torch.utils.flop_counter").FlopCounterMode(display=False)
     config = dataclasses.replace(CONFIG, model=smallest.MODEL)
     whole = (16, 32, 48)  # as deep as its bucket: no tile is cut or padded
+    joint = job(stage="joint", config=config, scan_size=whole)
     batch = {
         name: torch.from_numpy(x if x.dtype.kind == "f" else x.astype("int64"))
-        for name, x in jobs.batch(config, "joint", whole).items()
+        for name, x in jobs.batch(joint).items()
     }
-    network = importlib.import_module("reference.deepsc").DeepSC(config)
-    train = importlib.import_module("reference.training").train
-    steps = train(network, "joint", itertools.repeat(batch), torch.ones(3))
+    reference = importlib.import_module("reference.deepsc")
+    steps = reference.train(
+        reference.network(config), "joint", itertools.repeat(batch), torch.ones(3)
+    )
     with counter:
         next(steps)
-    ours = works.count_flops(job("train_joint", config=config, scan_size=whole))
+    ours = works.count_flops(joint)
     share = sum(ours.values()) / counter.get_total_flops()
     assert 0.7 < share < 0.9  # 3x3x3 in 8x16x16 voxels: 0.84; on coarser levels less; 1x1x1: 1
 
@@ -196,22 +198,22 @@ def test_device_memory_counts_where_it_is_told():
 
 
 def test_batches_are_those_of_the_pipeline():
-    joint = jobs.batch(CONFIG, "joint", (20, 32, 48))
+    joint = jobs.batch(job(stage="joint"))
     assert joint["tiles"].shape == joint["lesions"].shape == (2, 4 * 2 * 3, 8, 16, 16)
     assert joint["slices"].shape == (2, 12, 32, 48)
     assert not joint["tiles"][:, joint["origins"][0, :, 0] >= 24].any()  # past the 20 slices
     assert joint["lesions"].sum(axis=(1, 2, 3, 4)).min() > 0
     assert set(joint["label"]) == {0, 1}
-    assert jobs.batch(CONFIG, "segmentation", (20, 32, 48))["tiles"].shape == (4, 3, 8, 16, 16)
-    assert "tiles" not in jobs.batch(CONFIG, "classification", (20, 32, 48))
+    assert jobs.batch(job(stage="segmentation"))["tiles"].shape == (4, 3, 8, 16, 16)
+    assert "tiles" not in jobs.batch(job(stage="classification"))
 
 
 @pytest.mark.parametrize(
     ("work", "stage", "expected"),
     [
-        ("train_segmentation", "joint", (4, 12)),
-        ("train_classification", "joint", (8, 0)),
-        ("train_joint", "segmentation", (2, 48)),
+        ("train", "segmentation", (4, 12)),
+        ("train", "classification", (8, 0)),
+        ("train", "joint", (2, 48)),
         ("inference", "joint", (1, 18)),
         ("loading", "segmentation", (4, 12)),
     ],
@@ -254,7 +256,7 @@ def test_bars_are_judged_against_the_variant_that_is_best_in_them():
         (["--peer=torch", "--variants=native"], "--variants=native: give some of eager,"),
         (["--peer=torch", "--variants="], "--variants=: give some of eager,.*, each once"),
         (["--scan_size=8,17,16"], "--scan_size=8,17,16: no tile of 16x16 fits"),
-        (["--devices=1,3"], "--devices=1,3: joint_batch is 2: give a multiple of 3"),
+        (["--devices=1,3"], r"--devices=1,3: deepsc\.joint\.batch is 2: give a multiple of 3"),
         (["--devices=1,2", "--peer=torch"], "--devices: scaling tables are of ours alone"),
         (["--variants=eager"], "--variants: they are a peer's"),
         (["--work="], "--work=: give some of train_segmentation,"),

@@ -1,11 +1,12 @@
 """How the benchmark's workers are started, take turns and must agree."""
 
+import dataclasses
 import pathlib
 import types
 from typing import Any
 
 import pytest
-from measured import CONFIG, job
+from measured import job
 
 from deepsc_jax.benchmarking import measure, worker
 from deepsc_jax.benchmarking.jobs import Job
@@ -124,7 +125,9 @@ def test_a_peer_with_another_result_is_refused():
 
 
 def test_a_process_that_dies_is_named_with_its_last_word(tmp_path: pathlib.Path):
-    broken = Job("forward", CONFIG, (20, 32, 48), "joint", "torch", "eager", tmp_path)
+    broken = dataclasses.replace(
+        job("forward", stage="joint", side="torch", variant="eager"), folder=tmp_path
+    )
     assert not broken.weights.exists()
     with pytest.raises(
         InputError, match=r"process of torch eager ended with 1 \(FileNotFound.*pickle"

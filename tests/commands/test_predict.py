@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 import smallest
-from drawn import draw_params
+from parity_network import draw
 
 from deepsc_jax.benchmarking import cold_start
 from deepsc_jax.config import Config, DataConfig
-from deepsc_jax.models.deepsc import network as deepsc
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.building import build
 from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
@@ -43,10 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """`run`: one stage, the fastest to compile, of parameters that are drawn; `in`: six scans."""
     folder = tmp_path_factory.mktemp("predict")
     workdirs.write(folder / "run", workdirs.Record(CONFIG, "phantoms", "", {"segmentation": 0.4}))
-    model = deepsc.build(CONFIG, "cpu")
-    params = draw_params(model, states.example_batch(CONFIG), "joint")["params"]
+    system = build(CONFIG, "cpu")
+    variables = {"params": jax.tree.map(jnp.asarray, draw(CONFIG))}
     checkpoints = Checkpoints(folder / "run" / "segmentation", writer=True)
-    state = states.create(CONFIG, "segmentation", jax.tree.map(jnp.asarray, params))
+    state = states.create(system, system.stage("segmentation"), variables)
     checkpoints.save(state, {"next_index": 0}, None)
     checkpoints.close()
     cases = write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from deepsc_jax.config import Config
-from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.training import checkpoint, state
+from deepsc_jax.inference import predictor as inference
+from deepsc_jax.systems.building import build
+from deepsc_jax.training import checkpoint
 from deepsc_jax.training import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -112,13 +112,8 @@ def losses(workdir: pathlib.Path) -> list[float]:
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Parameters, optimizer state and step of the newest checkpoint, by name."""
-    config: Config = workdirs.read(workdir).config
-    model = deepsc.build(config, "cpu")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(
-        lambda: state.create(config, STAGE, state.initial_params(config, model))
-    )
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    system = build(workdirs.read(workdir).config, "cpu")
+    like = inference.abstract_state(system, system.stage(STAGE))
     checkpoints = checkpoint.Checkpoints(workdir / STAGE)
     step = checkpoints.latest_step()
     assert step is not None

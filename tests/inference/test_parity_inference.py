@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from parity import INFERENCE, VALUES, relative
-from parity_network import CONFIG, draw
+from parity_network import CONFIG, draw, system_of
+from reference import preprocess as reference_preprocess
 from reference.deepsc import inference as reference
-from reference.deepsc import preprocess as reference_preprocess
 from reference.deepsc.network import DeepSC
 
 from deepsc_jax.config import Config, DataConfig
@@ -20,7 +20,6 @@ from deepsc_jax.data import preprocess
 from deepsc_jax.data.scans import Scan
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.interop.torch import to_torch
-from deepsc_jax.models.deepsc import network as deepsc
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.phantoms import lesions as phantom
 
@@ -103,16 +102,17 @@ def test_tiled_inference_of_a_phantom(
 
     with jax.enable_x64(dtype == "float64"):
         cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-        predictor = inference.Predictor(config, "joint", cast, 0.5, "phantoms")
-        layout = dataclasses.replace(predictor._model.layout, dtype=jnp.dtype(dtype))
-        predictor._model = deepsc.DeepSC(config.model, config.data, layout)
+        system = system_of(config, jax.default_backend(), dtype)
+        variables, stage = {"params": cast}, system.stage("joint")
+        predictor = inference.Predictor(system, stage, variables, 0.5, "phantoms")
         found = predictor(volume.astype(dtype))
     assert found.lesion is not None
+    assert found.classes is not None
     assert found.lesion.dtype == dtype
     errors = {
         "lesion": relative(found.lesion, lesion.numpy()),
-        "class probabilities": relative(found.probabilities, probabilities.numpy()),
-        "evidence": relative(list(found.evidence), [m.numpy() for m in evidence]),  # type: ignore[arg-type]
+        "class probabilities": relative(found.classes, probabilities.numpy()),
+        "evidence": relative(list(found.evidence.values()), [m.numpy() for m in evidence]),
     }
     bound = INFERENCE[dtype]
     within("tiled inference", dtype, {name: (e, bound) for name, e in errors.items()})

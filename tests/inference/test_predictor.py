@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 import smallest
-from drawn import draw_params, masked_volume
+from drawn import masked_volume
+from parity_network import draw
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.inference import predictor as inference
-from deepsc_jax.models.deepsc import network as deepsc
-from deepsc_jax.training import state as states
+from deepsc_jax.systems import joint_prediction
+from deepsc_jax.systems.building import build
 
 CONFIG = Config(
     data=DataConfig(working_size=(8, 16), tile=(8, 8, 8), slices=8, depth_bucket=8),
@@ -22,8 +23,12 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    model = deepsc.build(CONFIG, "cpu")
-    return draw_params(model, states.example_batch(CONFIG), "joint")["params"]
+    return draw(CONFIG)
+
+
+def predictor_of(params: Any, stage: str = "joint", config: Config = CONFIG) -> inference.Predictor:
+    system = build(config, "cpu")
+    return inference.Predictor(system, system.stage(stage), {"params": params}, 0.5, "phantoms")
 
 
 def volume(depth: int) -> np.ndarray:
@@ -31,7 +36,7 @@ def volume(depth: int) -> np.ndarray:
 
 
 def test_a_second_scan_of_whatever_depth_compiles_nothing(params: Any) -> None:
-    predictor = inference.Predictor(CONFIG, "joint", params, 0.5, "phantoms")
+    predictor = predictor_of(params)
     predictor(volume(20))  # three tiles deep: more than one chunk
     compiled: list[str] = []
 
@@ -54,28 +59,33 @@ def test_a_second_scan_of_whatever_depth_compiles_nothing(params: Any) -> None:
 
 def test_another_network_is_known_by_its_digest(params: Any) -> None:
     def network(params: Any = params, config: Config = CONFIG) -> Any:
-        return inference.Predictor(config, "joint", params, 0.5, "phantoms").network
+        return predictor_of(params, config=config).network
 
     copy = jax.tree.map(lambda x: np.array(x), params)
     assert network(copy) == network()
     leaves, tree = jax.tree.flatten(copy)
     leaves[-1].flat[-1] += 1e-6
     assert network(jax.tree.unflatten(tree, leaves)).digest != network().digest
-    other = dataclasses.replace(CONFIG.model, cross_stitch=False)
+    other = dataclasses.replace(smallest.MODEL, cross_stitch=False)
     assert network(config=dataclasses.replace(CONFIG, model=other)).digest != network().digest
 
 
 def test_a_chunk_is_read_while_the_next_is_computed(params: Any, monkeypatch: Any) -> None:
-    predictor = inference.Predictor(CONFIG, "segmentation", params, 0.5, "phantoms")
-    segment, paste, events = predictor._segment, inference._paste, []
+    predictor = predictor_of(params, "segmentation")
+    program: Any = predictor._predict
+    segment, paste, events = program._segment, joint_prediction.paste, []
 
-    def logged(name: str, function: Any) -> Any:
-        return lambda *arguments: (events.append(name), function(*arguments))[1]
+    def dispatch(*arguments: Any) -> Any:
+        events.append("dispatch")
+        return segment(*arguments)
 
-    monkeypatch.setattr(predictor, "_segment", logged("dispatch", segment))
-    monkeypatch.setattr(inference, "_paste", logged("paste", paste))
+    def paste_chunk(whole: np.ndarray, tiles: np.ndarray, corners: np.ndarray) -> None:
+        events.append(f"paste {len(corners)}")
+        paste(whole, tiles, corners)
+
+    monkeypatch.setattr(program, "_segment", dispatch)
+    monkeypatch.setattr(joint_prediction, "paste", paste_chunk)
     found = predictor(volume(40)).lesion  # ten tiles, in chunks of four
-    pastes = ["paste"] * 4
-    assert events == ["dispatch", "dispatch", *pastes, "dispatch", *pastes, *pastes[:2]]
+    assert events == ["dispatch", "dispatch", "paste 4", "dispatch", "paste 4", "paste 2"]
     assert found is not None
     assert (found[-8:] > 0).all()

@@ -45,7 +45,7 @@ def test_tiles_are_put_back_where_they_were_cut():
     peer = monai.Peer(CONFIG, Threshold())
     found = peer(volume).lesion
     assert found is not None
-    mean, sd = Options().intensity_mean, Options().intensity_sd
+    mean, sd = CONFIG.data.intensity_mean, CONFIG.data.intensity_sd
     logit = np.where(volume > 0, 10 * (volume - mean) / sd, 0)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-logit)), atol=1e-5)
 

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import smallest
 
-from deepsc_jax.config import STAGES, Config, DataConfig, PlatformConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data import pipeline, store
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
+from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.planning.compiled import KINDS, batch_shapes, memory
 from deepsc_jax.planning.targets import GIB
 from deepsc_jax.runtime import device_mesh
+from deepsc_jax.systems.building import stages_of
 from deepsc_jax.training.state import State
 
 # Two scanned tiles.
@@ -252,7 +254,8 @@ def test_memory_is_one_devices_share_and_leaves_out_what_is_not_read():
     def step(state, batch):
         return state.params["w"] + state.opt_state["mean"], batch["x"] * 2
 
-    state = State(np.int32(0), {"w": np.ones(3, np.float32)}, {"mean": np.ones(3, np.float32)})  # type: ignore[arg-type]
+    ones = np.ones(3, np.float32)
+    state = State(np.int32(0), {"w": ones}, {}, {"mean": ones})  # type: ignore[arg-type]
     batch = {"x": np.ones((8, 5), np.float32), "label": np.ones(8, np.int32)}
     traced = jax.jit(step, in_shardings=(whole, split)).trace(state, batch)
     found = memory(traced, traced.lower().compile())
@@ -264,6 +267,7 @@ def test_memory_is_one_devices_share_and_leaves_out_what_is_not_read():
 def config_and_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, store.Store]:
     """One case of 21 slices, in a bucket of 32."""
     config = Config(
+        Options(),
         data=DataConfig(working_size=(32, 48), tile=(8, 16, 24), slices=12, depth_bucket=16),
         train=TrainConfig(tiles_per_scan=5),
     )
@@ -278,10 +282,12 @@ def config_and_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, 
     return config, store.Store(folder, cache_mib=16)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stages_of(Config(Options())), ids=lambda stage: stage.name)
 def test_the_planned_batch_is_the_one_that_training_reads(config_and_store, stage):
     config, opened = config_and_store
-    read = pipeline.batches(opened, "train", stage, config, seed=0, batch_size=2, read_threads=0)
+    read = pipeline.batches(
+        opened, "train", stage.reads, config, seed=0, batch_size=2, read_threads=0
+    )
     batch = next(iter(read))
     planned = batch_shapes(config, stage, scans=2, depth=21)
     assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {

@@ -126,9 +126,9 @@ def test_a_loop_of_unknown_length_is_refused_only_if_it_holds_products():
 
 def test_products_over_a_mesh_are_counted_for_one_device():
     mesh = device_mesh.make_mesh(PlatformConfig(data_devices=4, space=2))
-    split = device_mesh.over_data(lambda w, rows: rows @ w, mesh, gathered=True)
+    split = device_mesh.over_data(lambda w, _, rows: rows @ w, mesh, gathered=True)
     # 12 rows over 4 devices, and the partitioner splits each share over 2.
-    assert flops(split, (5, 6), (12, 5)) == {"float32": 2 * 3 * 5 * 6 // 2}
+    assert flops(split, (5, 6), (), (12, 5)) == {"float32": 2 * 3 * 5 * 6 // 2}
 
 
 def test_an_axis_made_manual_inside_is_not_split_again():

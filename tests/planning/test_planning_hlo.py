@@ -74,8 +74,8 @@ def test_a_transfer_in_a_loop_of_unknown_length_says_so():
 
 def test_groups_of_a_mesh_with_two_axes():
     mesh = device_mesh.make_mesh(PlatformConfig(data_devices=4, space=2))
-    program = device_mesh.over_data(lambda _, x: device_mesh.sum_over_data(x), mesh)
-    (found,) = hlo.collectives(compiled(program, (), (8, 4)))
+    program = device_mesh.over_data(lambda _, __, x: device_mesh.sum_over_data(x), mesh)
+    (found,) = hlo.collectives(compiled(program, (), (), (8, 4)))
     assert sorted(found.groups) == [(0, 2, 4, 6), (1, 3, 5, 7)]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from deepsc_jax.config import Config, PlatformConfig
+from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.planning import roofline, search, targets
 from deepsc_jax.planning.hlo import Collective
 from deepsc_jax.planning.targets import CHIPS, PRODUCTS
@@ -101,6 +102,6 @@ def test_where_one_scan_is_too_much_the_largest_batch_is_none():
 
 
 def test_every_choice_of_remat_is_tried():
-    found = search.remat_choices(Config(platform=PlatformConfig(accumulation=2)))
+    found = search.remat_choices(Config(Options(), platform=PlatformConfig(accumulation=2)))
     assert {config.platform.remat for config in found} == {"none", "tiles", "blocks", "all"}
     assert {config.platform.accumulation for config in found} == {2}

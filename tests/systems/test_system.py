@@ -54,9 +54,12 @@ class Options:
     """Of two stages."""
 
     NAME: ClassVar[str] = "counting"
-    TILE_STEP: ClassVar[int] = 1
     first: StageConfig
     second: StageConfig
+
+    @property
+    def tile_step(self) -> int:
+        return 1
 
     def widened(self, factor: int) -> "Options":
         del factor

@@ -6,21 +6,20 @@ import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parity_network import CLASS_WEIGHTS, CONFIG, batch, draw, to_jax
+from parity_network import CLASS_WEIGHTS, CONFIG, batch, draw, network_of, options_of, to_jax
 
-from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.deepsc.losses import scan_losses
 from deepsc_jax.models.layers.layout import Layout
-from deepsc_jax.training.step import scan_losses
 
 
 def test_the_joint_network_has_the_golden_losses_logits_and_gradients():
-    expected = np.load(golden.PATH)
-    network = deepsc.DeepSC(CONFIG.model, CONFIG.data, Layout("folded", jnp.dtype("float64")))
+    expected, options = np.load(golden.PATH), options_of(CONFIG)
+    network = network_of(CONFIG, Layout("folded", jnp.dtype("float64")))
 
     def objective(params: Any, inputs: Any) -> Any:
         out: Any = network.apply({"params": params}, inputs, "joint")
         weights = jnp.asarray(CLASS_WEIGHTS)
-        terms = scan_losses(CONFIG, "joint", out, inputs, weights)
+        terms = scan_losses(options, CONFIG.data, "joint", out, inputs, weights)
         return terms["loss"].mean(), {name: terms[name] for name in golden.TERMS} | {
             "logits": out["logits"]
         }

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsc_jax.config import CLASSES, DataConfig, LossConfig, ModelConfig
+from deepsc_jax.config import CLASSES, DataConfig
 from deepsc_jax.models.deepsc import losses
+from deepsc_jax.models.deepsc.config import Options
+from deepsc_jax.systems.system import inverse_frequency
 
 COVID, CAP, HEALTHY = range(3)
 
@@ -95,13 +97,13 @@ def test_valid_voxels_end_with_the_scan():
 
 def test_class_weights_of_three_two_one():
     # N / (3 n): 6 / 9, 6 / 6, 6 / 3.
-    np.testing.assert_allclose(losses.class_weights(jnp.array([3, 2, 1])), [2 / 3, 1, 2], rtol=1e-6)
-    assert np.isfinite(losses.class_weights(jnp.array([3, 0, 1]))).all()
+    np.testing.assert_allclose(inverse_frequency(jnp.array([3, 2, 1])), [2 / 3, 1, 2], rtol=1e-6)
+    assert np.isfinite(inverse_frequency(jnp.array([3, 0, 1]))).all()
 
 
 def test_cross_entropy_is_weighed_by_the_true_class():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6], [0.2, 0.2, 0.6]]))
-    weights = losses.class_weights(jnp.array([3, 2, 1]))
+    weights = inverse_frequency(jnp.array([3, 2, 1]))
     found = losses.cross_entropy(logits, jnp.array([COVID, HEALTHY, CAP]), weights)
     expected = [2 / 3 * math.log(2), 2 * -math.log(0.6), -math.log(0.2)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -109,7 +111,7 @@ def test_cross_entropy_is_weighed_by_the_true_class():
 
 # One tile of 8 slices of 8x8 fills the working grid; 8 sampled slices coincide with its own.
 DATA = DataConfig(working_size=(8, 8), tile=(8, 8, 8), slices=8, depth_bucket=8)
-MODEL = ModelConfig(scale_weights=(0.05, 0.1, 0.25, 0.6))
+OPTIONS = Options(scale_weights=(0.05, 0.1, 0.25, 0.6))
 PNEUMONIA = jnp.array([[2.0, 1.0, 0.0]])
 
 
@@ -132,7 +134,7 @@ def task_aware():
         corners = jnp.zeros((1, len(origins), 3), jnp.int32).at[0, :, 0].set(jnp.array(origins))
         return losses.task_aware_loss(
             scales, masks, logits, jnp.array([label]), corners, jnp.array([depth]),
-            LossConfig(**settings), DATA, MODEL,
+            dataclasses.replace(OPTIONS, **settings), DATA,
         ).item()  # fmt: skip
 
     return run
@@ -162,7 +164,7 @@ def test_task_aware_loss_of_two_voxels():
     origin = jnp.zeros((1, 1, 3), jnp.int32)
     found = losses.task_aware_loss(
         (first, *scales[1:]), masks, PNEUMONIA, jnp.array([CAP]), origin, jnp.array([16]),
-        LossConfig(), data, MODEL,
+        OPTIONS, data,
     )  # fmt: skip
     crop = 0.5 + 0.5 * 3.5 / 8
     assert found.item() == pytest.approx(((0.25 - crop) ** 2 + (0.75 - 1) ** 2) / 2, rel=1e-5)
@@ -197,7 +199,7 @@ def test_task_aware_gradient_flows_to_both_sides():
     def gradient(both):
         return losses.task_aware_loss(
             both[0], both[1], PNEUMONIA, jnp.array([COVID]), jnp.zeros((1, 1, 3), jnp.int32),
-            jnp.array([8]), LossConfig(), DATA, MODEL,
+            jnp.array([8]), OPTIONS, DATA,
         ).sum()  # fmt: skip
 
     to_scales, to_masks = gradient((scales, masks))

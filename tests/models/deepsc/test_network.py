@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsc_jax.config import Config, DataConfig, ModelConfig, PlatformConfig
+from deepsc_jax.config import Config, DataConfig, PlatformConfig
 from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.models.deepsc.network import DeepSC
 from deepsc_jax.models.layers import bands
 from deepsc_jax.models.layers.layout import Layout
+from deepsc_jax.systems.building import build
 
 TILE, SIZE, SLICES = (8, 16, 16), (32, 16), 6
 DATA = DataConfig(working_size=SIZE, tile=TILE, slices=SLICES, depth_bucket=8)
-MODEL = ModelConfig(
+MODEL = Options(
     inception_branches=((1,), (1, 3)),
     inception_channels=4,
     lesion_channels=(4, 4, 4),
@@ -320,11 +322,11 @@ def test_scanned_tiles_have_the_gradients_of_folded_tiles(variables):
 
 def test_build_lays_the_network_out_for_the_platform():
     config = Config(data=DATA, model=MODEL)
-    cpu, gpu = deepsc.build(config, "cpu").layout, deepsc.build(config, "gpu").layout
+    cpu, gpu = build(config, "cpu").layout, build(config, "gpu").layout
     assert (cpu.form, cpu.loop_tiles, cpu.dtype) == ("folded", False, jnp.float32)
     assert (gpu.form, gpu.loop_tiles, gpu.dtype) == ("banded", True, jnp.bfloat16)
     asked = PlatformConfig(conv_form="native", tile_loop="loop", remat="blocks")
-    layout = deepsc.build(dataclasses.replace(config, platform=asked), "cpu").layout
+    layout = build(dataclasses.replace(config, platform=asked), "cpu").layout
     assert (layout.form, layout.loop_tiles) == ("native", True)
     assert (layout.remat_tiles, layout.remat_blocks) == (False, True)
 

@@ -1,6 +1,5 @@
 """The joint network and its objective against the reference."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,23 +8,38 @@ import numpy as np
 import pytest
 import torch
 from parity import JOINT_GRADIENTS, JOINT_VALUES, compare, padded, relative, to_tensors
-from parity_network import CLASS_WEIGHTS, CONFIG, TILE, batch, changed, draw, to_jax
+from parity_network import (
+    CLASS_WEIGHTS,
+    CONFIG,
+    TILE,
+    batch,
+    changed,
+    draw,
+    network_of,
+    options_of,
+    system_of,
+    to_jax,
+)
 from reference.deepsc.network import DeepSC
 from reference.deepsc.training import scan_losses as reference_losses
 
 from deepsc_jax.config import Config
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models.deepsc import network as deepsc
+from deepsc_jax.models.deepsc.losses import scan_losses
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.models.layers.layout import Layout
-from deepsc_jax.training.step import scan_losses
 
 SEEDS = (0, 1, 2)
 ABLATED = changed(
     CONFIG,
-    model={"inception": "plain", "cross_stitch": False},
-    loss={"task_aware_scales": "single", "evidence_class": "label"},
-    train={"gradient_tiles": 1},
+    model={
+        "inception": "plain",
+        "cross_stitch": False,
+        "task_aware_scales": "single",
+        "evidence_class": "label",
+        "gradient_tiles": 1,
+    },
 )
 SLOW = pytest.mark.slow
 TERMS = ("dice", "focal", "cross_entropy", "task_aware", "loss")
@@ -40,10 +54,10 @@ def our_outputs(network: deepsc.DeepSC, config: Config, arrays: Any, dtype: str)
 
     def run(params: Any, tiles: Any, slices: Any) -> list:
         inputs = to_jax(arrays, dtype) | {"tiles": tiles, "slices": slices}
-        count = config.train.gradient_tiles
-        out: Any = network.apply({"params": params}, inputs, "joint", count)
+        options = options_of(config)
+        out: Any = network.apply({"params": params}, inputs, "joint", options.gradient_tiles)
         weights = jnp.asarray(CLASS_WEIGHTS, dtype)
-        terms = scan_losses(config, "joint", out, inputs, weights)
+        terms = scan_losses(options, config.data, "joint", out, inputs, weights)
         volumes = [x[..., 0] for x in (out["lesion"], *out["scales"])]
         return [*(terms[name] for name in TERMS), out["logits"], *out["maps"], *volumes]
 
@@ -60,7 +74,7 @@ def their_outputs(module: DeepSC, config: Config, arrays: Any, dtype: str) -> An
         for values in zip(*inputs.values(), strict=True):
             scan = dict(zip(inputs, values, strict=True))
             terms = reference_losses(module, scan, "joint", weights)
-            out = module(scan, "joint", config.train.gradient_tiles or None)
+            out = module(scan, "joint", options_of(config).gradient_tiles or None)
             assert out.logits is not None
             assert out.maps is not None
             found = {tile.index: [tile.lesion, *tile.scales] for tile in out.tiles}
@@ -90,7 +104,7 @@ def their_outputs(module: DeepSC, config: Config, arrays: Any, dtype: str) -> An
 )
 def test_joint_network(config: Config, form: Any, loop_tiles: bool, dtype: str, within: Any):
     layout = Layout(form, jnp.dtype(dtype), loop_tiles, loop_tiles, loop_tiles)
-    network = deepsc.DeepSC(config.model, config.data, layout)
+    network = network_of(config, layout)
     module, arrays = DeepSC(config), batch()
     task_aware = []
     run = their_outputs(module, config, arrays, dtype)
@@ -112,10 +126,8 @@ def test_joint_network(config: Config, form: Any, loop_tiles: bool, dtype: str, 
 
 def test_joint_network_in_bfloat16(within: Any):
     # In the form of this device; evidence of the label's class, which rounding does not change.
-    config = changed(CONFIG, loss={"evidence_class": "label"})
-    layout = deepsc.build(config, jax.default_backend()).layout
-    layout = dataclasses.replace(layout, dtype=jnp.dtype(jnp.bfloat16))
-    network = deepsc.DeepSC(config.model, config.data, layout)
+    config = changed(CONFIG, model={"evidence_class": "label"})
+    network = system_of(config, jax.default_backend(), "bfloat16").network
     module, arrays = DeepSC(config), batch()
     ours = jax.jit(our_outputs(network, config, arrays, "float32"))
     theirs = their_outputs(module, config, arrays, "float32")

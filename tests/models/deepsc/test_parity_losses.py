@@ -13,8 +13,10 @@ from parity import DTYPES, GRADIENTS, VALUES, compare
 from reference.deepsc import geometry
 from reference.deepsc import losses as reference
 
-from deepsc_jax.config import DataConfig, LossConfig, ModelConfig
+from deepsc_jax.config import DataConfig
 from deepsc_jax.models.deepsc import losses
+from deepsc_jax.models.deepsc.config import Options
+from deepsc_jax.systems.system import inverse_frequency
 
 TILE = (8, 16, 8)
 DATA = DataConfig(working_size=(16, 16), tile=TILE, slices=5, depth_bucket=8)
@@ -100,7 +102,7 @@ def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str, w
     parts = [rng.uniform(size=(2, 2, *(t // step for t in TILE), 1)) for step in (8, 4, 2)]
     masks = [rng.uniform(size=(2, DATA.slices, 16 // s, 16 // s)) for s in (8, 4, 2)]
     logits = np.asarray([[2.0, 1, 0], [0, 1, -1]])
-    options = LossConfig(task_aware_scales=scales, task_aware_scale_weights=weighing)
+    options = Options(task_aware_scales=scales, task_aware_scale_weights=weighing)
 
     def ours(_: Any, *inputs: Any) -> list:
         loss = losses.task_aware_loss(
@@ -112,7 +114,6 @@ def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str, w
             jnp.asarray(DEPTH),
             options,
             DATA,
-            ModelConfig(),
         )
         return [loss]
 
@@ -152,7 +153,7 @@ def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str, w
 def test_class_weights_by_hand():
     """Counts 3, 2, 1: N = 6, so 6/9, 6/6, 6/3."""
     expected = [2 / 3, 1, 2]
-    np.testing.assert_allclose(losses.class_weights(jnp.asarray([3, 2, 1])), expected, rtol=1e-6)
+    np.testing.assert_allclose(inverse_frequency(jnp.asarray([3, 2, 1])), expected, rtol=1e-6)
     np.testing.assert_allclose(reference.class_weights([3, 2, 1]), expected, rtol=1e-12)
 
 
@@ -189,9 +190,8 @@ def test_task_aware_of_two_voxels_by_hand():
         jnp.asarray([0]),
         jnp.zeros((1, 1, 3), int),
         jnp.asarray([2]),
-        LossConfig(task_aware_scales="single"),
+        Options(task_aware_scales="single"),
         data,
-        ModelConfig(),
     )
     np.testing.assert_allclose(loss, [(0.16 + 0.04) / 16], rtol=1e-6)
 

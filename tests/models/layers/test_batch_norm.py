@@ -44,7 +44,7 @@ def over_devices(count, form, weights):
             value, of_params = device_mesh.sum_over_data((value, of_params))
             return value, of_params, of_x, moved
 
-        mesh = device_mesh.make_mesh(PlatformConfig(data=count))
+        mesh = device_mesh.make_mesh(PlatformConfig(data_devices=count))
         mapped = jax.shard_map(
             program,
             mesh=mesh,

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsc_jax.config import DataConfig
 from deepsc_jax.models.deepsc.lesion import DoubleConv
 from deepsc_jax.models.layers import blocks as layers
 from deepsc_jax.models.layers import slabs
@@ -256,7 +255,7 @@ def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, tile, drawn, mo
     def loss(params, x):
         return (block.apply(params, 2 * x, None) ** 2).sum()
 
-    options = compiler.options("cpu", DataConfig(tile=tile, slices=tile[0]), "folded")
+    options = compiler.options("cpu", tile, "folded")
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
     program = gradient.lower(params, x).compile().as_text() or ""
     # Of both convolutions, slab by slab: forward, the kernel's gradient, the input's gradient; and

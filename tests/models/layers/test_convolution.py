@@ -11,7 +11,7 @@ from deepsc_jax.models.layers import bands, slabs
 from deepsc_jax.models.layers.convolution import conv3d
 from deepsc_jax.models.layers.layout import CPU_FORMS, resolve_form
 from deepsc_jax.models.layers.slabs import STACKED_CHANNELS
-from deepsc_jax.runtime import compiler
+from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -233,7 +233,7 @@ def test_onednn_takes_direct_convolutions_but_not_their_kernels_gradient():
         pytest.skip("this JAX has no oneDNN; JAX 0.11 has")
     assert resolve_form("direct", "cpu") == "direct"
     x, weights, probe = draw(1, 8, 16, 16, 8), draw(3, 3, 3, 8, 8), draw(1, 8, 16, 16, 8)
-    options = compiler.options("cpu", DataConfig(), "direct")
+    options = compiler.options("cpu", DataConfig().tile, "direct")
     gradients = jax.jit(sums_and_gradients, static_argnums=(3, 4), compiler_options=options)
     compiled = gradients.lower(x, weights, probe, 1, "direct").compile()
     program = compiled.as_text() or ""
@@ -251,15 +251,15 @@ def test_a_strided_convolution_of_split_depth_has_the_gradient_of_the_whole(form
     x, weights = draw(2, 8, 6, 16, 3), draw(3, 3, 3, 3, 4, seed=1)
     probe = draw(2, 4, 3, 8, 4, seed=2)
 
-    def program(kernel, batch):
+    def program(kernel, _, batch):
         (_, values), gradients = sums_and_gradients(batch[0], kernel, batch[1], (2, 2), form)
         return device_mesh.sum_over_data((values.sum(), gradients[1]))
 
     def over(space):
-        mesh = device_mesh.make_mesh(PlatformConfig(data=1, space=space))
+        mesh = device_mesh.make_mesh(PlatformConfig(data_devices=1, space=space))
         split = NamedSharding(mesh, PartitionSpec(device_mesh.DATA, device_mesh.SPACE))
         batch = jax.device_put((x, probe), split)
-        return jax.jit(device_mesh.over_data(program, mesh))(weights, batch)
+        return jax.jit(device_mesh.over_data(program, mesh))(weights, {}, batch)
 
     for one, other in zip(over(1), over(4), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
