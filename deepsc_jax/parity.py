@@ -91,11 +91,11 @@ def main() -> int:
     chosen = ["-m", "not slow"] if options.quick else []
     code = pytest.main([*files, *chosen, "-q", "--no-header", "--tb=line"], plugins=[recorder])
     rows = list(recorder.rows.values())
-    found = environment(options.tf32)
-    print("\n" + "  ".join(f"{name} {value}" for name, value in found.items()))
+    computed_with = environment(options.tf32)
+    print("\n" + "  ".join(f"{name} {value}" for name, value in computed_with.items()))
     print(table(rows))
     if options.json:
-        write_json({"environment": found, "rows": rows}, pathlib.Path(options.json))
+        write_json({"environment": computed_with, "rows": rows}, pathlib.Path(options.json))
         print(f"wrote {options.json}")
     return int(code)
 

@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from absl import flags
 
@@ -18,6 +18,8 @@ from deepsc_jax.config.run import SHARED, Config
 # Of a checkout, and of an installed package: both have them beside or below `deepsc_jax`.
 _PACKAGE = pathlib.Path(__file__).parents[1]
 SHIPPED = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
+
+Section = TypeVar("Section")
 
 
 def define_shared() -> None:

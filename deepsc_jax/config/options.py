@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import typing
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from deepsc_jax.runtime.types import JsonValue
 

@@ -198,8 +198,8 @@ def _header(path: Path) -> tuple[Fields, int]:
         line = line.strip()
         if not line and not _is_meta(path):
             return fields, place
-        name, found, value = line.partition(separator)
-        if found and not line.startswith(b"#"):
+        name, separated, value = line.partition(separator)
+        if separated and not line.startswith(b"#"):
             key = " ".join(name.decode("latin-1").lower().split())
             fields[key] = value.lstrip(b"=").decode("utf-8", "surrogateescape").strip()
         if _is_meta(path) and "elementdatafile" in fields:

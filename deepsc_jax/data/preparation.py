@@ -220,7 +220,7 @@ def _without_copies(
     kept = []
     for case in stored:
         same = {case.sums["scan"], *(v for k, (_, v) in case.files.items() if "volume/c" in k)}
-        first = next((seen[found] for found in same if found in seen), None)
+        first = next((seen[digest] for digest in same if digest in seen), None)
         if first is None:
             seen |= dict.fromkeys(same, case.name)
             kept.append(case)

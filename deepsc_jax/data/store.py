@@ -272,15 +272,15 @@ class Store:
                 return f"{self.path}/{name}: not as it was written (another SHA-256)"
             return None
 
-        files, found = self.files(), []
+        files, damaged = self.files(), []
         with (
             concurrent.futures.ThreadPoolExecutor(workers) as pool,
             Progress("verify", len(files)) as progress,
         ):
             for line in pool.map(look, files):
                 progress.advance()
-                found += [] if line is None else [line]
-        return found
+                damaged += [] if line is None else [line]
+        return damaged
 
     def files(self) -> list[tuple[str, int, str]]:
         """Path below the store, size and SHA-256 of every file, the index apart."""

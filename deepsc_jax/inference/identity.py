@@ -201,12 +201,14 @@ def companions(path: Path) -> set[Path]:
             header = file.read(1 << 20)
     except OSError:  # whoever reads the scan says it
         return set()
-    found = _DETACHED.search(header)
-    if found is None or found[1].upper() == b"LOCAL":
+    detached = _DETACHED.search(header)
+    if detached is None or detached[1].upper() == b"LOCAL":
         return set()
-    if found[1].upper().startswith(b"LIST") or b"%" in found[1]:  # files, or a pattern of names
+    if (
+        detached[1].upper().startswith(b"LIST") or b"%" in detached[1]
+    ):  # files, or a pattern of names
         return {file for file in folder.iterdir() if file.is_file()} - {path}
-    return {folder / os.fsdecode(found[1])} - {path}
+    return {folder / os.fsdecode(detached[1])} - {path}
 
 
 def read_result(folder: Path) -> JsonObject | None:

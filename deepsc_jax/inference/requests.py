@@ -246,7 +246,7 @@ def _without_collisions(requests: list[Request], flag: str) -> list[Request]:
             first = colliding[0] if len(colliding) > 1 else paths[around[0]][0]
             kind = f"would both be {name}" if len(colliding) > 1 else f"would lie in {around[0]}"
             raise InputError(
-                f"{flag}: the results of {first} and {found[-1]} {kind}: predict them into "
+                f"{flag}: the results of {first} and {colliding[-1]} {kind}: predict them into "
                 "different --out, or list the scans to predict in a file: --scans=FILE"
             )
     return requests

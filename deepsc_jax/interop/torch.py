@@ -252,7 +252,7 @@ def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
 
 
 def _torch_shapes(like: Params, table: Table) -> Shapes:
-    flat: dict[str, Array] = flax.traverse_util.flatten_dict(like, sep="/")
+    flat: dict[str, jax.Array] = flax.traverse_util.flatten_dict(like, sep="/")
     shapes = {}
     for ours, (name, rule) in _rename(flat, "flax", "torch", table).items():
         shape = tuple(flat[ours].shape)
@@ -268,7 +268,7 @@ def _check_fit(given: Shapes, wanted: Shapes) -> None:
     if unexpected := sorted(given.keys() - wanted.keys()):
         problems.append(f"unexpected: {', '.join(unexpected)}")
     misshaped = [
-        f"{name} is {found[name]}, expected {wanted[name]}"
+        f"{name} is {given[name]}, expected {wanted[name]}"
         for name in sorted(given.keys() & wanted.keys())
         if given[name] != wanted[name]
     ]

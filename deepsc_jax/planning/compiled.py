@@ -7,7 +7,6 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -94,7 +93,7 @@ def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -
     state = jax.eval_shape(lambda: states.create(system, stage, initial(system)))
     shard = config.platform.shard_optimizer
     where = states.sharding(state, mesh, shard_optimizer=shard)
-    step: Any = make_train_step(system, stage, mesh, system.facts(stage, ()), where)
+    step = make_train_step(system, stage, mesh, system.facts(stage, ()), where)
     batch = {
         name: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=device_mesh.batch_sharding(mesh, DEPTH_AXES.get(name))

@@ -119,8 +119,8 @@ def parse(text: str) -> Module:
         if begun:
             current = computations.setdefault(begun[2], {})
             entry = begun[2] if begun[1] else entry
-        elif current is not None and (line_parts := _INSTRUCTION.match(line)):
-            instruction = _instruction(line_parts[2], line[line_parts.end() :], bool(line_parts[1]))
+        elif current is not None and (written := _INSTRUCTION.match(line)):
+            instruction = _instruction(written[2], line[written.end() :], bool(written[1]))
             current[instruction.name] = instruction
     if not entry:
         raise ValueError("no entry computation in the HLO text")

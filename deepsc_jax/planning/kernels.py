@@ -65,13 +65,13 @@ class Move:
 
 def convolutions(module: Module) -> list[Convolution]:
     """Every convolution of a program."""
-    all_of_them = []
+    listed = []
     for instruction, computation, _, _ in instructions(module, INTO):
         call = re.search(r'custom_call_target="(__cudnn\$conv\w+)"', instruction.rest)
         if instruction.opcode == "convolution" or (call and call[1] in CALLS):
             by = CALLS[call[1]] if call else "xla"
-            all_of_them.append(_convolution(by, instruction, computation))
-    return all_of_them
+            listed.append(_convolution(by, instruction, computation))
+    return listed
 
 
 def _convolution(by: str, instruction: Instruction, computation: Computation) -> Convolution:

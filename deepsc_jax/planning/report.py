@@ -147,8 +147,8 @@ def table(rows: Sequence[Row]) -> str:
         ("fits", [f"{'yes' if row.fits else 'NO'}, of {row.chip.limit / GIB:.1f}" for row in rows])
     )
     for kind in PRODUCTS:
-        found = [_figure(row.program.flops.get(kind, 0) / 1e12) for row in rows]
-        lines.append((f"TFLOP, {kind}", found))
+        figures = [_figure(row.program.flops.get(kind, 0) / 1e12) for row in rows]
+        lines.append((f"TFLOP, {kind}", figures))
     lines += [
         ("device memory moved, GiB", [_figure(row.program.bytes_moved / GIB) for row in rows]),
         ("seconds: arithmetic", [_figure(row.bound.arithmetic) for row in rows]),
@@ -171,9 +171,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def search_line(row: Row) -> str:
     """A row of the search: the largest batch of one choice of remat, or 1 if that is too much."""
-    found = f"{row.scans} a device" if row.fits else "none: 1 a device"
+    batch = f"{row.scans} a device" if row.fits else "none: 1 a device"
     return (
-        f"remat={row.remat}: {found}, {row.program.memory['peak'] / GIB:.1f} GiB of "
+        f"remat={row.remat}: {batch}, {row.program.memory['peak'] / GIB:.1f} GiB of "
         f"{row.chip.limit / GIB:.1f}, at least {row.bound.step / row.scans:.3f} s a scan"
     )
 

@@ -5,6 +5,7 @@ device, so that memory does not grow with the scan.
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from jaxtyping import Array, Float
 
 from deepsc_jax.config import DataConfig, Ints3
 from deepsc_jax.geometry.sampling import tile_corners
+
+Beside = TypeVar("Beside")
 
 CHUNK_VOXELS = 2**21  # of tiles that pass through the network at once
 CPU_TILES = 4
