@@ -30,7 +30,7 @@ from deepsc_jax.config import Config, Ints3
 from deepsc_jax.interop.torch import variables_to_torch
 from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.types import JsonObject
+from deepsc_jax.runtime.types import JsonObject, Untyped
 from deepsc_jax.systems.whole_scan import chunk_tiles
 
 Out = TypeVar("Out")
@@ -118,7 +118,7 @@ def _reference(job: Job) -> ModuleType:
         ) from error
 
 
-def _as_variant(network: Module, job: Job, subnets: Iterable[Module]) -> Module:
+def _as_variant(network: Untyped, job: Job, subnets: Iterable[Module]) -> Module:
     network = network.to(DEVICE)
     if job.variant == "channels_last":
         network = network.to(memory_format=torch.channels_last_3d)

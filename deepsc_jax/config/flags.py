@@ -14,6 +14,7 @@ from absl import flags
 
 from deepsc_jax.config.options import Annotation, Options
 from deepsc_jax.config.run import SHARED, Config
+from deepsc_jax.runtime.types import Untyped
 
 # Of a checkout, and of an installed package: both have them beside or below `deepsc_jax`.
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -230,11 +231,11 @@ def _read(section: type, prefix: str) -> Options:
 
 
 def _define(section: type, prefix: str) -> None:
-    where = {"module_name": section.__module__}  # as --helpfull groups them
+    where: dict[str, Untyped] = {"module_name": section.__module__}  # as --helpfull groups them
     for name, kind, field in _fields(section, prefix):
         if name in flags.FLAGS:
             continue
-        default = field.default
+        default: Untyped = field.default
         text = field.metadata["help"]
         if kind is bool:
             flags.DEFINE_bool(name, default, text, **where)

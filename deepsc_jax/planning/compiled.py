@@ -168,6 +168,7 @@ def memory(traced: jax.stages.Traced, compiled: jax.stages.Compiled) -> dict[str
     (state, batch), _ = compiled.input_shardings
     (shapes, inputs), _ = traced.in_avals
     used = compiled.memory_analysis()
+    assert used is not None
     return {
         "parameters": _local_bytes(shapes.params, state.params),
         "optimizer": _local_bytes(shapes.opt_state, state.opt_state),

@@ -173,7 +173,7 @@ CHIPS: Mapping[str, Chip] = {
 }
 
 
-def devices(name: str, count: int) -> list[jax.Device]:
+def devices(name: str, count: int) -> list[Untyped]:
     """`count` devices of the chip `name` that can be compiled for, and nothing else.
 
     Raises:

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.types import PyTree
+from deepsc_jax.runtime.types import PyTree, Untyped
 
 DATA, SPACE = "data", "space"
 
@@ -61,7 +61,7 @@ def use_cpu_cores(platform: Wanted, batches: Sequence[int]) -> None:
     jax.config.update("jax_num_cpu_devices", data * platform.space)
 
 
-def make_mesh(platform: Wanted, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(platform: Wanted, devices: Sequence[Untyped] | None = None) -> Mesh:
     """The mesh of `data_devices` x `space` of `devices`, by default of all there are.
 
     Raises:
@@ -171,7 +171,7 @@ def split_over_data(tree: PyTree, mesh: Mesh) -> PyTree:
     share of the moments. A leaf that no axis divides is copied.
     """
 
-    def leaf(x: jax.Array) -> NamedSharding:
+    def leaf(x: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         for axis, side in enumerate(x.shape):
             if side and side % mesh.shape[DATA] == 0:
                 return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))

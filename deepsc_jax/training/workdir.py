@@ -48,20 +48,20 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
       InputError: the folder holds a run of other settings, or on another store.
     """
     if (workdir / "config.json").exists():
-        record_there = read(workdir)
+        begun = read(workdir)
         # On whatever devices, it computes the same thing.
-        if dataclasses.replace(record_there.config, platform=config.platform) != config:
-            changed = "; ".join(differences(record_there.config, config))
+        if dataclasses.replace(begun.config, platform=config.platform) != config:
+            changed = "; ".join(differences(begun.config, config))
             raise InputError(
                 f"{workdir / 'config.json'}: the run was begun with other settings "
                 f"({changed}): give another folder, or the same flags to go on"
             )
-        if record_there.store != store.digest:
+        if begun.store != store.digest:
             raise InputError(
                 f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
                 "give another folder, or the same --data_dir to go on"
             )
-        record = dataclasses.replace(record_there, config=config)
+        record = dataclasses.replace(begun, config=config)
     else:
         record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
     if writer:

@@ -140,7 +140,7 @@ class DeepSC(nn.Module):
             out_axes=1,
         )
         sums, out = scan(self, sums, (tiles, origins))
-        return out | sums
+        return {**out, **sums}
 
     def _segment(self, tiles: Tiles, origins: Array, depth: Array, features: Volume | None) -> dict:
         batch, count, *tile = tiles.shape
