@@ -31,7 +31,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 from absl import flags
 
@@ -44,8 +45,11 @@ from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import require_writable, write_json
+from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import stages_of
 from deepsc_jax.systems.system import Stage
+
+Name = TypeVar("Name", bound=str)
 
 CONFIG = registry.config_flags()
 
@@ -89,7 +93,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # folders are removed
     if flags.FLAGS.json:
         require_writable("json", pathlib.Path(flags.FLAGS.json).parent)
-    document: dict[str, Any] = {"environment": environment()}
+    document: JsonObject = {"environment": environment()}
     if flags.FLAGS.first_prediction:
         if (
             not flags.FLAGS.checkpoint
@@ -140,25 +144,25 @@ def main() -> None:
         print(f"wrote {flags.FLAGS.json}")
 
 
-def _save(document: dict[str, Any]) -> None:
+def _save(document: JsonObject) -> None:
     """Write what is known so far: the next may take long, and fail."""
     if flags.FLAGS.json:
         write_json(document, pathlib.Path(flags.FLAGS.json))
 
 
-def _compare(made: list[Job], sides: list[str], document: dict[str, Any]) -> None:
+def _compare(made: list[Job], sides: list[str], document: JsonObject) -> None:
     """The table of works, and of peers beside them."""
     document["rows"] = []
     data_dir = _data_dir(made)
     for job in made:
-        found = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides, document)
-        document["rows"] += report.rows(found, flags.FLAGS.repeats)
+        measured = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides, document)
+        document["rows"] += report.rows(measured, flags.FLAGS.repeats)
         _save(document)
     print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
     print(report.table(document["rows"]))
 
 
-def _scaling(made: list[Job], document: dict[str, Any]) -> None:
+def _scaling(made: list[Job], document: JsonObject) -> None:
     counts, trains = _devices(), _train_steps(made, "devices")
     document["scaling"] = []
     for job in trains:
@@ -167,7 +171,7 @@ def _scaling(made: list[Job], document: dict[str, Any]) -> None:
     print(scaling.scaling_table(document["scaling"]))
 
 
-def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None:
+def _growth(made: list[Job], sides: list[str], document: JsonObject) -> None:
     quantities = [_known(name, scaling.QUANTITIES, "growth") for name in flags.FLAGS.growth]
     job, *others = _train_steps(made, "growth")
     if not flags.FLAGS.out or others:
@@ -181,13 +185,13 @@ def _growth(made: list[Job], sides: list[str], document: dict[str, Any]) -> None
     def beside(point: Job, peers: bool) -> list[Measured]:
         return _measure_beside(point, sides if peers else [], document)
 
-    found: list[growth.Curve] = []
-    document |= {"work": job.title, "repeats": flags.FLAGS.repeats, "growth": found}
+    drawn: list[growth.Curve] = []
+    document |= {"work": job.title, "repeats": flags.FLAGS.repeats, "growth": drawn}
     for curves in growth.curves(job, quantities, counts, beside):
-        found += curves
-        growth.draw(found, job.title, out / "growth.png")
+        drawn += curves
+        growth.draw(drawn, job.title, out / "growth.png")
         write_json(document, out / "growth.json")
-    for curve in found:
+    for curve in drawn:
         pairs = zip(curve["sizes"], curve["seconds"], strict=True)
         measured = "  ".join(f"{size}: {seconds:.3g} s" for size, seconds in pairs)
         print(
@@ -216,7 +220,7 @@ def _folder(parent: str, name: str) -> pathlib.Path:
     return folder
 
 
-def _measure_beside(job: Job, sides: list[str], document: dict[str, Any]) -> list[Measured]:
+def _measure_beside(job: Job, sides: list[str], document: JsonObject) -> list[Measured]:
     """Ours and the variants of its peers; the document is told where, and what is left out."""
     beside = [
         dataclasses.replace(job, side=side, variant=variant)
@@ -225,14 +229,14 @@ def _measure_beside(job: Job, sides: list[str], document: dict[str, Any]) -> lis
         for variant in flags.FLAGS.variants or jobs.VARIANTS[side]
     ]
     _tell(f"{job.title}: ours" + "".join(f", {other.name}" for other in beside))
-    found, left_out = measure([job, *beside], flags.FLAGS.repeats, _tell)
+    measured, left_out = measure([job, *beside], flags.FLAGS.repeats, _tell)
     for name, reason in left_out.items():
         _tell(f"{job.title}: {name} is left out: {reason}")
         left = {"work": job.title, "peer": name, "reason": reason}
         document.setdefault("left_out", []).append(left)
-    for one in found:
+    for one in measured:
         document["environment"] |= one.environment
-    return found
+    return measured
 
 
 def _config_and_size() -> tuple[Config, jobs.Ints3]:
@@ -259,16 +263,17 @@ def _works(config: Config) -> list[tuple[jobs.Work, Stage]]:
     known = (*jobs.WORKS, *(f"train_{name}" for name in stages))
     works: list[tuple[jobs.Work, Stage]] = []
     for text in flags.FLAGS.work:
-        name = _known(text, known, "work")
-        of_stage = stages.get(name.removeprefix("train_"))
-        works.append(("train", of_stage) if of_stage else (name, chosen))
+        of_stage = stages.get(_known(text, known, "work").removeprefix("train_"))
+        works.append(
+            ("train", of_stage) if of_stage else (_known(text, jobs.WORKS, "work"), chosen)
+        )
     return works
 
 
-def _known(name: str, names: tuple[Any, ...], flag: str) -> Any:
+def _known(name: str, names: Sequence[Name], flag: str) -> Name:
     if name not in names:
         raise InputError(f"--{flag}={name}: expected some of {','.join(names)}")
-    return name
+    return names[names.index(name)]
 
 
 def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:

@@ -13,7 +13,6 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -28,6 +27,7 @@ from deepsc_jax.runtime import device_mesh, entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 from deepsc_jax.runtime.signals import signals
+from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage
 from deepsc_jax.training import loop
@@ -58,7 +58,7 @@ def alone(config: Config, stage: Stage, joint: Stage, tiles: int) -> Config:
 
 def train_and_score(
     config: Config, store: Store, workdir: pathlib.Path, names: Sequence[str]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train the stages of these names in `workdir`, and score the last one on test.
 
     A run that was stopped goes on; one that is complete, of the same settings, is only read.
@@ -78,14 +78,14 @@ def train_and_score(
     return metrics
 
 
-def compare(joint: list[dict], single: dict[str, list[dict]]) -> dict[str, Any]:
+def compare(joint: list[dict], single: dict[str, list[dict]]) -> JsonObject:
     """Mean and standard deviation over seeds of every figure, joint and alone, and of the gain.
 
     Args:
       joint: the metrics of each seed.
       single: the same of each task, `lesions` or `classes`, alone.
     """
-    result: dict[str, Any] = {}
+    result: JsonObject = {}
     for task, names in FIGURES.items():
         for name in names:
             together = np.array([m[task][name]["mean"] for m in joint])

@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import pathlib
 import platform
-from typing import Any
 
 import jax
 from absl import flags
@@ -20,6 +19,7 @@ from absl import flags
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.types import JsonObject, Untyped
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
 
@@ -28,9 +28,9 @@ class Recorder:
     """A pytest plugin that keeps what the tests measured, whether or not it is within bounds."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.rows: dict[tuple[str, str, str], JsonObject] = {}
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
+    def pytest_runtest_logreport(self, report: Untyped) -> None:
         """Keep the largest error of each part, type and quantity."""
         if report.when != "call":
             return
@@ -42,7 +42,7 @@ class Recorder:
                 self.rows[key] = row
 
 
-def environment(tf32: bool) -> dict[str, Any]:
+def environment(tf32: bool) -> JsonObject:
     """What the numbers depend on: device, versions, precision of products."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "torch")}
     return {
@@ -53,7 +53,7 @@ def environment(tf32: bool) -> dict[str, Any]:
     } | versions
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[JsonObject]) -> str:
     """The rows as text, those beyond their bound marked."""
     lines = [f"{'part':28}{'dtype':10}{'quantity':24}{'max error':>10}{'bound':>10}"]
     for row in rows:
@@ -91,11 +91,11 @@ def main() -> int:
     chosen = ["-m", "not slow"] if options.quick else []
     code = pytest.main([*files, *chosen, "-q", "--no-header", "--tb=line"], plugins=[recorder])
     rows = list(recorder.rows.values())
-    found = environment(options.tf32)
-    print("\n" + "  ".join(f"{name} {value}" for name, value in found.items()))
+    computed_with = environment(options.tf32)
+    print("\n" + "  ".join(f"{name} {value}" for name, value in computed_with.items()))
     print(table(rows))
     if options.json:
-        write_json({"environment": found, "rows": rows}, pathlib.Path(options.json))
+        write_json({"environment": computed_with, "rows": rows}, pathlib.Path(options.json))
         print(f"wrote {options.json}")
     return int(code)
 

@@ -71,8 +71,8 @@ def main() -> None:
     print(report.table(rows))
     document = {"rows": [row.document() for row in rows]}
     if flags.FLAGS.search:
-        found = _search(config, stage, sizes[0])
-        document["search"] = [row.document() for row in found]
+        searched = _search(config, stage, sizes[0])
+        document["search"] = [row.document() for row in searched]
     print(f"\n{report.UNKNOWN}\n{report.heading(_chip())}")
     if flags.FLAGS.json:
         write_json(document, pathlib.Path(flags.FLAGS.json))

@@ -27,7 +27,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -39,6 +38,7 @@ from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable
 from deepsc_jax.runtime.names import cell, shown
+from deepsc_jax.runtime.types import JsonObject
 
 MOST_WORKERS = 8  # by default: a worker may take 2 GiB at 512x512x300
 
@@ -74,7 +74,7 @@ def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
             rows = csv.DictWriter(file, columns, extrasaction="ignore")
             rows.writerow({column: cell(column) for column in columns})
             for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
-                result: dict[str, Any] = outcome.result or {"error": outcome.error}
+                result: JsonObject = outcome.result or {"error": outcome.error}
                 row = {**result, **result.get("probabilities", {})}
                 row |= {"name": outcome.request.name, "scan": os.fspath(outcome.request.path)}
                 row["notes"] = "; ".join((*outcome.notes, *result.get("notes", ())))
@@ -159,12 +159,12 @@ def main() -> int:
 
     options = flags.FLAGS
     out = local_path("out", options.out)
-    found, table = _requests(out)
-    wanted = found.requests
+    named, table = _requests(out)
+    wanted = named.requests
     require_writable("out", out)
     if table is not None:
         require_own(table)
-    for note in found.notes:
+    for note in named.notes:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     checkpoint = local_path("checkpoint", options.checkpoint)
     predictor = inference.load(checkpoint, options.stage, options.conv_form)
@@ -188,7 +188,7 @@ def main() -> int:
     for note in twins(outcomes):
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
-    line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, found.left_out)
+    line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, named.left_out)
     print(line, flush=True)
     if len(outcomes) < len(wanted):
         print(f"SIGTERM: {len(wanted) - len(outcomes)} scans are left; start it again to go on")
@@ -220,18 +220,18 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
     if options.scan:
         masks = [local_path("lung_mask", path) for path in options.lung_mask]
         paths = [local_path("scan", path) for path in options.scan]
-        found, table = Found(requests.of_paths(paths, masks)), None
+        named, table = Found(requests.of_paths(paths, masks)), None
     else:
         if options.lung_mask:
             raise InputError("--lung_mask: goes with --scan, but --scans is given")
         source, table = local_path("scans", options.scans), out / "predictions.csv"
         folder = os.path.isdir(source)
-        found = requests.below(source, out) if folder else requests.listed(source)
+        named = requests.below(source, out) if folder else requests.listed(source)
     if options.share is not None:
-        found = dataclasses.replace(found, requests=requests.share(found.requests, options.share))
+        named = dataclasses.replace(named, requests=requests.share(named.requests, options.share))
         index, count = options.share.split("/")
         table = table and out / f"predictions-{index}-of-{count}.csv"
-    return found, table
+    return named, table
 
 
 def _workers(asked: int | None, scans: int) -> int:

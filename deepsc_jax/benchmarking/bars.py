@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 from absl import flags
 
@@ -20,6 +19,7 @@ from deepsc_jax.benchmarking.jobs import VARIANTS
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import require_writable, write_json
+from deepsc_jax.runtime.types import JsonObject
 
 TILE = ("--tile=64,96,96", "--working_size=96,96", "--depth_bucket=64", "--tiles_per_scan=1")
 CHANNELS = {
@@ -79,13 +79,13 @@ BARS: dict[str, Bar] = {
 }
 
 
-def judge(bar: Bar, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def judge(bar: Bar, rows: list[JsonObject]) -> JsonObject:
     """The ratio that counts, against the variant that is best in it, beside bar and aim."""
     peers = [row for row in rows if row["peer"] and ", the best of" not in row["peer"]]
     best = max(peers, key=lambda row: row[bar.quantity])
-    found = best[bar.quantity]
+    ratio = best[bar.quantity]
     names = {"quantity": bar.quantity, "against": best["peer"]}
-    return names | {"found": found, "bar": bar.bar, "aim": bar.aim, "reached": found <= bar.bar}
+    return names | {"found": ratio, "bar": bar.bar, "aim": bar.aim, "reached": ratio <= bar.bar}
 
 
 def define_flags() -> None:
@@ -103,7 +103,7 @@ def main() -> int:
     if unknown:
         raise InputError(f"--only={unknown[0]}: expected some of {','.join(BARS)}")
     chosen = {name: BARS[name] for name in options.only or BARS}
-    document: dict[str, Any] = {"environment": {}, "rows": [], "left_out": [], "bars": {}}
+    document: JsonObject = {"environment": {}, "rows": [], "left_out": [], "bars": {}}
     path = pathlib.Path(options.json)
     require_writable("json", path.parent)
     failed = []
@@ -126,7 +126,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _run(bar: Bar, document: JsonObject) -> list[JsonObject] | None:
     """The rows of one comparison, its environment added to the document; None if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "rows.json"
@@ -136,10 +136,10 @@ def _run(bar: Bar, document: dict[str, Any]) -> list[dict[str, Any]] | None:
         command = [sys.executable, "-m", "deepsc_jax.benchmark", *given, f"--json={file}"]
         if subprocess.run(command, check=False).returncode:
             return None
-        found = json.loads(file.read_text())
-    document["left_out"] += [{"flags": given, **left} for left in found.get("left_out", [])]
-    document["environment"] |= {k: v for k, v in found["environment"].items() if k != "flags"}
-    return [{"flags": given, **row} for row in found["rows"]]
+        compared = json.loads(file.read_text())
+    document["left_out"] += [{"flags": given, **left} for left in compared.get("left_out", [])]
+    document["environment"] |= {k: v for k, v in compared["environment"].items() if k != "flags"}
+    return [{"flags": given, **row} for row in compared["rows"]]
 
 
 def run() -> None:

@@ -10,12 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import flags
 
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from deepsc_jax.inference.predictor import Predictor
 
 PHASES = {
     "imports": "Python's and JAX's start",
@@ -59,11 +64,11 @@ def _measure_once(scan: str, checkpoint: str, out: str, cache: dict[str, str]) -
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
+def table(measured: dict[str, dict[str, float]]) -> str:
     """The phases as text, in seconds."""
-    lines = [f"{'first prediction, s':22}" + "".join(f"{kind:>8}" for kind in found)]
+    lines = [f"{'first prediction, s':22}" + "".join(f"{kind:>8}" for kind in measured)]
     for phase, what in PHASES.items():
-        values = "".join(f"{seconds[phase]:8.2f}" for seconds in found.values())
+        values = "".join(f"{seconds[phase]:8.2f}" for seconds in measured.values())
         lines.append(f"{phase:22}{values}  {what}")
     return "\n".join(lines)
 
@@ -71,17 +76,17 @@ def table(found: dict[str, dict[str, float]]) -> str:
 class Watched:
     """A predictor that notes when it was called, on what, and when it was done."""
 
-    def __init__(self, predictor: Any):
+    def __init__(self, predictor: "Predictor"):
         self._predictor = predictor
-        self.volume: Any = None
+        self.volume = np.zeros(0)
         self.called = self.done = 0.0
 
-    def __call__(self, volume: Any) -> Any:
+    def __call__(self, volume: np.ndarray) -> Prediction:
         """Predict."""
         self.volume, self.called = volume, time.time()
-        found = self._predictor(volume)
+        prediction = self._predictor(volume)
         self.done = time.time()
-        return found
+        return prediction
 
     def __getattr__(self, name: str) -> Any:
         """What else is asked of a predictor."""

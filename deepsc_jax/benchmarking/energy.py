@@ -2,7 +2,7 @@
 
 import importlib
 import pathlib
-from typing import Any
+from collections.abc import Callable
 
 RAPL = pathlib.Path("/sys/class/powercap")
 
@@ -19,9 +19,9 @@ class Meter:
 
     def joules(self) -> float | None:
         """The sum of all counters that can be read; None where there is none."""
-        found = [value for value in map(self._package, self._packages) if value is not None]
-        found += [gpu() for gpu in self._gpus]
-        return sum(found) if found else None
+        counted = [value for value in map(self._package, self._packages) if value is not None]
+        counted += [gpu() for gpu in self._gpus]
+        return sum(counted) if counted else None
 
     def _package(self, package: pathlib.Path) -> float | None:
         try:
@@ -35,7 +35,7 @@ class Meter:
         return (self._turns[package] + value) / 1e6
 
 
-def _gpus() -> list[Any]:
+def _gpus() -> list[Callable[[], float]]:
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()

@@ -6,17 +6,17 @@ import pathlib
 import platform
 import subprocess
 import sys
-from typing import Any
 
 from deepsc_jax.config import flags as config_flags
 from deepsc_jax.runtime import device_mesh, entry
+from deepsc_jax.runtime.types import JsonObject
 
 # What else decides how fast something runs; the allocator's settings are among them.
 SETTINGS = ("XLA_", "JAX_", "OMP_", "MKL_", "TORCH", "CUDA_", "NVIDIA_TF32_OVERRIDE")
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "monai")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """This machine, its libraries, the command and its flags, and the commit."""
     return {
         "cores": device_mesh.usable_cores(),
@@ -52,7 +52,7 @@ def _cpu_model() -> str:
 def _commit() -> str | None:
     """The commit of the checkout that this package lies in, and whether it was changed since."""
     here = pathlib.Path(__file__).parent
-    found = []
+    said = []
     for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]):
         try:
             done = subprocess.run(
@@ -60,9 +60,9 @@ def _commit() -> str | None:
             )
         except (OSError, subprocess.CalledProcessError):  # installed without its repository
             return None
-        found.append(done.stdout.strip())
-    return f"{found[0]} with changes" if found[1] else found[0]
+        said.append(done.stdout.strip())
+    return f"{said[0]} with changes" if said[1] else said[0]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypedDict
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -14,6 +14,7 @@ from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
 from deepsc_jax.report.figures import save_png
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject
 
 AXES = {
     "voxels": "voxels of a tile",
@@ -23,13 +24,25 @@ AXES = {
 }
 COLOURS = {"ours": "#0072B2", "torch": "#D55E00"}
 DEVICE = ("device", "platform", "compute_dtype")  # of a worker's environment
-Curve = dict[str, Any]
 Beside = Callable[[Job, bool], list[Measured]]
+
+
+class Curve(TypedDict):
+    """How the time of one side's step grows with a quantity."""
+
+    quantity: str
+    side: str
+    sizes: list[int]
+    seconds: list[float]  # medians
+    least_s: list[float]
+    greatest_s: list[float]
+    names: list[str]  # of what was measured: of peers the fastest
+    exponent: float
 
 
 def scaling_rows(
     job: Job, devices: Sequence[int], repeats: int, tell: Callable[[str], None]
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Weak and strong scaling of a train step over `devices`, each a run of its own.
 
     `tell` is told how far it is.
@@ -45,10 +58,10 @@ def scaling_rows(
     rows = []
     for kind, weak in kinds.items():
         tell(f"{job.title}, {kind} scaling: on {', '.join(map(str, devices))} devices")
-        found = _side_by_side(placed[kind], repeats, tell)
-        seconds = [one.times.median for one in found]
+        measured = _side_by_side(placed[kind], repeats, tell)
+        seconds = [one.times.median for one in measured]
         shares = scaling.efficiency(devices, seconds, weak=weak)
-        for one, count, share in zip(found, devices, shares, strict=True):
+        for one, count, share in zip(measured, devices, shares, strict=True):
             scans, _ = jobs.counts(one.job)
             rows.append(
                 {
@@ -85,9 +98,6 @@ def curves(
 ) -> Iterator[list[Curve]]:
     """For every quantity in turn, a curve for each side.
 
-    A curve has `sizes`, `seconds` (medians, with `least_s` and `greatest_s`), `names` of what was
-    measured (of peers the fastest), and the `exponent` of its growth.
-
     Args:
       job: the train step to vary.
       quantities: of `scaling.QUANTITIES`.
@@ -116,12 +126,12 @@ def _curves(quantity: str, points: Sequence[tuple[int, Job]], beside: Beside) ->
         if peers:  # a variant that cannot be built is left out
             best = min(peers, key=lambda peer: peer.times.median)
             measured.setdefault("torch", {})[size] = best
-    found = []
+    drawn = []
     for side, by_size in measured.items():
         sizes, times = list(by_size), [one.times for one in by_size.values()]
         if len(sizes) > 1:
             seconds = [one.median for one in times]
-            curve = {
+            curve: Curve = {
                 "quantity": quantity,
                 "side": side,
                 "sizes": sizes,
@@ -131,13 +141,13 @@ def _curves(quantity: str, points: Sequence[tuple[int, Job]], beside: Beside) ->
                 "names": [one.job.name for one in by_size.values()],
                 "exponent": scaling.exponent(sizes, seconds),
             }
-            found.append(curve)
-    return found
+            drawn.append(curve)
+    return drawn
 
 
-def draw(found: Sequence[Curve], work: str, path: pathlib.Path) -> None:
+def draw(measured: Sequence[Curve], work: str, path: pathlib.Path) -> None:
     """Write a PNG with a panel for every quantity, both axes logarithmic."""
-    quantities = list(dict.fromkeys(curve["quantity"] for curve in found))
+    quantities = list(dict.fromkeys(curve["quantity"] for curve in measured))
     columns = min(len(quantities), 2)
     lines = -(-len(quantities) // columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * lines), facecolor="white")
@@ -145,7 +155,7 @@ def draw(found: Sequence[Curve], work: str, path: pathlib.Path) -> None:
     for axes in panels[len(quantities) :]:
         axes.remove()
     for axes, quantity in zip(panels, quantities, strict=False):
-        exponents, drawn = [], [curve for curve in found if curve["quantity"] == quantity]
+        exponents, drawn = [], [curve for curve in measured if curve["quantity"] == quantity]
         for curve in drawn:
             side = curve["side"]
             colour = COLOURS[side]

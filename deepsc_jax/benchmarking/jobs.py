@@ -6,7 +6,7 @@ Nothing here touches a device or imports a framework: the parent stays small.
 import dataclasses
 import pathlib
 import typing
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def batch(job: Job) -> Batch:
     data, rows = config.data, []
     classes = [i for i in range(len(data.classes)) if i != data.lesion_free_id][:2]
     for index in range(job.scans):
-        row: dict[str, Any] = {
+        row: dict[str, np.ndarray | np.int32] = {
             "depth": np.int32(size[0]),
             "label": np.int32(classes[index % len(classes)]),
         }

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from deepsc_jax.benchmarking.jobs import OURS, Job
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject
 
 PAUSE_SECONDS = 0.3  # OpenMP's and Eigen's threads spin for some while after their work
 
@@ -23,7 +24,7 @@ PAUSE_SECONDS = 0.3  # OpenMP's and Eigen's threads spin for some while after th
 class TakesTurns(Protocol):
     """What `interleave` asks of a worker."""
 
-    def turn(self) -> dict[str, Any]:
+    def turn(self) -> JsonObject:
         """Run once; returns `seconds` and `joules`."""
         ...
 
@@ -59,11 +60,11 @@ class Worker:
             self.close()
             raise
 
-    def turn(self) -> dict[str, Any]:
+    def turn(self) -> JsonObject:
         """One timed turn: `seconds`, `joules`."""
         return self._ask("again" if self.again else "turn")
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> JsonObject:
         """Memory and rates, after the last turn."""
         return self._ask("end")
 
@@ -80,7 +81,7 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
 
-    def _ask(self, message: Any) -> dict[str, Any]:
+    def _ask(self, message: Job | str) -> JsonObject:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -142,9 +143,9 @@ def _warm_worker(job: Job) -> Worker:
 
 def interleave(
     takers: Sequence[TakesTurns], repeats: int, pause: float = PAUSE_SECONDS
-) -> list[list[dict[str, Any]]]:
+) -> list[list[JsonObject]]:
     """`repeats` turns of each, taken in rounds, so that what slows the machine slows all alike."""
-    turns: list[list[dict[str, Any]]] = [[] for _ in takers]
+    turns: list[list[JsonObject]] = [[] for _ in takers]
     for _ in range(repeats):
         for taker, taken in zip(takers, turns, strict=True):
             time.sleep(pause)
@@ -176,8 +177,8 @@ class Measured:
     joules: float | None
     compile_s: float
     summary: Mapping[str, float]
-    environment: Mapping[str, Any]
-    end: Mapping[str, Any]
+    environment: JsonObject
+    end: JsonObject
 
     @property
     def peak_mib(self) -> float:
@@ -208,10 +209,10 @@ def measure(
         for worker in built:  # alike, and none where one takes long
             worker.again = not any(longs)
         turns = interleave(built, repeats)
-        found = []
+        measured = []
         for worker, taken in zip(built, turns, strict=True):
             joules = [turn["joules"] for turn in taken]
-            found.append(
+            measured.append(
                 Measured(
                     worker.job,
                     Times.of([turn["seconds"] for turn in taken]),
@@ -220,10 +221,10 @@ def measure(
                     **worker.ready,
                 )
             )
-    return found, left_out
+    return measured, left_out
 
 
-def require_agreement(peer: Job, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def require_agreement(peer: Job, ours: JsonObject, theirs: JsonObject) -> None:
     """Refuse to compare two works that do not compute the same: their first results differ.
 
     Args:
@@ -236,10 +237,10 @@ def require_agreement(peer: Job, ours: Mapping[str, Any], theirs: Mapping[str, A
     """
     bound = 1e-3 if ours["environment"]["compute_dtype"] == "float32" else 5e-2
     for name in ours["summary"].keys() & theirs["summary"].keys():
-        found, expected = ours["summary"][name], theirs["summary"][name]
-        if not abs(found - expected) <= bound * max(abs(found), abs(expected)):
+        own, other = ours["summary"][name], theirs["summary"][name]
+        if not abs(own - other) <= bound * max(abs(own), abs(other)):
             raise InputError(
-                f"--work={peer.work}: {name} is {found:.6g} and {expected:.6g} by {peer.name}, "
+                f"--work={peer.work}: {name} is {own:.6g} and {other:.6g} by {peer.name}, "
                 f"equal to {bound:g} expected: they do not compute the same, so their times say "
                 "nothing (make parity looks closer)"
             )

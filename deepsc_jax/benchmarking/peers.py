@@ -15,21 +15,26 @@ import multiprocessing
 import pathlib
 import pickle
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch.nn import Module
 
 from deepsc_jax.benchmarking import jobs, works
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.works import Built
-from deepsc_jax.config import Config
+from deepsc_jax.config import Config, Ints3
 from deepsc_jax.interop.torch import variables_to_torch
 from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject, Untyped
 from deepsc_jax.systems.whole_scan import chunk_tiles
 
+Out = TypeVar("Out")
+Predicted = tuple[dict[str, torch.Tensor], torch.Tensor | None]  # volumes, classes
 TESTS = pathlib.Path(__file__).parents[2] / "tests"
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -76,7 +81,7 @@ def build(job: Job) -> Built:
     return _train(job, reference, network)
 
 
-def environment(_config: Config) -> dict[str, Any]:
+def environment(_config: Config) -> JsonObject:
     """How torch computes here."""
     return {"torch_threads": torch.get_num_threads()}
 
@@ -103,7 +108,7 @@ def peak_rates() -> tuple[str, dict[str, float]]:
     return "", {}
 
 
-def _reference(job: Job) -> Any:
+def _reference(job: Job) -> ModuleType:
     """The model in plain PyTorch, of `tests/reference`."""
     try:
         return importlib.import_module(f"reference.{job.config.name}")
@@ -113,7 +118,7 @@ def _reference(job: Job) -> Any:
         ) from error
 
 
-def _as_variant(network: Any, job: Job, subnets: Any) -> Any:
+def _as_variant(network: Untyped, job: Job, subnets: Iterable[Module]) -> Module:
     network = network.to(DEVICE)
     if job.variant == "channels_last":
         network = network.to(memory_format=torch.channels_last_3d)
@@ -123,7 +128,7 @@ def _as_variant(network: Any, job: Job, subnets: Any) -> Any:
     return network
 
 
-def _precision(job: Job) -> Any:
+def _precision(job: Job) -> contextlib.AbstractContextManager:
     """AMP where ours computes in bfloat16."""
     wanted = job.config.platform.compute_dtype
     if wanted == "bfloat16" or (wanted == "auto" and CUDA):
@@ -131,8 +136,8 @@ def _precision(job: Job) -> Any:
     return contextlib.nullcontext()
 
 
-def _synchronised(job: Job, work: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
+def _synchronised(job: Job, work: Callable[[], Out]) -> Callable[[], Out]:
+    def run() -> Out:
         with _precision(job):
             out = work()
         if CUDA:
@@ -150,31 +155,31 @@ def _tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: x if name in ON_HOST else x.to(DEVICE) for name, x in tensors.items()}
 
 
-def _train(job: Job, reference: Any, network: Any) -> Built:
+def _train(job: Job, reference: ModuleType, network: Module) -> Built:
     batch = _tensors(jobs.batch(job))
     weights = torch.ones(len(job.config.data.classes), device=DEVICE)
     steps = reference.train(network, job.config, job.stage, itertools.repeat(batch), weights)
     return Built(_synchronised(job, lambda: next(steps)), lambda means: {"loss": means["loss"]})
 
 
-def _forward(job: Job, reference: Any, network: Any) -> Built:
+def _forward(job: Job, reference: ModuleType, network: Module) -> Built:
     batch = _tensors(jobs.batch(job))
 
-    def forward() -> Any:
+    def forward() -> dict[str, torch.Tensor]:
         with torch.no_grad():
             return reference.forward(network, job.config, batch, job.stage)
 
-    def summary(out: Any) -> dict[str, float]:
+    def summary(out: dict[str, torch.Tensor]) -> dict[str, float]:
         first = {"lesion": lambda x: x.mean(), "logits": lambda x: x[0, 0]}
         return {name: float(first[name](x)) for name, x in out.items()}
 
     return Built(_synchronised(job, forward), summary)
 
 
-def _inference(job: Job, reference: Any, network: Any) -> Built:
+def _inference(job: Job, reference: ModuleType, network: Module) -> Built:
     drawn, _ = jobs.draw_scan(job.scan_size, 0)
 
-    def predict() -> Any:  # from and to the host, as ours
+    def predict() -> Predicted:  # from and to the host, as ours
         drawn_here = torch.from_numpy(drawn).to(DEVICE)
         volumes, classes = reference.predict(network, job.config, drawn_here)
         return (
@@ -182,7 +187,7 @@ def _inference(job: Job, reference: Any, network: Any) -> Built:
             None if classes is None else classes.cpu(),
         )
 
-    def summary(predicted: Any) -> dict[str, float]:
+    def summary(predicted: Predicted) -> dict[str, float]:
         volumes, classes = predicted
         means = {"lesion": float(volumes["lesion"].mean())} if "lesion" in volumes else {}
         return means if classes is None else means | {"probability": float(classes[0])}
@@ -197,12 +202,12 @@ def _monai(job: Job) -> Built:
     trains = job.work == "train"
     tile = job.config.data.tile
     tiles = jobs.counts(job)[1]
-    width, found = nearest_width(tile, tiles, wanted, trains=trains)
+    width, flops = nearest_width(tile, tiles, wanted, trains=trains)
     torch.manual_seed(job.config.train.seed)
     network = _unet(width)
     network = _as_variant(network, job, [network])
     run = _monai_step(job, network) if trains else _sliding_window(job, network)
-    return Built(_synchronised(job, run), lambda _: {"width": width}, lambda: {"float32": found})
+    return Built(_synchronised(job, run), lambda _: {"width": width}, lambda: {"float32": flops})
 
 
 def _unet(width: int) -> torch.nn.Module:
@@ -212,7 +217,7 @@ def _unet(width: int) -> torch.nn.Module:
     return make_unet([width * 2**level for level in range(4)])
 
 
-def nearest_width(tile: Any, tiles: int, wanted: int, *, trains: bool) -> tuple[int, int]:
+def nearest_width(tile: Ints3, tiles: int, wanted: int, *, trains: bool) -> tuple[int, int]:
     """The width whose U-Net's FLOPs are nearest to `wanted` for so many tiles, and those FLOPs."""
 
     @functools.cache
@@ -225,18 +230,18 @@ def nearest_width(tile: Any, tiles: int, wanted: int, *, trains: bool) -> tuple[
     return width, flops(width)
 
 
-def _unet_flops(width: int, tile: Any, trains: bool) -> int:
+def _unet_flops(width: int, tile: Ints3, trains: bool) -> int:
     """Of one tile, forward and, if it trains, backward; counted on shapes alone."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        found = _unet(width)(torch.zeros(1, 1, *tile))
+        logits = _unet(width)(torch.zeros(1, 1, *tile))
         if trains:
-            found.sum().backward()
+            logits.sum().backward()
     return counter.get_total_flops()
 
 
-def _monai_step(job: Job, network: Any) -> Callable[[], Any]:
+def _monai_step(job: Job, network: Module) -> Callable[[], float]:
     from monai.losses.dice import DiceCELoss
 
     batch = jobs.batch(job)
@@ -258,7 +263,7 @@ def _monai_step(job: Job, network: Any) -> Callable[[], Any]:
     return step
 
 
-def _sliding_window(job: Job, network: Any) -> Callable[[], Any]:
+def _sliding_window(job: Job, network: Module) -> Callable[[], torch.Tensor]:
     from monai.inferers.utils import sliding_window_inference
 
     drawn, _ = jobs.draw_scan(job.scan_size, 0)
@@ -268,7 +273,8 @@ def _sliding_window(job: Job, network: Any) -> Callable[[], Any]:
     def predict() -> torch.Tensor:
         with torch.no_grad():
             volume = torch.from_numpy(drawn[None, None]).to(DEVICE)
-            found: Any = sliding_window_inference(volume, tile, at_once, network, overlap=0)
-            return torch.softmax(found, dim=1)[0, 1].cpu()
+            logits = sliding_window_inference(volume, tile, at_once, network, overlap=0)
+            assert isinstance(logits, torch.Tensor)
+            return torch.softmax(logits, dim=1)[0, 1].cpu()
 
     return predict

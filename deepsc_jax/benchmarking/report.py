@@ -1,13 +1,13 @@
 """The rows of a benchmark, as JSON and as text."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from deepsc_jax.benchmarking import jobs
 from deepsc_jax.benchmarking.measure import Measured
+from deepsc_jax.runtime.types import JsonObject
 
-Row = dict[str, Any]
+Row = JsonObject
 MEMORY = (
     "MiB: the most a process held during its timed runs, of the device where it tells, else of\n"
     "the host beyond what it held after its imports, without the pages of libraries."
@@ -15,12 +15,12 @@ MEMORY = (
 ENERGY = "joules: of all processors and GPUs that tell, those of others and idle ones included."
 
 
-def rows(found: Sequence[Measured], repeats: int) -> list[Row]:
+def rows(measured: Sequence[Measured], repeats: int) -> list[Row]:
     """A row for every pair of ours (the first) and a peer, and one for the best of a side's.
 
     A row of ours alone where there is no peer.
     """
-    ours, *peers = found
+    ours, *peers = measured
     own = _ours(ours, repeats)
     if not peers:
         return [own | _peer(None, own)]
@@ -143,7 +143,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *(f"of peak: {source}" for source in sorted(sources)), *energy])
 
 
-def _span(row: Mapping[str, Any], side: str) -> str:
+def _span(row: Row, side: str) -> str:
     return f"({row[f'{side}_min_s']:.3g} - {row[f'{side}_max_s']:.3g})"
 
 

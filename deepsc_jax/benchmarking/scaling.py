@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.config import Config
+from deepsc_jax.runtime.types import JsonObject
 
 QUANTITIES = ("voxels", "channels", "scans", "devices")
 DOUBLINGS = (1, 2, 4, 8)
@@ -90,7 +90,7 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def scaling_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def scaling_table(rows: Sequence[JsonObject]) -> str:
     """Weak and strong scaling as text."""
     lines = [
         f"{'scaling':10}{'work':22}{'devices':>8}{'batch':>7}{'s':>9}{'scans/s':>9}{'efficiency':>12}"

@@ -20,13 +20,17 @@ import resource
 import sys
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
+from typing import TypeVar
 
 from deepsc_jax.benchmarking import energy, environment
 from deepsc_jax.benchmarking.jobs import OURS, Job
 from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject
 
+Out = TypeVar("Out")
 TURN_SECONDS = 0.2  # a turn repeats a shorter work, so that no clock is too coarse
 LONG_SECONDS = 10.0  # in a longer one the slow start after waiting is lost
 
@@ -36,7 +40,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not a reply
 
-    def reply(**message: Any) -> None:
+    def reply(**message: object) -> None:
         pickle.dump(message, replies)
         replies.flush()
 
@@ -71,7 +75,7 @@ class Timed:
       ready: what the parent is told of it.
     """
 
-    def __init__(self, module: Any, job: Job):
+    def __init__(self, module: ModuleType, job: Job):
         self._module = module
         self._built = module.build(job)
         self._run = self._built.run
@@ -93,7 +97,7 @@ class Timed:
             "environment": module.environment(job.config),
         }
 
-    def turn(self, *, again: bool) -> dict[str, Any]:
+    def turn(self, *, again: bool) -> JsonObject:
         """Seconds, and joules where they are told, of one step of the work.
 
         `again` after an untimed run: the first step after some seconds of waiting for the others
@@ -112,7 +116,7 @@ class Timed:
         self._module.give_back_device()  # a peer may need it
         return {"seconds": seconds / steps, "joules": joules}
 
-    def end(self, before: int) -> dict[str, Any]:
+    def end(self, before: int) -> JsonObject:
         """What is known after the last turn; what takes memory itself comes last."""
         peak, device = _held("VmHWM"), self._module.peak_device_bytes()
         source, rates = self._module.peak_rates()
@@ -128,7 +132,7 @@ class Timed:
         }
 
 
-def _seconds(run: Any) -> tuple[float, Any]:
+def _seconds(run: Callable[[], Out]) -> tuple[float, Out]:
     begun = time.perf_counter()
     out = run()
     return time.perf_counter() - begun, out

@@ -6,8 +6,9 @@ import itertools
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Generic, TypeVar
 
+import grain
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -18,23 +19,26 @@ from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.config import Config, PlatformConfig
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.batch import DEPTH_AXES
+from deepsc_jax.data.batch import Batch as HostBatch
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.layers.layout import resolve_dtype
 from deepsc_jax.planning import compiled, flops, targets
 from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build as build_system
-from deepsc_jax.systems.system import System, Variables, initial
+from deepsc_jax.systems.system import Batch, System, Variables, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import Scalars, make_train_step
 
+Out = TypeVar("Out")
 BATCHES = 10  # that one call of a work with loading takes
 OUTPUTS = ("lesion", "logits")  # of a network, that all peers have
 
 
 @dataclasses.dataclass(frozen=True)
-class Built:
+class Built(Generic[Out]):
     """A work, ready to be timed.
 
     Attributes:
@@ -45,8 +49,8 @@ class Built:
         per step.
     """
 
-    run: Callable[[], Any]
-    summary: Callable[[Any], dict[str, float]]
+    run: Callable[[], Out]
+    summary: Callable[[Out], dict[str, float]]
     flops: Callable[[], Mapping[str, float]] = dict
     depths: tuple[int, ...] = ()
 
@@ -96,14 +100,14 @@ def count_flops(job: Job) -> dict[str, int]:
     shapes = compiled.batch_shapes(system.config, whole, jobs.counts(job)[0], depth)
     variables = jax.eval_shape(lambda: initial(system))
 
-    def program(variables: Variables, batch: Any) -> Any:
+    def program(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
     return dict(flops.count(jax.jit(program).trace(variables, shapes).jaxpr))
 
 
-def environment(config: Config) -> dict[str, Any]:
+def environment(config: Config) -> JsonObject:
     """The devices of this process, and the type that convolutions are computed in."""
     device = jax.devices()[0]
     return {
@@ -164,7 +168,7 @@ def _weights(job: Job, system: System) -> Variables:
     return variables
 
 
-def _step(job: Job, mesh: Mesh) -> Callable[[Any], Scalars]:
+def _step(job: Job, mesh: Mesh) -> Callable[[Batch], Scalars]:
     """A function from a batch to the scalars, to come, of a step that trains on it."""
     config, system = job.config, build_system(job.config)
     stage = system.stage(job.stage)
@@ -175,7 +179,7 @@ def _step(job: Job, mesh: Mesh) -> Callable[[Any], Scalars]:
     state = jax.device_put(state, where)
     step = make_train_step(system, stage, mesh, system.facts(stage, ()), where)
 
-    def take(batch: Any) -> Scalars:
+    def take(batch: Batch) -> Scalars:
         nonlocal state
         state, scalars = step(state, batch)
         return scalars
@@ -188,13 +192,13 @@ def _train(job: Job) -> Built:
     step = _step(job, mesh)
     batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
 
-    def run() -> Any:
+    def run() -> Scalars:
         return jax.block_until_ready(step(batch))
 
     return Built(run, _loss, lambda: count_flops(job))
 
 
-def _loss(scalars: Any) -> dict[str, float]:
+def _loss(scalars: Scalars) -> dict[str, float]:
     return {"loss": float(scalars["loss"])}
 
 
@@ -204,7 +208,7 @@ def _forward(job: Job) -> Built:
     flag = f"{system.config.name}.{stage.name}.batch"
     device_mesh.check_batch(flag, stage.batch, system.config.platform.accumulation, mesh)
 
-    def program(variables: Variables, _: Variables, batch: Any) -> Any:
+    def program(variables: Variables, _: Variables, batch: Batch) -> dict[str, jax.Array]:
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
@@ -217,11 +221,11 @@ def _forward(job: Job) -> Built:
     variables = jax.device_put(_weights(job, system), device_mesh.replicated(mesh))
     batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
 
-    def summary(out: Any) -> dict[str, float]:
+    def summary(out: dict[str, jax.Array]) -> dict[str, float]:
         first = {"lesion": lambda x: x.mean(), "logits": lambda x: x[0, 0]}
         return {name: float(first[name](x)) for name, x in out.items()}
 
-    def run() -> Any:
+    def run() -> dict[str, jax.Array]:
         return jax.block_until_ready(forward(variables, {}, batch))
 
     return Built(run, summary, lambda: count_flops(job))
@@ -259,32 +263,33 @@ def _loop(job: Job, *, loads: bool) -> Built:
     """
     mesh = device_mesh.make_mesh(job.config.platform)
     step = _step(job, mesh)
-    read: Any = iter(_batches(job))
+    read = iter(_batches(job))
     first = next(read)
     others = itertools.islice(read if loads else itertools.repeat(first), BATCHES - 1)
     depths = tuple(_filled_depth(job, batch) for batch in itertools.chain([first], others))
     read.close()
 
-    def run() -> Any:
-        batches: Any = iter(_batches(job)) if loads else itertools.repeat(first)
+    def run() -> Scalars:
+        reading = iter(_batches(job)) if loads else None
+        batches = itertools.repeat(first) if reading is None else reading
         scalars = [
             step(device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)) for _ in range(BATCHES)
         ]
-        if loads:
-            batches.close()
+        if reading is not None:
+            reading.close()
         return jax.block_until_ready(scalars)[0]
 
     def flops() -> dict[str, float]:
-        found: dict[str, float] = {}
+        counted: dict[str, float] = {}
         for depth, times in collections.Counter(depths).items():
             for kind, n in count_flops(jobs.of_depth(job, depth)).items():
-                found[kind] = found.get(kind, 0) + n * times / len(depths)
-        return found
+                counted[kind] = counted.get(kind, 0) + n * times / len(depths)
+        return counted
 
     return Built(run, _loss, flops, depths)
 
 
-def _filled_depth(job: Job, batch: dict[str, Any]) -> int:
+def _filled_depth(job: Job, batch: HostBatch) -> int:
     """What the depth of a batch's scans was filled up to; only whole scans depend on it."""
     if job.reads.tiles != "all":
         return job.scan_size[0]
@@ -292,7 +297,7 @@ def _filled_depth(job: Job, batch: dict[str, Any]) -> int:
     return batch["tiles"].shape[1] // (rows * columns) * job.config.data.tile[0]
 
 
-def _batches(job: Job) -> Any:
+def _batches(job: Job) -> grain.IterDataset:
     config, system = job.config, build_system(job.config)
     if not flags.FLAGS.is_parsed():  # grain's threads ask for flags
         flags.FLAGS.mark_as_parsed()

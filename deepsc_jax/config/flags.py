@@ -8,15 +8,19 @@ import dataclasses
 import pathlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from absl import flags
 
+from deepsc_jax.config.options import Annotation, Options
 from deepsc_jax.config.run import SHARED, Config
+from deepsc_jax.runtime.types import Untyped
 
 # Of a checkout, and of an installed package: both have them beside or below `deepsc_jax`.
 _PACKAGE = pathlib.Path(__file__).parents[1]
 SHIPPED = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
+
+Section = TypeVar("Section")
 
 
 def define_shared() -> None:
@@ -25,7 +29,7 @@ def define_shared() -> None:
         _define(section, "")
 
 
-def section(kind: type) -> Any:
+def section(kind: type[Section]) -> Section:
     """The options of a shared section, `DataConfig` and the like, as the flags have them."""
     return _read(kind, "")
 
@@ -95,7 +99,7 @@ class ConfigFlags:
         return given
 
 
-def changed() -> dict[str, Any]:
+def changed() -> dict[str, object]:
     """The options that have another value than their default, by flag."""
     return {
         flag.name: flag.value
@@ -167,22 +171,22 @@ def _found(path: pathlib.Path) -> pathlib.Path:
 
 
 def _last_value(argv: Sequence[str], flag: str) -> str | None:
-    found = None
+    last = None
     for text, after in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = text.partition("=")
         if name in (f"--{flag}", f"-{flag}"):
-            found = value if equals else after
-    return found
+            last = value if equals else after
+    return last
 
 
-def _fields(section: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field]]:
+def _fields(section: type, prefix: str) -> Iterator[tuple[str, Annotation, dataclasses.Field]]:
     """The name of the flag, the type, and the field of every option; stages' included."""
     hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
             stage = typing.cast(type, kind)
-            default: Any = _default(field)
+            default = _default(field)
             for name, inner, option in _fields(stage, f"{prefix}{field.name}."):
                 changed = dataclasses.field(
                     default=getattr(default, option.name), metadata=option.metadata
@@ -193,13 +197,13 @@ def _fields(section: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.
             yield f"{prefix}{field.name}", kind, field
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _default(field: dataclasses.Field) -> Options:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
-def _options(section: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+def _options(section: Options, prefix: str) -> Iterator[tuple[str, Annotation, object]]:
     """The name of the flag, the type and the value of every option."""
     hints = typing.get_type_hints(type(section))
     for field in dataclasses.fields(section):
@@ -210,7 +214,7 @@ def _options(section: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{field.name}", kind, value
 
 
-def _read(section: type, prefix: str) -> Any:
+def _read(section: type, prefix: str) -> Options:
     """The options of `section` as the flags have them."""
     hints = typing.get_type_hints(section)
     values = {}
@@ -227,11 +231,11 @@ def _read(section: type, prefix: str) -> Any:
 
 
 def _define(section: type, prefix: str) -> None:
-    where: Any = {"module_name": section.__module__}  # as --helpfull groups them
+    where: dict[str, Untyped] = {"module_name": section.__module__}  # as --helpfull groups them
     for name, kind, field in _fields(section, prefix):
         if name in flags.FLAGS:
             continue
-        default: Any = field.default
+        default: Untyped = field.default
         text = field.metadata["help"]
         if kind is bool:
             flags.DEFINE_bool(name, default, text, **where)
@@ -248,7 +252,7 @@ def _define(section: type, prefix: str) -> None:
             flags.DEFINE(parser, name, default, text, flags.FLAGS, serializer, **where)
 
 
-def _text(kind: Any, value: Any) -> str:
+def _text(kind: Annotation, value: object) -> str:
     if kind is bool:
         return "true" if value else "false"
     return _TupleSerializer().serialize(value) if isinstance(value, tuple) else str(value)
@@ -257,14 +261,14 @@ def _text(kind: Any, value: Any) -> str:
 class _TupleParser(flags.ArgumentParser):
     """Values with commas between them, a fixed count or any; nested tuples have slashes."""
 
-    def __init__(self, kind: Any):
+    def __init__(self, kind: Annotation):
         super().__init__()
         self.items = typing.get_args(kind)
         self.nested = typing.get_origin(self.items[0]) is tuple
         self.item = typing.get_args(self.items[0])[0] if self.nested else self.items[0]
         self.syntactic_help = "values with commas between them"
 
-    def parse(self, argument: Any) -> tuple[Any, ...]:
+    def parse(self, argument: str | tuple) -> tuple:
         if isinstance(argument, tuple):
             return argument
         if self.nested:
@@ -274,10 +278,10 @@ class _TupleParser(flags.ArgumentParser):
             raise ValueError(f"{len(values)} values found, {len(self.items)} expected")
         return values
 
-    def _values(self, text: str) -> tuple[Any, ...]:
+    def _values(self, text: str) -> tuple:
         return tuple(self._value(part) for part in text.split(",")) if text else ()
 
-    def _value(self, text: str) -> Any:
+    def _value(self, text: str) -> object:
         if typing.get_origin(self.item) is not Literal:
             return self.item(text)
         if text not in typing.get_args(self.item):
@@ -291,7 +295,7 @@ class _TupleParser(flags.ArgumentParser):
 
 
 class _TupleSerializer(flags.ArgumentSerializer):
-    def serialize(self, value: Any) -> str:
+    def serialize(self, value: tuple) -> str:
         nested = value and isinstance(value[0], tuple)
         parts = ["/".join(",".join(map(str, v)) for v in value)] if nested else map(str, value)
         return ",".join(parts)

@@ -3,16 +3,21 @@
 import dataclasses
 import sys
 import typing
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+
+from deepsc_jax.runtime.types import JsonValue
 
 if typing.TYPE_CHECKING:
     from deepsc_jax.config.data import DataConfig
     from deepsc_jax.config.platform import PlatformConfig
 
 Ints3 = tuple[int, int, int]
+Value = TypeVar("Value")
+Annotation = Any  # of a field: a class, a `Literal`, a tuple of them
+Options = Any  # an object of a dataclass of options
 
 
-def option(default: Any, text: str) -> Any:
+def option(default: Value, text: str) -> Value:
     """A dataclass field with its default and the help text of its flag."""
     return dataclasses.field(default=default, metadata={"help": text})
 
@@ -49,7 +54,7 @@ class ModelOptions(Protocol):
     flag of a field is `--NAME.FIELD`, of a stage's `--NAME.STAGE.FIELD`.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
     NAME: ClassVar[str]
 
     @property
@@ -70,7 +75,7 @@ class ModelOptions(Protocol):
         ...
 
 
-def from_document(section: type, document: Any) -> Any:
+def from_document(section: type, document: JsonValue) -> Options:
     """A dataclass of options from its JSON object: lists become tuples again.
 
     Raises:
@@ -85,7 +90,7 @@ def from_document(section: type, document: Any) -> Any:
     return section(**{name: _value(name, hints[name], document[name]) for name in names})
 
 
-def _value(name: str, kind: Any, given: Any) -> Any:
+def _value(name: str, kind: Annotation, given: JsonValue) -> object:
     """What JSON has for an option of that type."""
     if dataclasses.is_dataclass(kind):
         return from_document(typing.cast(type, kind), given)

@@ -4,10 +4,9 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 from deepsc_jax.config.data import DataConfig
-from deepsc_jax.config.options import ModelOptions, StageOptions, from_document
+from deepsc_jax.config.options import ModelOptions, Options, StageOptions, from_document
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.training import TrainConfig
 from deepsc_jax.runtime.errors import InputError
@@ -47,9 +46,9 @@ class Config:
         """The options of the model's stage of that name."""
         return getattr(self.model, name)
 
-    def with_stage(self, stage: str, **changes: Any) -> "Config":
+    def with_stage(self, stage: str, **changes: object) -> "Config":
         """The same configuration with some options of one stage changed."""
-        options: Any = self.model
+        options = self.model
         changed = dataclasses.replace(getattr(options, stage), **changes)
         return dataclasses.replace(self, model=dataclasses.replace(options, **{stage: changed}))
 
@@ -57,8 +56,9 @@ class Config:
 def save(config: Config, path: pathlib.Path) -> None:
     """Write `config` as JSON to `path`: the shared sections, and its own model's."""
     document = {name: dataclasses.asdict(getattr(config, name)) for name in SHARED}
-    options: Any = config.model
-    write_json({"model": config.name, config.name: dataclasses.asdict(options)} | document, path)
+    write_json(
+        {"model": config.name, config.name: dataclasses.asdict(config.model)} | document, path
+    )
 
 
 def load(path: pathlib.Path, options_of: Callable[[str], type]) -> Config:
@@ -101,7 +101,7 @@ def differences(begun: Config, asked: Config) -> list[str]:
     return sorted(rows)
 
 
-def _changed(prefix: str, one: Any, other: Any) -> list[str]:
+def _changed(prefix: str, one: Options, other: Options) -> list[str]:
     rows = []
     for field in dataclasses.fields(one):
         then, now = getattr(one, field.name), getattr(other, field.name)

@@ -5,10 +5,11 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorstore as ts
+
+from deepsc_jax.runtime.types import JsonObject
 
 DTYPES = {"volume": "uint16", "lesion": "uint8", "lung": "uint8", "lesion_voxels": "int16"}
 LEVELS = 65535
@@ -25,7 +26,7 @@ def kvstore(path: str, child: str) -> ts.KvStore.Spec:
 
 def array_spec(
     place: ts.KvStore.Spec, name: str, shape: Sequence[int], chunk: Sequence[int]
-) -> dict[str, Any]:
+) -> JsonObject:
     """The array `name` of a case at `place`, of one shard; chunks are clipped to the array."""
     sides = [max(side, 1) for side in shape]
     chunk = [max(min(c, s), 1) for c, s in zip(chunk, sides, strict=True)]

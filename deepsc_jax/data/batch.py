@@ -86,18 +86,18 @@ def fields(
       tiles: of an example (`count_tiles`).
       evaluation: with the facts that an evaluation needs.
     """
-    found: dict[str, Field] = {}
+    named: dict[str, Field] = {}
     if reads.lesions:
-        found["tiles"] = Field((tiles, *data.tile), np.dtype(np.float32))
-        found["lesions"] = Field((tiles, *data.tile), np.dtype(np.float32))
-        found["origins"] = Field((tiles, 3), np.dtype(np.int32))
+        named["tiles"] = Field((tiles, *data.tile), np.dtype(np.float32))
+        named["lesions"] = Field((tiles, *data.tile), np.dtype(np.float32))
+        named["origins"] = Field((tiles, 3), np.dtype(np.int32))
     if reads.slices:
-        found["slices"] = Field((data.slices, *data.working_size), np.dtype(np.float32))
-    found["depth"] = found["label"] = Field((), np.dtype(np.int32))
+        named["slices"] = Field((data.slices, *data.working_size), np.dtype(np.float32))
+    named["depth"] = named["label"] = Field((), np.dtype(np.int32))
     if evaluation:
-        found["valid"] = Field((), np.dtype(np.bool_))
-        found["case"] = Field((), np.dtype(np.int32))
-    return found
+        named["valid"] = Field((), np.dtype(np.bool_))
+        named["case"] = Field((), np.dtype(np.int32))
+    return named
 
 
 def count_tiles(reads: Reads, config: Config, depth: int) -> int:

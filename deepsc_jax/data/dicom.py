@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float64
@@ -21,6 +21,7 @@ from deepsc_jax.data.dicom_elements import misfit
 from deepsc_jax.data.itk import itk_errors, openable
 from deepsc_jax.data.source import Doubt, Source, require_bounded, scanner_header
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import Untyped
 
 POSITION_TOLERANCE = 0.1
 """Largest deviation of one slice gap from the median gap, as a share of it. A missing slice doubles
@@ -113,7 +114,7 @@ def read_series(folder: Path) -> Source:
     return _to_source(folder, chosen, notes)
 
 
-def _read_tags(sitk: Any, folder: Path) -> tuple[list[_Slice], list[Path]]:
+def _read_tags(sitk: ModuleType, folder: Path) -> tuple[list[_Slice], list[Path]]:
     """The DICOM files of a folder, and the other files that lie there."""
     slices = []
     try:
@@ -165,7 +166,7 @@ def _may_be_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _tag(reader: Any, key: str) -> str:
+def _tag(reader: Untyped, key: str) -> str:
     text = reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
     return text.strip().strip("\0").strip()
 

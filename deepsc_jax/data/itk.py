@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from deepsc_jax.data.source import Doubt, Source, require_bounded, require_regular, scanner_header
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import Untyped
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -39,7 +40,7 @@ _UNMEASURED = Doubt(
 Fields = dict[str, str]
 
 
-def simpleitk(path: Path) -> Any:
+def simpleitk(path: Path) -> ModuleType:
     """The module SimpleITK, to read `path`.
 
     Raises:
@@ -56,7 +57,7 @@ def simpleitk(path: Path) -> Any:
 
 
 @contextmanager
-def itk_errors(path: Path, advice: str) -> Iterator[Any]:
+def itk_errors(path: Path, advice: str) -> Iterator[ModuleType]:
     """SimpleITK without its warnings on stderr; what it raises becomes one line that ends so."""
     sitk = simpleitk(path)
     showed_warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -170,7 +171,7 @@ def read_itk(path: Path) -> Source:
 
 
 @contextmanager
-def _reader(sitk: Any, path: Path, *, attached: bool) -> Iterator[Any]:
+def _reader(sitk: ModuleType, path: Path, *, attached: bool) -> Iterator[Untyped]:
     with openable([path]) as (name,):
         if name != os.fspath(path) and not attached:
             raise InputError(f"{path}: its name is not UTF-8: rename it and the file of its voxels")
@@ -197,8 +198,8 @@ def _header(path: Path) -> tuple[Fields, int]:
         line = line.strip()
         if not line and not _is_meta(path):
             return fields, place
-        name, found, value = line.partition(separator)
-        if found and not line.startswith(b"#"):
+        name, separated, value = line.partition(separator)
+        if separated and not line.startswith(b"#"):
             key = " ".join(name.decode("latin-1").lower().split())
             fields[key] = value.lstrip(b"=").decode("utf-8", "surrogateescape").strip()
         if _is_meta(path) and "elementdatafile" in fields:

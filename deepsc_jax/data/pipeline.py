@@ -14,7 +14,6 @@ computes the same numbers to the last bit; with another number, sums are taken i
 
 import dataclasses
 import os
-from typing import Any
 
 import grain
 import numpy as np
@@ -31,7 +30,7 @@ ORIGIN_STEP = 8  # in-plane origins of random tiles: the pooled grids of tile an
 _PREFETCHED_BYTES = 2 * 2**30
 _PREFETCHED_BATCHES = 8
 
-Example = dict[str, Any]
+Example = dict[str, np.ndarray | np.generic]
 
 
 def learnable(cases: list[StoredCase], reads: Reads) -> list[StoredCase]:

@@ -220,7 +220,7 @@ def _without_copies(
     kept = []
     for case in stored:
         same = {case.sums["scan"], *(v for k, (_, v) in case.files.items() if "volume/c" in k)}
-        first = next((seen[found] for found in same if found in seen), None)
+        first = next((seen[digest] for digest in same if digest in seen), None)
         if first is None:
             seen |= dict.fromkeys(same, case.name)
             kept.append(case)
@@ -261,8 +261,8 @@ def _is_store(folder: pathlib.Path) -> bool:
 
 def _files(folder: pathlib.Path) -> list[str]:
     """What lies below the folder, by path from there; links are not followed."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return [path.relative_to(folder).as_posix() for path in found]
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _remove(folder: pathlib.Path, start: str = "") -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from deepsc_jax.data.datasets import relative_path
 from deepsc_jax.data.preprocess import WorkingGrid
 from deepsc_jax.data.sums import meanwhile
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject
 
 Ints3 = tuple[int, int, int]
 
@@ -80,11 +80,11 @@ class StoredCase:
                     f"{self.name}: its {kind.replace('_', ' ')} {path} is gone since it was "
                     f"prepared: {advice}"
                 )
-        with meanwhile(self.sources()) as found:
+        with meanwhile(self.sources()) as sums:
             try:
                 yield
             finally:
-                for kind, now in found.result().items():
+                for kind, now in sums.result().items():
                     if self.sums.get(kind, now) != now:
                         raise InputError(
                             f"{self.name}: its {kind.replace('_', ' ')} {self.sources()[kind]} has "
@@ -92,7 +92,7 @@ class StoredCase:
                         )
 
 
-def record_to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
+def record_to_json(case: StoredCase, base: pathlib.Path) -> JsonObject:
     """A record as the index has it; source paths inside `base` become relative to it."""
     grid = {
         field.name: np.asarray(getattr(case.grid, field.name)).tolist()
@@ -103,14 +103,14 @@ def record_to_json(case: StoredCase, base: pathlib.Path) -> dict[str, Any]:
     return record | paths | {"depth": case.depth, "grid": grid}
 
 
-def record_from_json(record: dict[str, Any], base: pathlib.Path) -> StoredCase:
+def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     """What `record_to_json` made. Raises KeyError, TypeError or ValueError if it did not."""
     values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
     values["shape"], values["chunk"] = tuple(values["shape"]), tuple(values["chunk"])
     values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
-    values["files"] = {name: (size, found) for name, (size, found) in values["files"].items()}
+    values["files"] = {name: (size, digest) for name, (size, digest) in values["files"].items()}
     return StoredCase(**values)
 
 
@@ -124,7 +124,7 @@ def index_bytes(
     return _summed(f'{{{head},\n"cases": [\n{records}\n],\n'.encode())
 
 
-def parse_index(text: bytes, place: str) -> dict[str, Any]:
+def parse_index(text: bytes, place: str) -> JsonObject:
     """An index as `index_bytes` wrote it.
 
     Raises:

@@ -132,8 +132,10 @@ def load_scan(
     doubts = list(source.doubts)
     if intensity == "hu" and not all(VOXEL_MM[0] <= size <= VOXEL_MM[1] for size in spacing_mm):
         shown = " × ".join(f"{size:g}" for size in reversed(spacing_mm))
-        found = f"its voxels measure {shown} mm, expected {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} each"
-        doubts.append(Doubt("voxels", found, "correct the header, or its unit"))
+        measured = (
+            f"its voxels measure {shown} mm, expected {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} each"
+        )
+        doubts.append(Doubt("voxels", measured, "correct the header, or its unit"))
     notes = source.notes + settled(path, doubts, allow)
     require_packed_plausibly(path, source.unpacked, source.packed)
     values, low, high = _values(source, path)
@@ -280,12 +282,12 @@ def _values(source: Source, path: Path) -> tuple[Volume, float, float]:
 
 
 def _intensity_doubts(low: float, high: float, intensity: Intensity, path: Path) -> list[Doubt]:
-    found = f"its values lie within {low:g}..{high:g}"
+    within = f"its values lie within {low:g}..{high:g}"
     if low == high:
         raise InputError(f"{path}: every voxel is {low:g}, expected an image: check the export")
     if intensity == "unit" and (low < 0 or high > 255 or 1 < high <= 2):
         raise InputError(
-            f"{path}: {found}, expected 0..1 or 0..255 with --intensity=unit: "
+            f"{path}: {within}, expected 0..1 or 0..255 with --intensity=unit: "
             "prepare and train with --intensity=hu for CT numbers"
         )
     if intensity == "hu" and low > -500:
@@ -294,7 +296,7 @@ def _intensity_doubts(low: float, high: float, intensity: Intensity, path: Path)
             if high <= 255
             else "rescale them to HU (stored values often lack an offset of -1024)"
         )
-        return [Doubt("intensity", f"{found}, expected HU with air near -1000", advice)]
+        return [Doubt("intensity", f"{within}, expected HU with air near -1000", advice)]
     return []
 
 

@@ -27,7 +27,7 @@ import pathlib
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tensorstore as ts
@@ -41,6 +41,7 @@ from deepsc_jax.data.records import Ints3, StoredCase, index_bytes, parse_index,
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
 from deepsc_jax.runtime.progress import Progress
+from deepsc_jax.runtime.types import JsonObject, Untyped
 
 ArrayName = Literal["volume", "lesion", "lung"]
 
@@ -271,15 +272,15 @@ class Store:
                 return f"{self.path}/{name}: not as it was written (another SHA-256)"
             return None
 
-        files, found = self.files(), []
+        files, damaged = self.files(), []
         with (
             concurrent.futures.ThreadPoolExecutor(workers) as pool,
             Progress("verify", len(files)) as progress,
         ):
             for line in pool.map(look, files):
                 progress.advance()
-                found += [] if line is None else [line]
-        return found
+                damaged += [] if line is None else [line]
+        return damaged
 
     def files(self) -> list[tuple[str, int, str]]:
         """Path below the store, size and SHA-256 of every file, the index apart."""
@@ -313,8 +314,8 @@ class Store:
 
     def _array(self, case: str, array: str) -> ts.TensorStore:
         with self._lock:
-            found = self._open.get((case, array))
-            if found is None:
+            opened = self._open.get((case, array))
+            if opened is None:
                 record = self._case[case]
                 shape, chunk = record.shape, record.chunk
                 if array == "lesion_voxels":
@@ -328,10 +329,10 @@ class Store:
                     "fill_missing_data_reads": False,
                 }
                 opening = ts.open(spec, read=True, context=self._context)
-                found = self._open[case, array] = self._result(opening, case, array)
-        return found
+                opened = self._open[case, array] = self._result(opening, case, array)
+        return opened
 
-    def _result(self, future: ts.Future, case: str, array: str) -> Any:
+    def _result(self, future: ts.Future, case: str, array: str) -> Untyped:
         try:
             return future.result()
         except (ValueError, OSError) as error:
@@ -340,7 +341,7 @@ class Store:
                 "again, or prepare the store again"
             ) from error
 
-    def _read_index(self) -> dict[str, Any]:
+    def _read_index(self) -> JsonObject:
         try:
             read = ts.KvStore.open(kvstore(self.path, "")).result().read("index.json").result()
         except (ValueError, OSError) as error:
@@ -356,11 +357,11 @@ class Store:
         return parse_index(read.value, f"{self.path}/index.json")
 
 
-def _decode(values: Any, array: ArrayName) -> np.ndarray:
+def _decode(values: np.ndarray, array: ArrayName) -> np.ndarray:
     if array != "volume":
         return np.asarray(values)
     return np.divide(values, np.float32(LEVELS), dtype=np.float32)
 
 
-def _flag_text(value: Any) -> str:
+def _flag_text(value: object) -> str:
     return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)

@@ -80,8 +80,8 @@ def _file_sum(path: pathlib.Path) -> str:
     _require_regular(path)
     with path.open("rb") as file:
         before = os.fstat(file.fileno())
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise InputError(f"{path}: changed while it was read: try again when it is written")
-    return found
+    return digest

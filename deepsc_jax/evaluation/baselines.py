@@ -199,9 +199,9 @@ def _dice_table(smoothed, case: BaselineCase, edges) -> np.ndarray:
     lesion_voxels, _ = np.histogram(smoothed[case.lesion & case.lung], edges)
     all_below = np.concatenate([[0], np.cumsum(all_voxels)])
     lesion_below = np.concatenate([[0], np.cumsum(lesion_voxels)])
-    found = np.maximum(lesion_below[None] - lesion_below[:, None], 0)
+    hits = np.maximum(lesion_below[None] - lesion_below[:, None], 0)
     marked = np.maximum(all_below[None] - all_below[:, None], 0)
-    return 2 * found / (marked + np.count_nonzero(case.lesion))
+    return 2 * hits / (marked + np.count_nonzero(case.lesion))
 
 
 def _dice(prediction, truth) -> float:

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from deepsc_jax.inference.predictor import SegmentsScans
 from deepsc_jax.metrics.summary import per_scan, summarise
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
+from deepsc_jax.runtime.types import JsonObject
 
 
 def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, list[dict]]:
@@ -47,10 +47,10 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
     )
 
 
-def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> dict[str, Any]:
+def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> JsonObject:
     """The figures of one scan."""
     prediction = predictor(store.read(case.name, "volume"))
-    row: dict[str, Any] = {"case": case.name, "label": store.data.classes[case.label]}
+    row: JsonObject = {"case": case.name, "label": store.data.classes[case.label]}
     if prediction.lesion is not None and case.lesions_known:
         truth = source_case(store, case, predictor.config.data.intensity)
         probability = preprocess.to_source(prediction.lesion, case.grid)

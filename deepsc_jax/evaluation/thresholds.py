@@ -33,11 +33,11 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
         if lesion is None or not truth.lesion.any():
             continue
         probability = preprocess.to_source(lesion, case.grid)
-        found, hits = (
+        predicted, hits = (
             np.histogram(probability[voxels], edges)[0][::-1].cumsum()[::-1][1:]
             for voxels in (truth.lung, truth.lung & truth.lesion)
         )
-        rows[i] = 2 * hits / (found + truth.lesion.sum())
+        rows[i] = 2 * hits / (predicted + truth.lesion.sum())
     rows = np.concatenate(cluster.by_process(rows))
     rows = rows[~np.isnan(rows).any(axis=1)]
     return THRESHOLDS[int(rows.mean(axis=0).argmax())] if len(rows) else None

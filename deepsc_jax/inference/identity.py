@@ -14,10 +14,10 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import sha256
+from deepsc_jax.runtime.types import JsonObject, JsonValue
 
 RESULT = "result.json"
 
@@ -64,7 +64,7 @@ class Sources:
     scan: Identity
     lung_mask: Identity | None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """As result.json says it."""
         mask = self.lung_mask
         return {
@@ -87,7 +87,7 @@ class Sources:
 
 
 def identify(
-    scan: Path, lung_mask: Path | None = None, earlier: dict[str, Any] | None = None
+    scan: Path, lung_mask: Path | None = None, earlier: JsonObject | None = None
 ) -> Sources:
     """Which scan and lung mask are at two paths.
 
@@ -98,7 +98,7 @@ def identify(
     Raises:
       InputError: there is no such file, it may not be read, or is none that can be (a FIFO).
     """
-    known: dict[str, tuple[Any, Any]] = {}
+    known: dict[str, tuple[object, object]] = {}
     if earlier is not None:
         for path, sums in (("scan", "sha256"), ("lung_mask", "lung_mask_sha256")):
             place = earlier.get(path)
@@ -108,7 +108,7 @@ def identify(
     return Sources(_identity(scan, known), mask)
 
 
-def _identity(path: Path, known: dict[str, tuple[Any, Any]]) -> Identity:
+def _identity(path: Path, known: dict[str, tuple[object, object]]) -> Identity:
     place, files, now = os.path.realpath(path), content_files(path), time.time_ns()
     state = _state(files)
     before, digest = known.get(place, (None, None))
@@ -201,15 +201,17 @@ def companions(path: Path) -> set[Path]:
             header = file.read(1 << 20)
     except OSError:  # whoever reads the scan says it
         return set()
-    found = _DETACHED.search(header)
-    if found is None or found[1].upper() == b"LOCAL":
+    detached = _DETACHED.search(header)
+    if detached is None or detached[1].upper() == b"LOCAL":
         return set()
-    if found[1].upper().startswith(b"LIST") or b"%" in found[1]:  # files, or a pattern of names
+    if (
+        detached[1].upper().startswith(b"LIST") or b"%" in detached[1]
+    ):  # files, or a pattern of names
         return {file for file in folder.iterdir() if file.is_file()} - {path}
-    return {folder / os.fsdecode(found[1])} - {path}
+    return {folder / os.fsdecode(detached[1])} - {path}
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
+def read_result(folder: Path) -> JsonObject | None:
     """The result.json in `folder`, if this program wrote one there; of an earlier version too."""
     path = folder / RESULT
     try:
@@ -225,19 +227,19 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result if ours and isinstance(result.get("scan"), str) else None
 
 
-def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def manifest(folder: Path) -> dict[str, JsonObject]:
     """Size and SHA-256 of every file in `folder`, by name."""
     files = sorted(folder.iterdir())
     return {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in files}
 
 
-def signed(result: dict[str, Any]) -> dict[str, Any]:
+def signed(result: JsonObject) -> JsonObject:
     """A result with its own sum, by which a change of result.json itself is seen."""
     text = json.dumps({key: value for key, value in result.items() if key != "sum"})
     return result | {"sum": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def missing_and_changed(folder: Path, result: dict[str, Any]) -> tuple[list[str], list[str]]:
+def missing_and_changed(folder: Path, result: JsonObject) -> tuple[list[str], list[str]]:
     """Which of a result's files are gone, and which are of another size than they were."""
     missing, changed = [], []
     for name, facts in result["files"].items():
@@ -309,10 +311,10 @@ def require_replaceable(
     return {RESULT, *result["files"]}
 
 
-def _is_as_written(file: Path, facts: Any, read: set[str]) -> bool:
+def _is_as_written(file: Path, facts: JsonValue, read: set[str]) -> bool:
     try:
-        found = file.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size != facts["size"]:
+        about = file.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size != facts["size"]:
             return False
         state = _state([file])
         if state not in read and sha256(file) != facts["sha256"]:

@@ -74,7 +74,7 @@ def below(folder: Path, results: Path) -> Found:
     top = os.path.realpath(results)
     if os.path.realpath(folder) == top:
         raise InputError(f"--out={results}: is the folder of the scans, expected another")
-    found: list[Request] = []
+    wanted: list[Request] = []
     left_out: dict[str, list[str]] = collections.defaultdict(list)
     entered = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
@@ -100,16 +100,16 @@ def below(folder: Path, results: Path) -> Found:
             left_out["not scans by name"] += [str(where / name) for name in others]
         for path in paths:
             parent = path.relative_to(folder).parent
-            found.append(Request((parent / scan_name(path)).as_posix(), path))
+            wanted.append(Request((parent / scan_name(path)).as_posix(), path))
     said = [_left_out(kind, names) for kind, names in left_out.items() if names]
-    if not found:
+    if not wanted:
         raise InputError(
             f"--scans={folder}: no file of {', '.join(SUFFIXES)} and no folder of DICOM slices "
             f"below it{''.join(f'; {line}' for line in said)}: check the path"
         )
-    found = _without_collisions(sorted(found, key=lambda request: request.name), "--scans")
-    notes = [f"{folder}: {line}" for line in said] + _without_reader(found)
-    return Found(found, tuple(notes), sum(map(len, left_out.values())))
+    wanted = _without_collisions(sorted(wanted, key=lambda request: request.name), "--scans")
+    notes = [f"{folder}: {line}" for line in said] + _without_reader(wanted)
+    return Found(wanted, tuple(notes), sum(map(len, left_out.values())))
 
 
 def listed(file: Path) -> Found:
@@ -121,17 +121,17 @@ def listed(file: Path) -> Found:
     Raises:
         InputError: the file cannot be read or lists nothing; results that would collide.
     """
-    found = []
+    wanted = []
     for line in _lines(file):
         path = Path(file.parent, os.path.expanduser(line))
         name = Path(os.path.normpath(os.path.expanduser(line)))
         if name.is_absolute() or ".." in name.parts:
             name = Path(os.path.abspath(path)).relative_to("/")
-        found.append(Request((name.parent / scan_name(name)).as_posix(), path))
-    if not found:
+        wanted.append(Request((name.parent / scan_name(name)).as_posix(), path))
+    if not wanted:
         raise InputError(f"--scans={file}: an empty list, expected a path of a scan in each line")
-    found = _without_collisions(found, "--scans")
-    return Found(found, tuple(_without_reader(found)))
+    wanted = _without_collisions(wanted, "--scans")
+    return Found(wanted, tuple(_without_reader(wanted)))
 
 
 def share(requests: Sequence[Request], text: str) -> list[Request]:
@@ -240,13 +240,13 @@ def _without_collisions(requests: list[Request], flag: str) -> list[Request]:
     paths = collections.defaultdict(list)
     for request in requests:
         paths[request.name].append(request.path)
-    for name, found in paths.items():
+    for name, colliding in paths.items():
         around = [str(parent) for parent in PurePosixPath(name).parents if str(parent) in paths]
-        if len(found) > 1 or around:
-            first = found[0] if len(found) > 1 else paths[around[0]][0]
-            kind = f"would both be {name}" if len(found) > 1 else f"would lie in {around[0]}"
+        if len(colliding) > 1 or around:
+            first = colliding[0] if len(colliding) > 1 else paths[around[0]][0]
+            kind = f"would both be {name}" if len(colliding) > 1 else f"would lie in {around[0]}"
             raise InputError(
-                f"{flag}: the results of {first} and {found[-1]} {kind}: predict them into "
+                f"{flag}: the results of {first} and {colliding[-1]} {kind}: predict them into "
                 "different --out, or list the scans to predict in a file: --scans=FILE"
             )
     return requests

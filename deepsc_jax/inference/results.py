@@ -13,7 +13,7 @@ import pathlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -30,6 +30,7 @@ from deepsc_jax.inference.identity import Sources
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 from deepsc_jax.runtime.files import folder_aside, put_back, write_json
+from deepsc_jax.runtime.types import JsonObject
 
 Compute = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
 
@@ -69,7 +70,7 @@ class Outcome:
     """
 
     request: Request
-    result: dict[str, Any] | None = None
+    result: JsonObject | None = None
     skipped: bool = False
     error: str | None = None
     seconds: float = 0.0
@@ -119,8 +120,8 @@ def attempt(
 
 
 def is_done(
-    result: dict[str, Any] | None, folder: pathlib.Path, sources: Sources, network: Network
-) -> TypeGuard[dict[str, Any]]:
+    result: JsonObject | None, folder: pathlib.Path, sources: Sources, network: Network
+) -> TypeGuard[JsonObject]:
     """Whether a result is of those files, by that network, and its files are all there."""
     if result is None:
         return False
@@ -130,9 +131,7 @@ def is_done(
     return made_from and by_it and not identity.missing_and_changed(folder, result)[0]
 
 
-def _found(
-    request: Request, folder: pathlib.Path, result: dict[str, Any], sources: Sources
-) -> Outcome:
+def _found(request: Request, folder: pathlib.Path, result: JsonObject, sources: Sources) -> Outcome:
     """A result that was there, and what is to be said of it."""
     notes = [
         f"{folder / name}: has changed since it was written; it stays as it is"
@@ -160,7 +159,7 @@ def predict_scan(
     sources: Sources | None = None,
     overwrite: bool = False,
     allow: Collection[str] = (),
-) -> dict[str, Any]:
+) -> JsonObject:
     """Predict one scan into `out`, which appears whole or not at all; returns result.json's object.
 
     Args:
@@ -207,10 +206,10 @@ def _write(
     prepared: Prepared,
     prediction: Prediction,
     network: Network,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write a prediction's images and picture; returns the figures of its result."""
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "stage": network.stage,
         "trained_on": network.trained_on,
         "lung_ml": float(lung.sum()) * voxel_ml,

@@ -18,10 +18,10 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 
@@ -44,6 +44,15 @@ class Predicts(Protocol):
     def __call__(self, volume: np.ndarray, /) -> Prediction:
         """Predict one preprocessed scan."""
         ...
+
+
+class _Options(TypedDict):
+    """With what every scan is attempted."""
+
+    out: pathlib.Path
+    network: Network
+    overwrite: bool
+    allow: Collection[str]
 
 
 class BatchInference:
@@ -71,8 +80,9 @@ class BatchInference:
     ):
         self.busy_seconds = 0.0
         self._predictor, self._count = predictor, workers
-        self._options = {"out": out, "network": predictor.network, "overwrite": overwrite}
-        self._options["allow"] = allow
+        self._options = _Options(
+            out=out, network=predictor.network, overwrite=overwrite, allow=allow
+        )
         self._device = threading.Lock()
         self._stopped = threading.Event()
         self._news: queue.SimpleQueue[Outcome | BaseException | _End | _Stop] = queue.SimpleQueue()
@@ -196,7 +206,7 @@ class BatchInference:
             self._workers.discard(worker)
         worker.close()
 
-    def _kill(self, which: Any) -> None:
+    def _kill(self, which: Callable[["_Worker"], bool]) -> None:
         with self._changing:
             for worker in filter(which, self._workers):
                 worker.kill()
@@ -221,11 +231,11 @@ class _Worker:
       computed: whether the device has begun with, or done, the scan it is at.
     """
 
-    def __init__(self, options: dict[str, Any]):
+    def __init__(self, options: _Options):
         # Spawned, not forked: XLA's threads do not survive a fork.
         context = get_context("spawn")
         self.computed = False
-        self._out: pathlib.Path = options["out"]
+        self._out = options["out"]
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, options))
         try:
@@ -300,7 +310,7 @@ def _mapped(memory: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.ndarray(shape, np.float32, mmap.mmap(memory, 0))
 
 
-def _work(connection: Connection, options: dict[str, Any]) -> None:
+def _work(connection: Connection, options: _Options) -> None:
     """What a worker process does."""
     for number in (signal.SIGINT, signal.SIGTERM):  # are for the process that started it
         signal.signal(number, signal.SIG_IGN)

@@ -13,7 +13,6 @@ learns small lesions. Needs the extra `monai`.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +53,9 @@ class Peer:
         with torch.no_grad():
             for tile, (z, y, x) in zip(tiles, origins, strict=True):
                 logits = self.network(_inputs(tile[None], self.config))
-                found = torch.softmax(logits, dim=1)[0, 1]
+                probability = torch.softmax(logits, dim=1)[0, 1]
                 d, h, w = tile.shape
-                lesion[z : z + d, y : y + h, x : x + w] = found.numpy()
+                lesion[z : z + d, y : y + h, x : x + w] = probability.numpy()
         return Prediction({"lesion": lesion[: len(volume)]})
 
 
@@ -84,7 +83,7 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     optimizer = torch.optim.Adam(network.parameters(), settings.stage(stage.name).learning_rate)
     steps = stage.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    batches: Any = iter(
+    batches = iter(
         pipeline.batches(
             store,
             "train",

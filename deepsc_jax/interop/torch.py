@@ -16,7 +16,6 @@ import pathlib
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import flax.traverse_util
 import jax
@@ -33,6 +32,7 @@ from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, folder_aside
+from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage, System, Variables, initial
 from deepsc_jax.training import state as states
@@ -40,7 +40,7 @@ from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
 
 StateDict = dict[str, torch.Tensor]
-Params = dict[str, Any]
+Params = dict[str, PyTree]
 Shapes = dict[str, tuple[int, ...]]
 Table = Sequence[Rule]
 SUFFIXES = (".safetensors", ".pth")
@@ -252,7 +252,7 @@ def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
 
 
 def _torch_shapes(like: Params, table: Table) -> Shapes:
-    flat: dict[str, Any] = flax.traverse_util.flatten_dict(like, sep="/")
+    flat: dict[str, jax.Array] = flax.traverse_util.flatten_dict(like, sep="/")
     shapes = {}
     for ours, (name, rule) in _rename(flat, "flax", "torch", table).items():
         shape = tuple(flat[ours].shape)
@@ -261,16 +261,16 @@ def _torch_shapes(like: Params, table: Table) -> Shapes:
     return shapes
 
 
-def _check_fit(found: Shapes, wanted: Shapes) -> None:
+def _check_fit(given: Shapes, wanted: Shapes) -> None:
     problems = []
-    if missing := sorted(wanted.keys() - found.keys()):
+    if missing := sorted(wanted.keys() - given.keys()):
         problems.append(f"missing: {', '.join(missing)}")
-    if unexpected := sorted(found.keys() - wanted.keys()):
+    if unexpected := sorted(given.keys() - wanted.keys()):
         problems.append(f"unexpected: {', '.join(unexpected)}")
     misshaped = [
-        f"{name} is {found[name]}, expected {wanted[name]}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name] != wanted[name]
+        f"{name} is {given[name]}, expected {wanted[name]}"
+        for name in sorted(given.keys() & wanted.keys())
+        if given[name] != wanted[name]
     ]
     if misshaped:
         problems.append(f"of another shape: {', '.join(misshaped)}")

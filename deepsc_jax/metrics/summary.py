@@ -5,7 +5,6 @@ Undefined figures are None (`null` in JSON), never a number and never left out.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +13,7 @@ from deepsc_jax.config import CLASSES
 from deepsc_jax.metrics import classification
 from deepsc_jax.metrics.overlap import dice, sensitivity, specificity
 from deepsc_jax.metrics.surface import normalized_surface_dice, root_mean_square_surface_distance
+from deepsc_jax.runtime.types import JsonObject
 
 # Key in metrics.json, and how the table prints it: name, factor, unit.
 SEGMENTATION = {
@@ -39,7 +39,7 @@ def per_scan(
     lung: Bool[np.ndarray, "D H W"],
     spacing_mm: Sequence[float],
     tolerance_mm: float = 3.0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The segmentation figures of one scan, a row for `summarise` once it has a `label`.
 
     Args:
@@ -59,7 +59,7 @@ def per_scan(
         ValueError: the masks are not boolean volumes of one shape, or a spacing is not positive.
     """
     has_lesion = bool(truth.any())
-    row: dict[str, Any] = {
+    row: JsonObject = {
         "dsc": dice(pred, truth) if has_lesion else None,
         "sensitivity": _defined(sensitivity(pred, truth)),
         "specificity": _defined(specificity(pred, truth, lung)),
@@ -79,11 +79,11 @@ def per_scan(
 
 
 def summarise(
-    rows: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[JsonObject] = (),
     labels: Int[np.ndarray, "scans"] | None = None,
     probabilities: Float[np.ndarray, "scans classes"] | None = None,
     classes: Sequence[str] = CLASSES,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The content of `metrics.json`.
 
     `lesions` holds each figure of `per_scan` as `{"mean", "sd", "n"}` over the scans that have
@@ -102,7 +102,7 @@ def summarise(
     Raises:
         ValueError: labels and probabilities do not fit each other.
     """
-    document: dict[str, Any] = {}
+    document: JsonObject = {}
     if rows:
         with_lesions = [row for row in rows if row["has_lesion"]]
         segmentation = _over_lesions(with_lesions)
@@ -125,7 +125,7 @@ def summarise(
     return document
 
 
-def table(metrics: Mapping[str, Any]) -> str:
+def table(metrics: JsonObject) -> str:
     """What `summarise` returned, as text to print."""
     parts = []
     if "lesions" in metrics:
@@ -135,24 +135,24 @@ def table(metrics: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _over_lesions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    figures: dict[str, Any] = {key: _spread([row[key] for row in rows]) for key in SEGMENTATION}
+def _over_lesions(rows: Sequence[JsonObject]) -> JsonObject:
+    figures: JsonObject = {key: _spread([row[key] for row in rows]) for key in SEGMENTATION}
     return figures | {"n": len(rows), "missed": sum(row["missed"] for row in rows)}
 
 
-def _over_lesion_free(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _over_lesion_free(rows: Sequence[JsonObject]) -> JsonObject:
     false_positive_ml = [row["false_positive_ml"] for row in rows]
-    found = sum(volume > 0 for volume in false_positive_ml)
+    with_false_positives = sum(volume > 0 for volume in false_positive_ml)
     return {
         "n": len(rows),
-        "with_false_positives": found,
-        "share": found / len(rows) if rows else None,
+        "with_false_positives": with_false_positives,
+        "share": with_false_positives / len(rows) if rows else None,
         "false_positive_ml": _spread(false_positive_ml),
         "specificity": _spread([row["specificity"] for row in rows]),
     }
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+def _spread(values: Sequence[float | None]) -> JsonObject:
     defined = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(defined)) if defined else None,
@@ -165,7 +165,7 @@ def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _segmentation_table(segmentation: Mapping[str, Any]) -> str:
+def _segmentation_table(segmentation: JsonObject) -> str:
     groups = {"all": segmentation} | {
         name: group
         for name, group in segmentation.items()
@@ -184,7 +184,7 @@ def _segmentation_table(segmentation: Mapping[str, Any]) -> str:
     return "\n".join([text, *notes, _lesion_free_line(segmentation["lesion_free"])])
 
 
-def _lesion_free_line(free: Mapping[str, Any]) -> str:
+def _lesion_free_line(free: JsonObject) -> str:
     if not free["n"]:
         return "no lesion-free scans"
     volume = _figure(free["false_positive_ml"], 1)
@@ -194,7 +194,7 @@ def _lesion_free_line(free: Mapping[str, Any]) -> str:
     )
 
 
-def _classification_table(figures: Mapping[str, Any]) -> str:
+def _classification_table(figures: JsonObject) -> str:
     scans = f"all (n={figures['accuracy']['n']})"
     lines = [[f"{key} [%]", _figure(figures[key], 100)] for key in CLASSIFICATION]
     confusion = [
@@ -205,7 +205,7 @@ def _classification_table(figures: Mapping[str, Any]) -> str:
     return f"{_aligned([['diagnosis', scans], *lines])}\n\n{_aligned([given, *confusion])}"
 
 
-def _figure(spread: Mapping[str, Any], factor: float) -> str:
+def _figure(spread: JsonObject, factor: float) -> str:
     if spread["mean"] is None:
         return "-"
     mean = f"{factor * spread['mean']:.1f}"

@@ -6,11 +6,11 @@ tests/reference/ (CONTRIBUTING.md has the checklist).
 
 import dataclasses
 import importlib
-from typing import Any
 
 from deepsc_jax.config.flags import ConfigFlags
 from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import Untyped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def torch_names(name: str) -> tuple[Rule, ...]:
     return importlib.import_module(row(name).model).TORCH_NAMES
 
 
-def load(path: str) -> Any:
+def load(path: str) -> Untyped:
     """What `module:name` names."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -7,7 +7,6 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +16,7 @@ from deepsc_jax.data.batch import DEPTH_AXES, count_tiles, fields
 from deepsc_jax.planning import flops, hlo, kernels, targets
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject, PyTree
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage, System, initial
 from deepsc_jax.training import state as states
@@ -56,7 +56,9 @@ class Program:
     refused: str = ""
 
 
-def batch_shapes(config: Config, stage: Stage, scans: int, depth: int) -> dict[str, Any]:
+def batch_shapes(
+    config: Config, stage: Stage, scans: int, depth: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """A training batch of `stage`, by shapes alone.
 
     Args:
@@ -78,7 +80,7 @@ def of_scans(system: System, stage: str, scans: int) -> System:
     return type(system)(config, system.layout, system.model)
 
 
-def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -> Any:
+def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -> jax.stages.Traced:
     """The train step that `training` runs, traced for a global batch of `scans`.
 
     Raises:
@@ -91,7 +93,7 @@ def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -
     state = jax.eval_shape(lambda: states.create(system, stage, initial(system)))
     shard = config.platform.shard_optimizer
     where = states.sharding(state, mesh, shard_optimizer=shard)
-    step: Any = make_train_step(system, stage, mesh, system.facts(stage, ()), where)
+    step = make_train_step(system, stage, mesh, system.facts(stage, ()), where)
     batch = {
         name: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=device_mesh.batch_sharding(mesh, DEPTH_AXES.get(name))
@@ -148,7 +150,7 @@ def compile_step(config: Config, stage: str, mesh: Mesh, scans: int, depth: int)
 
 
 @contextlib.contextmanager
-def compiler_options(platform: str) -> Iterator[dict[str, Any]]:
+def compiler_options(platform: str) -> Iterator[JsonObject]:
     """XLA's options for a program that is never run: nothing is timed, and nothing assembled."""
     if platform != "gpu":
         yield {}
@@ -161,11 +163,12 @@ def compiler_options(platform: str) -> Iterator[dict[str, Any]]:
         yield {"xla_gpu_autotune_level": 0, "xla_gpu_cuda_data_dir": folder}
 
 
-def memory(traced: Any, compiled: Any) -> dict[str, int]:
+def memory(traced: jax.stages.Traced, compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes on one device, by what they are for (`KINDS`), of a step of a state and a batch."""
     (state, batch), _ = compiled.input_shardings
     (shapes, inputs), _ = traced.in_avals
     used = compiled.memory_analysis()
+    assert used is not None
     return {
         "parameters": _local_bytes(shapes.params, state.params),
         "optimizer": _local_bytes(shapes.opt_state, state.opt_state),
@@ -178,7 +181,7 @@ def memory(traced: Any, compiled: Any) -> dict[str, int]:
     }
 
 
-def _local_bytes(values: Any, shardings: Any) -> int:
+def _local_bytes(values: PyTree, shardings: PyTree) -> int:
     """Bytes on one device; an input that the program does not read has no sharding, and none."""
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(

@@ -8,7 +8,6 @@ cost is its bytes.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,8 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.sharding import AxisType
+
+from deepsc_jax.runtime.types import Untyped
 
 Flops = Counter[str]
 
@@ -93,12 +94,12 @@ def _scan(equation: JaxprEqn, wanted: list[bool], split: int) -> tuple[Flops, li
         wanted = more + wanted[carries:]
 
 
-def _same_shapes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+def _same_shapes(outside: Sequence[Untyped], inside: Sequence[Untyped]) -> int:
     pairs = zip(outside, inside, strict=True)
     return sum(_aval(here).shape == _aval(there).shape for here, there in pairs)
 
 
-def _left_axes(params: dict[str, Any]) -> int:
+def _left_axes(params: dict[str, Untyped]) -> int:
     """Devices on the axes of a `shard_map`'s mesh that are manual neither in it nor around it."""
     mesh, manual = params["mesh"], params["newly_manual_axes"]
     axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
@@ -107,12 +108,12 @@ def _left_axes(params: dict[str, Any]) -> int:
     )
 
 
-def _programs(params: dict[str, Any]) -> list[Jaxpr]:
+def _programs(params: dict[str, Untyped]) -> list[Jaxpr]:
     values = [v for p in params.values() for v in (p if isinstance(p, tuple | list) else (p,))]
     return [_open(value) for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]
 
 
-def _open(program: Any) -> Jaxpr:
+def _open(program: Jaxpr | ClosedJaxpr) -> Jaxpr:
     return program.jaxpr if isinstance(program, ClosedJaxpr) else program
 
 
@@ -129,7 +130,7 @@ def _shapes(equation: JaxprEqn) -> tuple[tuple[int, ...], ...]:
     return tuple(_aval(v).shape for v in (*equation.invars[:2], equation.outvars[0]))
 
 
-def _aval(operand: Any) -> ShapedArray:
+def _aval(operand: Untyped) -> ShapedArray:
     return operand.aval
 
 

@@ -119,8 +119,8 @@ def parse(text: str) -> Module:
         if begun:
             current = computations.setdefault(begun[2], {})
             entry = begun[2] if begun[1] else entry
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            instruction = _instruction(found[2], line[found.end() :], bool(found[1]))
+        elif current is not None and (written := _INSTRUCTION.match(line)):
+            instruction = _instruction(written[2], line[written.end() :], bool(written[1]))
             current[instruction.name] = instruction
     if not entry:
         raise ValueError("no entry computation in the HLO text")
@@ -216,13 +216,13 @@ def _length(module: Module, loop: Instruction) -> int | None:
 
 def called(instruction: Instruction) -> list[str]:
     """Names of the computations that an instruction runs."""
-    found = _CALLED.findall(instruction.rest)
-    return [name for text in found for name in re.findall(r"[\w.\-]+", text)]
+    listed = _CALLED.findall(instruction.rest)
+    return [name for text in listed for name in re.findall(r"[\w.\-]+", text)]
 
 
 def collectives(module: Module) -> list[Collective]:
     """Every transfer between devices, in the program's order."""
-    found = []
+    transfers = []
     into = ("call", "conditional", "async-start", "fusion")
     for instruction, computation, trips, looped in instructions(module, into):
         kind = instruction.opcode.removesuffix("-start")
@@ -234,8 +234,8 @@ def collectives(module: Module) -> list[Collective]:
         if kind == "all-gather":
             size *= len(groups[0])
         dtypes = sorted({dtype for operand in read for dtype in operand.dtypes})
-        found.append(Collective(kind, "+".join(dtypes), int(size), trips, looped, groups))
-    return found
+        transfers.append(Collective(kind, "+".join(dtypes), int(size), trips, looped, groups))
+    return transfers
 
 
 def _groups(rest: str, devices: int) -> tuple[tuple[int, ...], ...]:
@@ -267,10 +267,10 @@ def _mesh_groups(mesh: str, together: str) -> tuple[tuple[int, ...], ...]:
     members of a group are in the order of the axes as written.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'?([^',=]+)'?=(\d+)", mesh)}
-    found = re.findall(r"'?([^',:]+)'?(?::\((\d+)\)(\d+))?(?:,|$)", together)
-    if not {name for name, _, _ in found} <= sizes.keys():
+    named = re.findall(r"'?([^',:]+)'?(?::\((\d+)\)(\d+))?(?:,|$)", together)
+    if not {name for name, _, _ in named} <= sizes.keys():
         raise ValueError(f"groups of devices over other axes than the mesh's: {mesh} {together}")
-    parts = [(name, int(before or 1), int(size or sizes[name])) for name, before, size in found]
+    parts = [(name, int(before or 1), int(size or sizes[name])) for name, before, size in named]
     shape, place = [], {}
     for name, size in sizes.items():
         ends = [n for axis, before, part in parts if axis == name for n in (before, before * part)]

@@ -65,13 +65,13 @@ class Move:
 
 def convolutions(module: Module) -> list[Convolution]:
     """Every convolution of a program."""
-    found = []
+    listed = []
     for instruction, computation, _, _ in instructions(module, INTO):
         call = re.search(r'custom_call_target="(__cudnn\$conv\w+)"', instruction.rest)
         if instruction.opcode == "convolution" or (call and call[1] in CALLS):
             by = CALLS[call[1]] if call else "xla"
-            found.append(_convolution(by, instruction, computation))
-    return found
+            listed.append(_convolution(by, instruction, computation))
+    return listed
 
 
 def _convolution(by: str, instruction: Instruction, computation: Computation) -> Convolution:
@@ -97,12 +97,12 @@ def aligned(convolution: Convolution) -> bool:
 
 def moves(module: Module) -> list[Move]:
     """Every transpose and copy that is a kernel of its own, or a fusion that does nothing else."""
-    found = []
+    kernels = []
     for instruction, computation, trips, _ in instructions(module, ("call", "conditional")):
         relaid = _relaid(module, instruction, computation)
         if relaid or instruction.opcode == "copy":
-            found.append(Move(relaid, int(instruction.bytes), trips))
-    return found
+            kernels.append(Move(relaid, int(instruction.bytes), trips))
+    return kernels
 
 
 def _relaid(module: Module, instruction: Instruction, computation: Computation) -> bool:
@@ -116,9 +116,9 @@ def _relaid(module: Module, instruction: Instruction, computation: Computation) 
     return instruction.opcode == "transpose"
 
 
-def moved(found: Sequence[Move], relaid: bool) -> dict[str, int]:
+def moved(moves: Sequence[Move], relaid: bool) -> dict[str, int]:
     """`count`, `bytes` of all of them in a step, and those of the `largest`, of one kind."""
-    chosen = [move for move in found if move.relaid == relaid]
+    chosen = [move for move in moves if move.relaid == relaid]
     return {
         "count": len(chosen),
         "bytes": sum(move.bytes * (move.trips or 1) for move in chosen),

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from deepsc_jax.planning import kernels
 from deepsc_jax.planning.compiled import KINDS, Program
 from deepsc_jax.planning.hlo import Collective
 from deepsc_jax.planning.roofline import Bound, bound
 from deepsc_jax.planning.targets import GIB, PRODUCTS, Chip
+from deepsc_jax.runtime.types import JsonObject
 
 UNKNOWN = (
     "Not known, so not in these figures: the workspace of cuDNN's algorithms and what autotuning "
@@ -39,7 +39,7 @@ class Row:
     devices: int
     space: int
     scans: int
-    remat: Any
+    remat: str
     program: Program
 
     @property
@@ -58,7 +58,7 @@ class Row:
         """Of the whole cluster, at most."""
         return self.scans * self.devices // self.space / self.bound.step
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """The row as JSON; per device, but for `scans_per_second_bound`."""
         program, bounds = self.program, self.bound
         return {
@@ -90,7 +90,7 @@ class Row:
         }
 
 
-def grouped(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
+def grouped(collectives: Sequence[Collective]) -> list[JsonObject]:
     """Collectives of one kind, type and loop together.
 
     `bytes` are of all `count` of them, each run once, and `largest` of one; `trips` is how often
@@ -113,7 +113,7 @@ def grouped(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
     ]
 
 
-def counts(program: Program) -> dict[str, Any]:
+def counts(program: Program) -> JsonObject:
     """What of a compiled program would be slow on its chip, and what is as it should be."""
     convolutions = program.convolutions
     return {
@@ -147,8 +147,8 @@ def table(rows: Sequence[Row]) -> str:
         ("fits", [f"{'yes' if row.fits else 'NO'}, of {row.chip.limit / GIB:.1f}" for row in rows])
     )
     for kind in PRODUCTS:
-        found = [_figure(row.program.flops.get(kind, 0) / 1e12) for row in rows]
-        lines.append((f"TFLOP, {kind}", found))
+        figures = [_figure(row.program.flops.get(kind, 0) / 1e12) for row in rows]
+        lines.append((f"TFLOP, {kind}", figures))
     lines += [
         ("device memory moved, GiB", [_figure(row.program.bytes_moved / GIB) for row in rows]),
         ("seconds: arithmetic", [_figure(row.bound.arithmetic) for row in rows]),
@@ -171,9 +171,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def search_line(row: Row) -> str:
     """A row of the search: the largest batch of one choice of remat, or 1 if that is too much."""
-    found = f"{row.scans} a device" if row.fits else "none: 1 a device"
+    batch = f"{row.scans} a device" if row.fits else "none: 1 a device"
     return (
-        f"remat={row.remat}: {found}, {row.program.memory['peak'] / GIB:.1f} GiB of "
+        f"remat={row.remat}: {batch}, {row.program.memory['peak'] / GIB:.1f} GiB of "
         f"{row.chip.limit / GIB:.1f}, at least {row.bound.step / row.scans:.3f} s a scan"
     )
 
@@ -186,7 +186,7 @@ def _figure(value: float) -> str:
     return f"{value:.3f}" if value >= 0.1 else f"{value:.2g}"
 
 
-def _kernels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def _kernels(rows: Sequence[JsonObject]) -> list[tuple[str, list[str]]]:
     def moved(kind: str) -> list[str]:
         return [
             f"{row[kind]['bytes'] / 2**20:.0f} ({row[kind]['largest'] / 2**20:.1f})" for row in rows

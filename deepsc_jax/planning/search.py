@@ -25,13 +25,13 @@ def largest_batch(peak: Callable[[int], int], limit: int) -> int:
         guess = min(batch + int((limit - needed) / slope), MOST)
         if guess == batch:
             break
-        found = peak(guess)
-        if found > limit:
-            other, others = guess, found
+        guessed = peak(guess)
+        if guessed > limit:
+            other, others = guess, guessed
             continue
         if other < batch:
             other, others = batch, needed
-        batch, needed = guess, found
+        batch, needed = guess, guessed
     return batch
 
 

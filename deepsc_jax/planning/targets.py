@@ -11,12 +11,12 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import Untyped
 
 GIB = 2**30
 # Kinds of products, by what limits their speed: operands of 16 bits; float32 at the default
@@ -173,7 +173,7 @@ CHIPS: Mapping[str, Chip] = {
 }
 
 
-def devices(name: str, count: int) -> list[Any]:
+def devices(name: str, count: int) -> list[Untyped]:
     """`count` devices of the chip `name` that can be compiled for, and nothing else.
 
     Raises:
@@ -189,7 +189,7 @@ def devices(name: str, count: int) -> list[Any]:
                 f"--devices={count}: not a whole number of GPUs on each of {nodes} nodes of "
                 f"{chip.joined}: give a multiple of {nodes}"
             )
-        arguments: dict[str, Any] = {"topology": topology, "target_config": target_config(chip)}
+        arguments: dict[str, Untyped] = {"topology": topology, "target_config": target_config(chip)}
     else:
         assert chip.tpu is not None
         _require(("libtpu",), name, "tpu")
@@ -200,13 +200,15 @@ def devices(name: str, count: int) -> list[Any]:
         if count < 4:
             arguments["chips_per_host_bounds"] = (*sides, 1, 1)[:3]
     try:
-        found = topologies.get_topology_desc(platform="cuda" if chip.gpu else "tpu", **arguments)
+        described = topologies.get_topology_desc(
+            platform="cuda" if chip.gpu else "tpu", **arguments
+        )
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise InputError(
             f"--platform={name} --devices={count}: the compiler refuses the topology {topology} "
             f"({str(error).splitlines()[0]}): give another number of devices"
         ) from error
-    return list(found.devices)
+    return list(described.devices)
 
 
 def _require(modules: tuple[str, ...], name: str, extra: str) -> None:

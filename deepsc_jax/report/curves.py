@@ -79,7 +79,7 @@ def _read_curves(path: pathlib.Path) -> dict[str, dict[str, tuple[list[int], lis
     """{stage: {key: (steps, values)}}, stages in the order in which they began."""
     if not path.is_file():
         raise InputError(f"{path}: no such file: expected the metrics.jsonl of a training run")
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    read: dict[str, dict[str, dict[int, float]]] = {}
     try:
         text = path.read_text("utf-8", "replace")  # foreign bytes are no JSON, and named as such
     except OSError as error:
@@ -100,15 +100,15 @@ def _read_curves(path: pathlib.Path) -> dict[str, dict[str, tuple[list[int], lis
             ) from error
         for key, value in record.items():
             if isinstance(value, int | float):
-                found.setdefault(stage, {}).setdefault(key, {})[step] = value
-    if not any("loss" in curves for curves in found.values()):
+                read.setdefault(stage, {}).setdefault(key, {})[step] = value
+    if not any("loss" in curves for curves in read.values()):
         raise InputError(f"{path}: holds no loss: expected the metrics.jsonl of a training run")
     return {
         stage: {
             key: (sorted(points), [points[step] for step in sorted(points)])
             for key, points in curves.items()
         }
-        for stage, curves in found.items()
+        for stage, curves in read.items()
     }
 
 

@@ -133,9 +133,9 @@ def telling_slices(
     slices evenly spread over the lungs (over the scan without a lung mask).
     """
     score = np.zeros(depth)
-    for found, weight in ((lesion_mask, 1.0), (_strong(heat), 0.25)):
-        if found is not None and found.any():
-            area = found.sum(axis=(1, 2))
+    for mask, weight in ((lesion_mask, 1.0), (_strong(heat), 0.25)):
+        if mask is not None and mask.any():
+            area = mask.sum(axis=(1, 2))
             score += weight * area / area.max()
     chosen: list[int] = []
     candidates = np.flatnonzero(score > 0.05 * score.max())
@@ -233,9 +233,9 @@ def _draw_coronal(
 ) -> None:
     """The row with most lesion, else most strong heat, else most lung; head up."""
     row = values_hu.shape[1] // 2
-    for found in (lesion_mask, _strong(heat), lung_mask):
-        if found is not None and found.any():
-            row = int(found.sum(axis=(0, 2)).argmax())
+    for mask in (lesion_mask, _strong(heat), lung_mask):
+        if mask is not None and mask.any():
+            row = int(mask.sum(axis=(0, 2)).argmax())
             break
     _draw_ct(axes, values_hu[:, row, columns], spacing_mm[0] / spacing_mm[2], window)
     _outline(axes, _at(lesion_mask, (slice(None), row, columns)), PREDICTED)

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from deepsc_jax.runtime import failures
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject, Untyped
 
 T = TypeVar("T")
 # A process that has sent no sign of life for so long is dead, and the job ends.
@@ -60,7 +61,7 @@ def initialize(
     step = _slurm_step()
     if coordinator is None and step == 1:
         return 1
-    joined: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+    joined: dict[str, Untyped] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
     if coordinator is not None:
         joined |= {"coordinator_address": coordinator, "cluster_detection_method": "deactivate"}
         joined |= {"num_processes": processes, "process_id": process}
@@ -156,10 +157,10 @@ def require_devices() -> None:
     except (RuntimeError, AssertionError) as error:
         asked = jax.config.values["jax_platforms"] or "chosen by JAX"
         reason = [*said, str(error), "its plugin or its driver is missing"]
-        found = next(text for text in reason if text).splitlines()[0]
+        refusal = next(text for text in reason if text).splitlines()[0]
         raise InputError(
-            f"JAX_PLATFORMS={asked}: no such device was found ({found}): install the extra for it "
-            "(cuda12, cuda13, tpu) where there is one, or unset JAX_PLATFORMS"
+            f"JAX_PLATFORMS={asked}: no such device was found ({refusal}): install the extra for "
+            "it (cuda12, cuda13, tpu) where there is one, or unset JAX_PLATFORMS"
         ) from error
     finally:
         log.removeFilter(keep)
@@ -217,17 +218,17 @@ def together(check: Callable[[], T]) -> T:
     Raises:
       InputError: what `check` raised here, or that it did so in another process.
     """
-    found: T | InputError
+    outcome: T | InputError
     try:
-        found = check()
+        outcome = check()
     except InputError as error:
-        found = error
-    refused = by_process(np.asarray(isinstance(found, InputError))).reshape(-1)
-    if isinstance(found, InputError):
-        raise found
+        outcome = error
+    refused = by_process(np.asarray(isinstance(outcome, InputError))).reshape(-1)
+    if isinstance(outcome, InputError):
+        raise outcome
     if refused.any():
         raise InputError(f"process {int(refused.argmax())} refused to start: its own line says why")
-    return found
+    return outcome
 
 
 def digest(text: str) -> str:
@@ -251,8 +252,8 @@ def require_same(digests: Mapping[str, str]) -> None:
     counts = by_process(np.asarray(len(mine))).reshape(-1)
     rows = min(counts)
     sums = [np.frombuffer(bytes.fromhex(row), np.uint8) for row in mine[:rows]]
-    found = by_process(np.stack(sums)).reshape(len(counts), rows, -1)
-    other = (found != found[0]).any(-1)
+    gathered = by_process(np.stack(sums)).reshape(len(counts), rows, -1)
+    other = (gathered != gathered[0]).any(-1)
     if (counts != counts[0]).any() or other[:, 0].any():
         raise InputError(
             "the processes of the job are of different versions of this program: start all of them "
@@ -285,7 +286,7 @@ def define_flags() -> None:
         ["coordinator", "num_processes", "process_id"],
         "--coordinator=HOST:PORT, --num_processes and --process_id, below it, belong together",
     )
-    def _(values: dict[str, Any]) -> bool:
+    def _(values: JsonObject) -> bool:
         address, count, index = values.values()
         if address is None:
             return count is None and index is None

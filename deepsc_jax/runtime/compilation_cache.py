@@ -94,13 +94,13 @@ class CompilationCache(CacheInterface):
         """Remove what was used least recently until all is within the bound."""
         if self._most_bytes is None:
             return
-        found = []
+        programs = []
         for path in self.path.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):  # another process removed it
                 about = path.stat()
-                found.append((about.st_mtime_ns, about.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                programs.append((about.st_mtime_ns, about.st_size, path))
+        total = sum(size for _, size, _ in programs)
+        for _, size, path in sorted(programs):
             if total <= self._most_bytes:
                 break
             path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import PyTree, Untyped
 
 DATA, SPACE = "data", "space"
 
@@ -60,20 +61,20 @@ def use_cpu_cores(platform: Wanted, batches: Sequence[int]) -> None:
     jax.config.update("jax_num_cpu_devices", data * platform.space)
 
 
-def make_mesh(platform: Wanted, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(platform: Wanted, devices: Sequence[Untyped] | None = None) -> Mesh:
     """The mesh of `data_devices` x `space` of `devices`, by default of all there are.
 
     Raises:
       InputError: there are not so many devices.
     """
     devices = jax.devices() if devices is None else devices
-    found = len(devices)
-    data = platform.data_devices or found // platform.space
+    there = len(devices)
+    data = platform.data_devices or there // platform.space
     needed = max(data, 1) * platform.space
-    if needed > found:
+    if needed > there:
         raise InputError(
             f"--data_devices={platform.data_devices} --space={platform.space}: {needed} devices "
-            f"are needed and {found} were found: lower one of them"
+            f"are needed and {there} were found: lower one of them"
         )
     if jax.process_count() > 1 and jax.local_device_count() % platform.space:
         raise InputError(
@@ -163,14 +164,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_over_data(tree: Any, mesh: Mesh) -> Any:
+def split_over_data(tree: PyTree, mesh: Mesh) -> PyTree:
     """Shardings of a tree that is split over `data`: every leaf along its first axis that divides.
 
     ZeRO-1 (Rajbhandari et al. 2020) for an optimizer's state: each device keeps and updates its
     share of the moments. A leaf that no axis divides is copied.
     """
 
-    def leaf(x: Any) -> NamedSharding:
+    def leaf(x: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         for axis, side in enumerate(x.shape):
             if side and side % mesh.shape[DATA] == 0:
                 return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
@@ -203,7 +204,7 @@ def put_batch(
     }
 
 
-def over_data(program: Callable[..., Any], mesh: Mesh, *, gathered: bool = False) -> Callable:
+def over_data(program: Callable[..., PyTree], mesh: Mesh, *, gathered: bool = False) -> Callable:
     """`program(own, shared, batch)`, run by every device of the `data` axis on its examples.
 
     `own` arrives as a device's own copy, so that gradients with respect to it are the device's own
@@ -211,7 +212,7 @@ def over_data(program: Callable[..., Any], mesh: Mesh, *, gathered: bool = False
     where `gathered`, one row per example.
     """
 
-    def per_device(own: Any, shared: Any, batch: Any) -> Any:
+    def per_device(own: PyTree, shared: PyTree, batch: PyTree) -> PyTree:
         return program(jax.lax.pcast(own, (DATA,), to="varying"), shared, batch)
 
     return jax.shard_map(
@@ -223,12 +224,12 @@ def over_data(program: Callable[..., Any], mesh: Mesh, *, gathered: bool = False
     )
 
 
-def varying(tree: Any) -> Any:
+def varying(tree: PyTree) -> PyTree:
     """Constants as each device's own values, inside a program of `over_data`: a loop's start."""
     return jax.lax.pcast(tree, (DATA,), to="varying")
 
 
-def sum_over_data(values: Any) -> Any:
+def sum_over_data(values: PyTree) -> PyTree:
     """The sum of every device's `values`, inside a program of `over_data`.
 
     As one vector, so in one all-reduce: XLA's combiner left four of a joint step's gradient.
@@ -278,7 +279,7 @@ def whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarra
 
 
 @functools.cache
-def _copy_everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+def _copy_everywhere(mesh: Mesh) -> Callable[[PyTree], PyTree]:
     return jax.jit(lambda arrays: arrays, out_shardings=replicated(mesh))
 
 

@@ -131,10 +131,10 @@ def _of_system(error: BaseException, folder: pathlib.Path | None) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         number, name = error.errno, error.filename
     else:
-        found = _SYSTEM.search(str(error))
-        if found is None:
+        said = _SYSTEM.search(str(error))
+        if said is None:
             return None
-        number = int(found[1] or found[2])
+        number = int(said[1] or said[2])
         quoted = re.search(r'"(/[^"]+)"|\'(/[^\']+)\'', str(error))
         name = quoted and (quoted[1] or quoted[2])
     if not isinstance(name, str | bytes):

@@ -19,9 +19,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonValue
 
 # Before the name of what is written and replaced. Hidden: what a killed process leaves is no scan.
 _PARTIAL, _REPLACED = ".partial", ".replaced"
@@ -147,10 +147,10 @@ def require_own(path: pathlib.Path) -> str | None:
     if not os.path.lexists(path):
         return None
     if path.is_file() and not path.is_symlink():
-        found = sha256(path)
+        digest = sha256(path)
         with contextlib.suppress(OSError):
-            if found.encode() in _sums_of(path).read_bytes().split():
-                return found
+            if digest.encode() in _sums_of(path).read_bytes().split():
+                return digest
     raise InputError(f"{path}: {foreign}elsewhere, or name another folder")
 
 
@@ -195,7 +195,7 @@ def require_writable(flag: str, folder: pathlib.Path) -> None:
         ) from error
 
 
-def write_json(document: Any, path: pathlib.Path) -> None:
+def write_json(document: JsonValue, path: pathlib.Path) -> None:
     """Write strict JSON; None stands for what is not a number.
 
     Raises:

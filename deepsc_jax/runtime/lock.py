@@ -75,13 +75,13 @@ def _leased(path: pathlib.Path, what: str) -> Iterator[None]:
     Of two that find it free at once, the one whose token is read a moment later has it.
     """
     mine = _facts(what) | {"token": secrets.token_hex(8)}
-    found = _lease(path)
-    if found and found.get("token") and _now(path) - found["at"] < STALE_SECONDS:
-        raise InputError(_held(path.parent, found, what))
+    lease = _lease(path)
+    if lease and lease.get("token") and _now(path) - lease["at"] < STALE_SECONDS:
+        raise InputError(_held(path.parent, lease, what))
     _replace(path, mine)
     time.sleep(_SETTLE_SECONDS)
-    if (found := _lease(path)).get("token") != mine["token"]:
-        raise InputError(_held(path.parent, found, what))
+    if (lease := _lease(path)).get("token") != mine["token"]:
+        raise InputError(_held(path.parent, lease, what))
     ended = threading.Event()
 
     def refresh() -> None:

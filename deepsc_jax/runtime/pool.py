@@ -9,10 +9,13 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
-from typing import Any
+from typing import TypeVar
 
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class AbortError(InputError):
@@ -20,8 +23,8 @@ class AbortError(InputError):
 
 
 def in_parallel(
-    job: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str
-) -> list[Any]:
+    job: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
+) -> list[Result | InputError]:
     """The results of `job` for each item, in order; where it failed, an InputError.
 
     Args:
@@ -68,7 +71,7 @@ def in_parallel(
             watched.close()
 
 
-def _outcome(call: Callable[[], Any]) -> Any:
+def _outcome(call: Callable[[], Result]) -> Result | InputError:
     try:
         return call()
     except AbortError:

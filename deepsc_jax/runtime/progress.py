@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import rich.console
 import rich.progress as bars
@@ -63,11 +63,11 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, **values: Any) -> None:
+    def advance(self, **values: float) -> None:
         """Report one more step, with some numbers by name."""
         self.show(self._step + 1, **values)
 
-    def show(self, step: int, **values: Any) -> None:
+    def show(self, step: int, **values: float) -> None:
         """Report that `step` of the total is reached, with some numbers by name."""
         self._step = step
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -6,7 +6,6 @@ and gives `logits (N, class)`; and `losses(options, logits, label, class_weights
 
 import functools
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from deepsc_jax.systems.system import (
     Batch,
     Facts,
     Losses,
+    Outputs,
     Predict,
     Stage,
     System,
@@ -63,7 +63,7 @@ class ImageClassification(System):
         terms = self.model.losses(self.config.model, out["logits"], batch["label"], weights)
         return terms, dict(changed)
 
-    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
         """The network's `logits` and `maps`, by running statistics."""
         del stage
         return self.network.apply(variables, self._inputs(batch), train=False)
@@ -88,8 +88,8 @@ class ImageClassification(System):
 
         def predict(volume: Float[np.ndarray, "depth height width"]) -> Prediction:
             slices = volume[slice_indices(len(volume), data.slices)]
-            found = program(variables, {"slices": jnp.asarray(slices[None])})
-            return Prediction(classes=np.asarray(found))
+            probabilities = program(variables, {"slices": jnp.asarray(slices[None])})
+            return Prediction(classes=np.asarray(probabilities))
 
         return predict
 

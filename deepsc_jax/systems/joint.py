@@ -6,7 +6,6 @@ three subnets together.
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 import jax
 from jaxtyping import Array
@@ -21,6 +20,7 @@ from deepsc_jax.systems.system import (
     Batch,
     Facts,
     Losses,
+    Outputs,
     Predict,
     Stage,
     System,
@@ -99,7 +99,7 @@ class Joint(System):
         terms = losses.scan_losses(self.options, self.config.data, stage.name, out, batch, weights)
         return terms, {}
 
-    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
         """The network's `lesion`, `scales`, `logits`, `maps` and `weights`."""
         return self.network.apply(variables, batch, stage.name)
 

@@ -7,7 +7,6 @@ two chunks of tiles are on the device.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,8 @@ from deepsc_jax.geometry import grids
 from deepsc_jax.geometry.sampling import slice_indices
 from deepsc_jax.models.deepsc.network import DeepSC, evidence
 from deepsc_jax.runtime import compiler
-from deepsc_jax.systems.system import Stage, Variables
+from deepsc_jax.runtime.types import PyTree
+from deepsc_jax.systems.system import Outputs, Stage, Variables
 from deepsc_jax.systems.whole_scan import chunks, cut, one_behind, paste
 
 SHARED = ("scan_features", "scan_lesion")  # what tiles add up to on the slice grid
@@ -64,15 +64,15 @@ class JointPredictor:
         masks = self._evidence_masks(out["evidence"], depth, volume)
         return Prediction(volumes, np.asarray(out["probabilities"][0]), masks)
 
-    def _call(self, method: str) -> Callable[..., Any]:
-        def program(variables: Variables, *arguments: Array) -> Any:
+    def _call(self, method: str) -> Callable[..., PyTree]:
+        def program(variables: Variables, *arguments: Array) -> PyTree:
             return self._network.apply(variables, *arguments, method=method)
 
         return program
 
     def _classify_program(
         self, variables: Variables, features: Array, scan_lesion: Array
-    ) -> dict[str, Any]:
+    ) -> Outputs:
         out = self._call("classify")(variables, features, scan_lesion)
         masks = evidence(out, jnp.argmax(out["logits"], axis=-1))
         return {"probabilities": jax.nn.softmax(out["logits"]), "evidence": masks}
@@ -115,12 +115,12 @@ class JointPredictor:
     def _evidence_masks(
         self, masks: tuple[Array, ...], depth: Array, volume: np.ndarray
     ) -> dict[str, Volume]:
-        found = np.zeros((len(masks), len(volume), *self._data.working_size), volume.dtype)
+        whole = np.zeros((len(masks), len(volume), *self._data.working_size), volume.dtype)
         masked = (
             (self._evidence(masks, jnp.asarray(origins), depth), corners)
             for origins, corners in chunks(self._data, len(volume))
         )
         for tiles, corners in one_behind(masked):
             for level in range(len(masks)):
-                paste(found[level], tiles[:, level], corners)
-        return {f"evidence_{level}": mask for level, mask in enumerate(found, start=1)}
+                paste(whole[level], tiles[:, level], corners)
+        return {f"evidence_{level}": mask for level, mask in enumerate(whole, start=1)}

@@ -8,7 +8,6 @@ and the real slices of each, and gives `logits (N, d, h, w, class)`, background 
 import functools
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from deepsc_jax.systems.system import (
     Batch,
     Facts,
     Losses,
+    Outputs,
     Predict,
     Stage,
     System,
@@ -69,7 +69,7 @@ class PatchSegmentation(System):
         scans = len(batch["depth"])
         return {name: x.reshape(scans, -1).mean(axis=1) for name, x in terms.items()}, dict(changed)
 
-    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
         """`lesion (scan, tile, d, h, w)`: the probability of the first class but the background."""
         del stage
         tiles, valid = self._inputs(batch)

@@ -12,12 +12,13 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from deepsc_jax.config import Config
@@ -29,10 +30,12 @@ from deepsc_jax.metrics.classification import macro_auc
 from deepsc_jax.metrics.overlap import THRESHOLDS
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.models.torch_names import Rule
+from deepsc_jax.runtime.types import PyTree
 
 Task = Literal["lesions", "classes"]
-Variables = dict[str, Any]
+Variables = dict[str, PyTree]
 Batch = dict[str, Array]
+Outputs = dict[str, PyTree]  # what a network computes, by name
 Facts = dict[str, Array]
 Losses = dict[str, Float[Array, "example"]]
 Predict = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
@@ -119,7 +122,7 @@ class System(abc.ABC):
         """Every loss term of each example, with their weighted sum `loss`; and what is carried."""
 
     @abc.abstractmethod
-    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Any]:
+    def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
         """What the network gives for a batch, by name, as it predicts.
 
         `lesion` (probabilities of tiles) and `logits (example, class)`, each where the stage learns
@@ -158,7 +161,7 @@ class System(abc.ABC):
         """The learning rate by step, as `optimizer` has it: here linear to 0 (DeepSC, V-A.3)."""
         initial = self.config.stage(stage.name).learning_rate
 
-        def rate(step: Any) -> Array:
+        def rate(step: ArrayLike) -> Array:
             # optax's linear schedule stays in float32 where everything else is float64.
             taken = jnp.clip(jnp.asarray(step, jnp.result_type(float)), 0, stage.steps)
             return initial * (1 - taken / stage.steps)
@@ -200,7 +203,7 @@ def carried_of(variables: Variables) -> list[str]:
     return [name for name in variables if name != "params"]
 
 
-def without_perturbations(variables: Mapping[str, Any]) -> Variables:
+def without_perturbations(variables: Mapping[str, PyTree]) -> Variables:
     """Fresh variables but for those by which a gradient of a map is taken: shapes of a batch."""
     return {name: values for name, values in variables.items() if name != "perturbations"}
 

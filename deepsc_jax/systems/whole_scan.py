@@ -5,7 +5,7 @@ device, so that memory does not grow with the scan.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 from deepsc_jax.config import DataConfig, Ints3
 from deepsc_jax.geometry.sampling import tile_corners
+
+Beside = TypeVar("Beside")
 
 CHUNK_VOXELS = 2**21  # of tiles that pass through the network at once
 CPU_TILES = 4
@@ -35,7 +37,7 @@ def chunks(data: DataConfig, depth: int) -> Iterator[tuple[np.ndarray, np.ndarra
         yield np.concatenate([real, beyond]), real
 
 
-def one_behind(dispatched: Iterator[tuple[Array, Any]]) -> Iterator[tuple[np.ndarray, Any]]:
+def one_behind(dispatched: Iterator[tuple[Array, Beside]]) -> Iterator[tuple[np.ndarray, Beside]]:
     """Each item once the next is dispatched: the device computes while the host reads."""
     last, beside = next(dispatched)
     for item, next_beside in dispatched:

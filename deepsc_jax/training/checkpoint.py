@@ -7,13 +7,13 @@ In a run's folder:
 """
 
 import pathlib
-from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from deepsc_jax.runtime import cluster
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject, JsonValue, PyTree, Untyped
 from deepsc_jax.systems.system import Variables
 from deepsc_jax.training import checksums
 from deepsc_jax.training.state import State
@@ -41,13 +41,13 @@ class Checkpoints:
             if cluster.is_writer():
                 _set_damaged_aside(directory)
             cluster.wait_for_all(f"checkpoints of {directory.name} verified")
-        best: Any = policies.BestN(
+        best: Untyped = policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        keep: Any = policies.AnyPreservationPolicy([policies.LatestN(2), best])
-        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        keep: Untyped = policies.AnyPreservationPolicy([policies.LatestN(2), best])
+        always: Untyped = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         # Called when all files are written and before the folder gets its final name, so that no
         # checkpoint is ever without its sums; in the first process only. A function, since Orbax
         # copies the context, and with a method the object that it belongs to.
@@ -61,7 +61,7 @@ class Checkpoints:
             cleanup_tmp_directories=writer,
         )
 
-    def save(self, state: State, data_state: Any, record: dict[str, Any] | None) -> None:
+    def save(self, state: State, data_state: JsonValue, record: JsonObject | None) -> None:
         """Save in the background; `record` is the validation result of this very step, if any."""
         contents = {"state": state, "data": data_state, "record": record or {"score": None}}
         metrics = {"score": record["score"]} if record else None
@@ -82,16 +82,16 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest score, or the newest where none was scored."""
-        found: Any = self._checkpointer.checkpoints
-        scored = [(c.metrics["score"], c.step) for c in found if c.metrics]
+        saved: Untyped = self._checkpointer.checkpoints
+        scored = [(c.metrics["score"], c.step) for c in saved if c.metrics]
         return max(scored)[1] if scored else self.latest_step()
 
     def is_scored(self, step: int) -> bool:
         """Whether the checkpoint at `step` holds a validation result."""
-        found: Any = self._checkpointer.checkpoints
-        return any(c.step == step and c.metrics for c in found)
+        saved: Untyped = self._checkpointer.checkpoints
+        return any(c.step == step and c.metrics for c in saved)
 
-    def load(self, like: State, step: int) -> dict[str, Any]:
+    def load(self, like: State, step: int) -> dict[str, PyTree]:
         """`state`, laid out as `like` is, `data` and `record` of the checkpoint at `step`."""
         wanted = {"state": jax.tree.map(_abstract, like), "data": None, "record": None}
         return self._checkpointer.load_checkpointables(step, wanted)
@@ -113,8 +113,8 @@ def _set_damaged_aside(directory: pathlib.Path) -> None:
     steps, usable = _steps(directory), None
     for step in reversed(steps):
         folder = directory / str(step)
-        found = checksums.damage(folder, contents=usable is None)
-        if found is None:
+        damage = checksums.damage(folder, contents=usable is None)
+        if damage is None:
             usable = usable or step
             continue
         names = (f"damaged-{step}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
@@ -122,7 +122,7 @@ def _set_damaged_aside(directory: pathlib.Path) -> None:
         folder.rename(aside)
         before = "the one before it is used" if step > steps[0] else "the stage starts anew"
         then = "" if usable else f", {before}"
-        print(f"{folder}: {found}: set aside as {aside.name}{then}", flush=True)
+        print(f"{folder}: {damage}: set aside as {aside.name}{then}", flush=True)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -141,7 +141,7 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
     return bool(_steps(directory))
 
 
-def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, dict[str, Any]]:
+def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, JsonObject]:
     """Variables and validation record (with its `step`) of a stage's best checkpoint.
 
     Args:
@@ -156,11 +156,11 @@ def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, dic
     checkpoints = Checkpoints(directory)
     step = checkpoints.best_step()
     assert step is not None
-    found = checksums.damage(directory / str(step))
-    if found is not None:
+    damage = checksums.damage(directory / str(step))
+    if damage is not None:
         raise InputError(
-            f"{directory / str(step)}: {found}, and it is the checkpoint to use: copy it again, or "
-            "move it away and train on"
+            f"{directory / str(step)}: {damage}, and it is the checkpoint to use: copy it again, "
+            "or move it away and train on"
         )
     contents = checkpoints.load(like, step)
     checkpoints.close()

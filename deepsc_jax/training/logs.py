@@ -5,15 +5,15 @@ import json
 import pathlib
 import shutil
 import time
-from typing import Any
 
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.types import JsonObject, Untyped
 
 # Generated modules, in which type checkers see no names.
-events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
-summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+events: Untyped = importlib.import_module("tensorboard.compat.proto.event_pb2")
+summaries: Untyped = importlib.import_module("tensorboard.compat.proto.summary_pb2")
 
 CLOCK_JUMP_SECONDS = 60.0
 
@@ -103,7 +103,7 @@ class MetricsLog:
             writer.close()
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
+def _parsed(text: bytes) -> JsonObject | None:
     """A line of the log; None where it is none."""
     try:
         line = json.loads(text)

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
+import grain
 import jax
 from jax.sharding import Mesh
 
@@ -41,7 +41,7 @@ class ReadyStage:
     """What the steps of a stage need, at the step from which it goes on."""
 
     state: states.State
-    batches: Any
+    batches: grain.DatasetIterator
     step: Callable[..., tuple[states.State, Scalars]]
     validate: Callable[[states.State], Record | None] | None
 
@@ -57,7 +57,7 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     shard = system.config.platform.shard_optimizer
     where = states.sharding(state, run.mesh, shard_optimizer=shard)
     state = jax.device_put(state, where)
-    batches: Any = iter(_batches(run, "train", stage, train=True))
+    batches = iter(_batches(run, "train", stage, train=True))
     scored = reached is not None and checkpoints.is_scored(reached)
     run.log.resume(stage.name, reached or 0, scored=scored)
     if reached is not None:
@@ -103,7 +103,7 @@ def _trained(run: Run, name: str, fresh: Variables) -> Variables:
     return load_variables(folder, jax.device_put(like, device_mesh.replicated(run.mesh)))[0]
 
 
-def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> Any:
+def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> grain.IterDataset:
     return pipeline.batches(
         run.store,
         split,

@@ -1,7 +1,5 @@
 """What training carries from step to step."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,6 +7,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from deepsc_jax.runtime import device_mesh
+from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.system import Stage, System, Variables
 
 
@@ -21,7 +20,7 @@ class State:
     """
 
     step: jax.Array
-    params: Any
+    params: PyTree
     carried: Variables
     opt_state: optax.OptState
 
@@ -41,7 +40,7 @@ def create(system: System, stage: Stage, variables: Variables) -> State:
 
 def sharding(state: State, mesh: Mesh, *, shard_optimizer: bool) -> State:
     """Where a state's parts lie: copies on every device, or Adam's moments split over `data`."""
-    whole: Any = device_mesh.replicated(mesh)
+    whole: PyTree = device_mesh.replicated(mesh)
     where: State = jax.tree.map(lambda _: whole, state)
     if not shard_optimizer:
         return where

@@ -1,7 +1,6 @@
 """The train step and the evaluation step: one of each for all systems, stages and devices."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from deepsc_jax.runtime import compiler, device_mesh
+from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.system import Batch, Facts, Stage, System, Variables
 from deepsc_jax.training.state import State
 
@@ -17,8 +17,8 @@ Scalars = dict[str, Array]
 
 
 def make_train_step(
-    system: System, stage: Stage, mesh: Mesh, facts: Facts, state_sharding: Any = None
-) -> Callable[[State, Batch], tuple[State, Scalars]]:
+    system: System, stage: Stage, mesh: Mesh, facts: Facts, state_sharding: State | None = None
+) -> jax.stages.Wrapped:
     """One optimizer step on a global batch; the state is donated.
 
     Every device sums the gradient of its own examples in float32, in `platform.accumulation` parts;
@@ -40,17 +40,17 @@ def make_train_step(
     parts = system.config.platform.accumulation
 
     def share_of_loss(
-        params: Any, carried: Variables, batch: Batch
+        params: PyTree, carried: Variables, batch: Batch
     ) -> tuple[Array, tuple[Scalars, Variables]]:
         terms, carried = system.losses(stage, {"params": params, **carried}, batch, facts)
         means = jax.tree.map(lambda x: x.sum() / stage.batch, terms)
         return means["loss"], (means, carried)
 
-    def gradient_of(params: Any, carried: Variables, batch: Batch) -> tuple[Any, Variables]:
+    def gradient_of(params: PyTree, carried: Variables, batch: Batch) -> tuple[PyTree, Variables]:
         gradient, (means, carried) = jax.grad(share_of_loss, has_aux=True)(params, carried, batch)
         return (gradient, means), carried
 
-    def per_device(params: Any, carried: Variables, batch: Batch) -> tuple[Any, Variables]:
+    def per_device(params: PyTree, carried: Variables, batch: Batch) -> tuple[PyTree, Variables]:
         if parts == 1:
             total, carried = gradient_of(params, carried, batch)
             return device_mesh.sum_over_data(total), carried
@@ -64,7 +64,7 @@ def make_train_step(
                 total = jax.tree.map(jnp.add, total, added)
             return device_mesh.sum_over_data(total), carried
 
-        def add(sums: Any, part: Batch) -> tuple[Any, None]:
+        def add(sums: PyTree, part: Batch) -> tuple[PyTree, None]:
             total, carried = sums
             added, carried = gradient_of(params, carried, part)
             return (jax.tree.map(jnp.add, total, added), carried), None
@@ -85,11 +85,11 @@ def make_train_step(
         return State(state.step + 1, params, carried, opt_state), means
 
     whole = device_mesh.replicated(mesh)
-    state_sharding = state_sharding or whole
+    placed = state_sharding or whole
     return jax.jit(
         step,
-        in_shardings=(state_sharding, None),  # a batch keeps that of `put_batch`
-        out_shardings=(state_sharding, whole),
+        in_shardings=(placed, None),  # a batch keeps that of `put_batch`
+        out_shardings=(placed, whole),
         donate_argnums=0,
         compiler_options=_options(system, mesh),
     )

@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.systems.system import Stage, System, Variables
+from deepsc_jax.systems.system import Batch, Stage, System, Variables
 
 FACTS = ("valid", "case", "label")
 Record = dict[str, float | None]
@@ -23,7 +22,7 @@ def validate(
     stage: Stage,
     mesh: Mesh,
     batches: Iterator[dict[str, np.ndarray]],
-    measure: Callable[..., Any],
+    measure: Callable[[Variables, Batch], Batch],
     variables: Variables,
     stop: Callable[[], bool],
 ) -> Record | None:

@@ -11,7 +11,6 @@ WORKDIR is what `--workdir` names:
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 from deepsc_jax.config import Config
 from deepsc_jax.config.run import differences, load, save
@@ -19,6 +18,7 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.types import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +48,20 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
       InputError: the folder holds a run of other settings, or on another store.
     """
     if (workdir / "config.json").exists():
-        found = read(workdir)
+        begun = read(workdir)
         # On whatever devices, it computes the same thing.
-        if dataclasses.replace(found.config, platform=config.platform) != config:
-            changed = "; ".join(differences(found.config, config))
+        if dataclasses.replace(begun.config, platform=config.platform) != config:
+            changed = "; ".join(differences(begun.config, config))
             raise InputError(
                 f"{workdir / 'config.json'}: the run was begun with other settings "
                 f"({changed}): give another folder, or the same flags to go on"
             )
-        if found.store != store.digest:
+        if begun.store != store.digest:
             raise InputError(
                 f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
                 "give another folder, or the same --data_dir to go on"
             )
-        record = dataclasses.replace(found, config=config)
+        record = dataclasses.replace(begun, config=config)
     else:
         record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
     if writer:
@@ -89,7 +89,7 @@ def read(workdir: pathlib.Path) -> Record:
         )
     config, path = load(workdir / "config.json", registry.options), workdir / "run.json"
     try:
-        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        facts: JsonObject = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):
             raise ValueError(f"thresholds are probabilities, {thresholds} found")

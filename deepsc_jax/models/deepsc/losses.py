@@ -4,8 +4,6 @@ Arrays of tiles are `(batch, tile, depth, height, width)`; `valid` of the same s
 voxels that are part of a scan, the others being padding.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,6 +14,7 @@ from deepsc_jax.config import DataConfig
 from deepsc_jax.geometry import grids
 from deepsc_jax.models.deepsc.classifier import evidence_masks
 from deepsc_jax.models.deepsc.config import Options
+from deepsc_jax.runtime.types import PyTree
 
 TileMask = Float[Array, "batch tile d h w"]
 PER_SCAN = (1, 2, 3, 4)
@@ -25,7 +24,7 @@ def scan_losses(
     options: Options,
     data: DataConfig,
     stage: str,
-    out: dict[str, Any],
+    out: dict[str, PyTree],
     batch: dict[str, Array],
     class_weights: Float[Array, "class"],
 ) -> dict[str, Float[Array, "batch"]]:

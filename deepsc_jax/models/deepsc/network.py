@@ -10,7 +10,7 @@
 S is the lesion probability and S_1..S_4 its scales; M_1..M_3 are the evidence masks.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import DataConfig
+from deepsc_jax.config import DataConfig, Ints3
 from deepsc_jax.geometry import grids
 from deepsc_jax.models.deepsc.classifier import Classifier, evidence_masks
 from deepsc_jax.models.deepsc.config import Options
@@ -28,6 +28,7 @@ from deepsc_jax.models.deepsc.lesion import LesionSubnet
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.models.layers.blocks import recomputed, standardise
 from deepsc_jax.models.layers.layout import Layout, Volume
+from deepsc_jax.runtime.types import PyTree
 
 __all__ = ["TORCH_NAMES", "DeepSC", "build", "evidence"]  # of a registry's row
 
@@ -117,7 +118,9 @@ class DeepSC(nn.Module):
         if not self.layout.loop_tiles or self.is_initializing():
             return self._segment(tiles, origins, depth, features)
 
-        def one_tile(module: "DeepSC", sums: Any, item: tuple[Array, Array]) -> tuple[Any, Any]:
+        def one_tile(
+            module: "DeepSC", sums: PyTree, item: tuple[Array, Array]
+        ) -> tuple[PyTree, PyTree]:
             tile, origin = item
             out = module._segment(tile[:, None], origin[:, None], depth, features)
             added = {k: out.pop(k) for k in ("scan_features", "scan_lesion") if k in out}
@@ -137,7 +140,7 @@ class DeepSC(nn.Module):
             out_axes=1,
         )
         sums, out = scan(self, sums, (tiles, origins))
-        return out | sums
+        return {**out, **sums}
 
     def _segment(self, tiles: Tiles, origins: Array, depth: Array, features: Volume | None) -> dict:
         batch, count, *tile = tiles.shape
@@ -175,7 +178,7 @@ class DeepSC(nn.Module):
     def _slice_grid(self, depth: Array, step: int) -> grids.Grid:
         return grids.slice_grid(depth, self.data.slices, self.data.working_size, step)
 
-    def _to_tiles(self, features: Volume, origins: Array, depth: Array, tile: Any) -> Array:
+    def _to_tiles(self, features: Volume, origins: Array, depth: Array, tile: Ints3) -> Array:
         """F_c on every tile's grid: `(B, K, d, h, w, channel)`."""
 
         def one(x: Array, origin: Array, true_depth: Array) -> Array:

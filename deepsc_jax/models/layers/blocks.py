@@ -6,7 +6,7 @@ many padded slices follow. `mask_depth` restores zeros there, which a zero-padde
 the unpadded volume would have seen.
 """
 
-from typing import Any
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,8 @@ from deepsc_jax.geometry.grids import EXACT
 from deepsc_jax.models.layers.bands import row_voxels
 from deepsc_jax.models.layers.convolution import conv3d, with_summed_gradient
 from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Strides, Volume
+
+Block = TypeVar("Block", bound=nn.Module)
 
 Valid = Int[Array, "batch"] | None
 PerChannel = Float[Array, "batch channel"]
@@ -81,11 +83,15 @@ def _affine(x: Volume, slope: PerChannel, offset: PerChannel) -> Volume:
     return x * slope[:, None, None, None] + offset[:, None, None, None]
 
 
-def _affine_forward(x: Volume, slope: PerChannel, offset: PerChannel) -> tuple[Volume, Any]:
+def _affine_forward(
+    x: Volume, slope: PerChannel, offset: PerChannel
+) -> tuple[Volume, tuple[Volume, PerChannel]]:
     return _affine(x, slope, offset), (x, slope)
 
 
-def _affine_backward(saved: Any, cotangent: Volume) -> tuple[Volume, PerChannel, PerChannel]:
+def _affine_backward(
+    saved: tuple[Volume, PerChannel], cotangent: Volume
+) -> tuple[Volume, PerChannel, PerChannel]:
     x, slope = saved
 
     def per_channel(columns: Array) -> PerChannel:
@@ -259,7 +265,7 @@ def average_in_plane(x: Volume, factor: int) -> Volume:
     return blocks.mean(axis=(3, 5))
 
 
-def recomputed(block: type[nn.Module], wanted: bool, static: tuple[int, ...] = ()) -> Any:
+def recomputed(block: type[Block], wanted: bool, static: tuple[int, ...] = ()) -> type[Block]:
     """`block`, or, where `wanted`, `block` whose insides the backward pass computes again.
 
     `static` arguments, counted from `self`, are no arrays.
