@@ -39,7 +39,7 @@ def test_turns_are_taken_in_rounds():
 def test_a_turn_follows_an_untimed_run_where_one_is_asked_for(monkeypatch):
     done: list[str] = []
     built = Built(run=lambda: done.append("run"), summary=lambda _: {})
-    module = types.SimpleNamespace(
+    module: Any = types.SimpleNamespace(
         build=lambda _: built,
         import_late=lambda _: None,
         environment=lambda _: {},

@@ -74,7 +74,7 @@ def run(name: str, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]
         where = states.sharding(state, mesh, shard_optimizer=choice.shard_optimizer)
         state = jax.device_put(state, where)
         facts = {"class_weights": jnp.asarray(CLASS_WEIGHTS, dtype)}
-        step = make_train_step(system, stage, mesh, facts, where)
+        step: Any = make_train_step(system, stage, mesh, facts, where)
         losses, gradient = [], None
         for seed in range(STEPS):
             arrays = {

@@ -1,6 +1,7 @@
 """Normalisation, pooling and upsampling, against plain numpy."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -249,7 +250,7 @@ def test_a_loop_over_tiles_takes_along_no_constant_as_large_as_a_tile():
 def test_a_cpu_computes_again_what_a_block_does_not_keep(wanted, tile, drawn, monkeypatch):
     monkeypatch.setattr(slabs, "SLAB_BYTES", 2**13)  # two slabs
     x = draw(1, 16, 8, 8, 4)
-    block = layers.recomputed(DoubleConv, wanted)(4, 2, Layout("folded"))
+    block: Any = layers.recomputed(DoubleConv, wanted)(4, 2, Layout("folded"))
     params = drawn(block, x, None)
 
     def loss(params, x):
