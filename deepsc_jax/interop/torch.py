@@ -252,7 +252,7 @@ def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
 
 
 def _torch_shapes(like: Params, table: Table) -> Shapes:
-    flat: dict[str, jax.Array] = flax.traverse_util.flatten_dict(like, sep="/")
+    flat: dict[str, PyTree] = flax.traverse_util.flatten_dict(like, sep="/")
     shapes = {}
     for ours, (name, rule) in _rename(flat, "flax", "torch", table).items():
         shape = tuple(flat[ours].shape)
