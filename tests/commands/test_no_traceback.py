@@ -149,7 +149,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("call", WRONG, ids=lambda call: " ".join(call)[-70:])
+# Every fifth; all of them take minutes.
+CALLS = [
+    call if i % 5 == 0 else pytest.param(call, marks=pytest.mark.slow)
+    for i, call in enumerate(WRONG)
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join(call)[-70:])
 def test_what_is_wrong_is_one_line(commands: Commands, call: tuple[str, ...]) -> None:
     code, said = commands.run(*call)
     assert "Traceback" not in said
