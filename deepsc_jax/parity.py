@@ -18,7 +18,7 @@ from absl import flags
 
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.files import require_writable, write_json
 from deepsc_jax.runtime.types import JsonObject, Untyped
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
@@ -84,6 +84,8 @@ def main() -> int:
         raise InputError(
             f"{error}: the parity report needs the extra: pip install -e '.[test]'"
         ) from error
+    if options.json:
+        require_writable("json", pathlib.Path(options.json).parent)
     files = sorted(map(str, TESTS.rglob("test_parity_*.py")))
     if not files:
         raise InputError(f"{TESTS}: no parity tests found: run in a checkout of the repository")

@@ -273,13 +273,15 @@ class _TupleParser(flags.ArgumentParser):
             return argument
         if self.nested:
             return tuple(self._values(part) for part in argument.split("/"))
+        if not argument and typing.get_origin(self.item) is Literal:
+            return ()
         values = self._values(argument)
         if self.items[-1] is not Ellipsis and len(values) != len(self.items):
             raise ValueError(f"{len(values)} values found, {len(self.items)} expected")
         return values
 
     def _values(self, text: str) -> tuple:
-        return tuple(self._value(part) for part in text.split(",")) if text else ()
+        return tuple(self._value(part) for part in text.split(","))
 
     def _value(self, text: str) -> object:
         if typing.get_origin(self.item) is not Literal:

@@ -186,7 +186,15 @@ def test_a_port_in_use_is_one_line(commands: Commands) -> None:
 
 
 def test_a_platform_that_is_not_there_is_one_line(commands: Commands) -> None:
-    code, said = commands.run(*TRAIN, "--workdir=run", JAX_PLATFORMS="abacus")
-    assert code == exit_codes.BAD_INPUT
-    assert said.startswith("error: JAX_PLATFORMS=abacus: no such device was found")
-    assert len(said.splitlines()) == 1
+    """In a process of its own: the server's has found its devices."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deepsc_jax.train", *TRAIN[1:], "--workdir=run"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "abacus"},
+        cwd=commands.folder,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == exit_codes.BAD_INPUT
+    assert done.stderr.startswith("error: JAX_PLATFORMS=abacus: no such device was found")
+    assert len(done.stderr.splitlines()) == 1

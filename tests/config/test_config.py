@@ -199,7 +199,7 @@ IMPOSSIBLE = [
     (["--deepsc.lesion_channels=8,12,16"], "lesion_channels.*norm_groups = 8"),
     (["--deepsc.classifier_stem_channels=4"], "classifier_stem_channels.*norm_groups = 8"),
     (["--deepsc.encoder_channels=64,128,250"], "encoder_channels.*norm_groups = 8"),
-    (["--deepsc.intensity_sd=0"], "intensity_sd is 0.*above 0"),
+    (["--intensity_sd=0"], "intensity_sd is 0.*above 0"),
     (["--deepsc.norm_groups=0"], "norm_groups"),
     (["--deepsc.norm_groups=-8"], "norm_groups"),
     (["--deepsc.task_aware_weight=-1"], "task_aware_weight is -1"),

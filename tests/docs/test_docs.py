@@ -84,7 +84,7 @@ def test_the_site_builds_without_a_broken_link(tmp_path: pathlib.Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={tmp_path}"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         cwd=ROOT,
     )

@@ -15,7 +15,7 @@ def resident():
 blocks = [bytes(60_000) for _ in range(4000)]
 blocks = blocks[::400]
 before = resident()
-compiler.give_back()
+compiler.give_back_memory()
 print(before - resident())
 """
 

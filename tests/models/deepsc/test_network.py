@@ -159,9 +159,9 @@ def test_padding_inside_a_tile_changes_nothing(joint, variables):
 def test_lungs_are_standardised_and_zeros_stay_zeros(variables, out):
     # Values of 0.36 ± 0.1 n become ± n; 0 is outside of the lungs. A network that subtracts and
     # divides by other figures sees the same where its input makes up for them.
-    other = dataclasses.replace(MODEL, intensity_mean=0.36 / 2, intensity_sd=0.1 / 2)
+    other = dataclasses.replace(DATA, intensity_mean=0.36 / 2, intensity_sd=0.1 / 2)
     halved = BATCH | {"tiles": BATCH["tiles"] / 2, "slices": BATCH["slices"] / 2}
-    network = DeepSC(other, DATA, FOLDED)
+    network = DeepSC(MODEL, other, FOLDED)
     found = jax.jit(lambda v, batch: run(network, v, batch, "joint"))(variables, halved)
     same(found["lesion"], out["lesion"])
     same(found["logits"], out["logits"])
