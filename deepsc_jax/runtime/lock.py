@@ -17,7 +17,7 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.exit_codes import BAD_INPUT
 from deepsc_jax.runtime.signals import end
 
-NAME = "lock"
+NAME = ".deepsc_jax.lock"  # no file of a user's has that name
 STALE_SECONDS = 300.0  # a lease that nobody has refreshed for so long is nobody's
 REFRESH_SECONDS = 60.0
 _SETTLE_SECONDS = 1.0  # in which one of two that take a lease at once overwrites the other's
@@ -29,7 +29,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
     """Keep `folder` to this process, in whichever way it ends: a killed holder locks nobody out.
 
-    The lock is POSIX's on the open file `folder/lock`, which the kernel, or the file server, gives
+    The lock is POSIX's on the open file `folder/NAME`, which the kernel, or the file server, gives
     back with the process. The host, the process and the time in it are text for a message. Where
     the file system has no locks, a line says so, and the file holds a lease: it is refreshed every
     minute, and nobody's after five. A POSIX lock is lost when the process closes *any* descriptor

@@ -58,7 +58,7 @@ def test_a_holder_killed_with_kill_9_locks_nobody_out(tmp_path: pathlib.Path) ->
 
 def test_what_the_file_says_of_a_dead_process_locks_nobody_out(tmp_path: pathlib.Path) -> None:
     for content in (b"", b"{", b"\xff\xfe[]", b"[]", b'{"token": "x", "what": "training"}'):
-        (tmp_path / "lock").write_bytes(content)
+        (tmp_path / lock.NAME).write_bytes(content)
         with lock.locked(tmp_path, "training"):
             pass
 
@@ -87,13 +87,13 @@ def test_without_locks_a_lease_is_kept_and_said(
     assert capsys.readouterr().err.count("this file system has no locks") == 2
     with lock.locked(tmp_path, "training"):  # given back
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
 
 
 def test_a_lease_is_refreshed_and_stale_after_five_minutes(
     tmp_path: pathlib.Path, no_locks: None
 ) -> None:
-    path = tmp_path / "lock"
+    path = tmp_path / lock.NAME
     with lock.locked(tmp_path, "training"):
         long_ago = time.time() - 1000
         os.utime(path, (long_ago, long_ago))
