@@ -1,13 +1,15 @@
 """From a scan to what the network sees, and from its probabilities back to the scan's grid.
 
 Paper, section V-A: HU clipped to [-1400, 200], scaled to [0, 1], multiplied by the lung mask;
-slices as they come. A config may ask for a smaller working grid (assumed): then the normalised
-image is resampled first and masked after, so that everything outside the working lung mask is
-exactly 0.
+slices as they come. A config may ask for a coarser working grid (assumed): then the normalised
+image is resampled first and masked after. What a network sees is the box around the lungs, so that
+what lies beyond them, and how much of it a scan holds, changes nothing. A voxel is 0 if and only if
+it is outside of the lungs.
 
 Coordinates are edges: source voxel j spans [j, j + 1) and has its centre at j + ½.
 """
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from deepsc_jax.data.scans import Mask, Scan, Volume
 from deepsc_jax.data.source import MAX_SLICES
 from deepsc_jax.runtime.errors import InputError
 
+DARKEST = 1 / 65535  # of what is inside the lungs: 0.02 HU, the step in which stores keep volumes
 AnyVolume = Num[np.ndarray, "depth height width"] | Bool[np.ndarray, "depth height width"]
 Triple = tuple[float, float, float]
 
@@ -43,7 +46,7 @@ class Prepared:
     """A scan on its working grid."""
 
     volume: Volume
-    """In [0, 1]; exactly 0 outside the lungs."""
+    """In [0, 1]; 0 outside the lungs, at least `DARKEST` inside."""
     lung: Mask
     lesion: Mask | None
     grid: WorkingGrid
@@ -52,53 +55,45 @@ class Prepared:
 
 
 def working_grid(
-    source_shape: tuple[int, int, int],
-    spacing_mm: Triple,
-    lung_mask: Mask | None,
-    config: DataConfig,
+    source_shape: tuple[int, int, int], spacing_mm: Triple, lung_mask: Mask, config: DataConfig
 ) -> WorkingGrid:
-    """Place the working grid of a scan.
+    """Place the working grid of a scan: it begins where the box around the lungs does.
 
-    Depth is never cropped: it stays as it is, or is divided into round(D · spacing / wanted) equal
-    slices. In-plane, an axis whose wanted spacing is 0 is scaled to the working size over the whole
-    field of view; otherwise the window of that size is centred on the bounding box of the lungs,
-    and coarsened, both axes by one factor, until the box and one source voxel around it fit.
+    A working voxel is the source's where the wanted spacing is 0, else of that size. Along depth
+    the grid ends with the lungs. In-plane it has the working size; lungs that are wider make its
+    voxels larger, along both axes by one factor.
 
     Args:
         source_shape: (D, H, W) of the scan.
         spacing_mm: its voxel size, same order.
-        lung_mask: needed where an in-plane working spacing is positive.
+        lung_mask: of the scan, not empty.
         config: `working_spacing_mm` and `working_size` are read.
-
-    Raises:
-        ValueError: the lung mask is needed and absent or empty.
     """
-    wanted = config.working_spacing_mm
-    depth = source_shape[0]
-    slices = depth if wanted[0] == 0 else max(1, round(depth * spacing_mm[0] / wanted[0]))
-    shape = [slices, *config.working_size]
-    start = [0.0, 0.0, 0.0]
-    step = [source_shape[axis] / shape[axis] for axis in range(3)]
+    extents = [_extent(lung_mask, axis) for axis in range(3)]
+    sides = [high - low for low, high in extents]
+    steps = [
+        _step(wanted, spacing, side)
+        for wanted, spacing, side in zip(config.working_spacing_mm, spacing_mm, sides, strict=True)
+    ]
+    coarser = max(
+        1.0,
+        *(n / (size * s) for n, size, s in zip(sides[1:], config.working_size, steps[1:], strict=True)),
+    )
+    steps = [steps[0], steps[1] * coarser, steps[2] * coarser]
+    # The fewest voxels that hold the box, as far beyond it on either side.
+    cells = [max(1, math.ceil(n / s - 1e-6)) for n, s in zip(sides, steps, strict=True)]
+    start = [
+        low - (count * s - n) / 2
+        for (low, _), n, count, s in zip(extents, sides, cells, steps, strict=True)
+    ]
+    return WorkingGrid((cells[0], *config.working_size), _three(start), _three(steps), source_shape)
 
-    windowed = [axis for axis in (1, 2) if wanted[axis] > 0]
-    if windowed:
-        if lung_mask is None or not lung_mask.any():
-            raise ValueError("a working spacing in mm needs a lung mask that is not empty")
-        boxes = {axis: _extent(lung_mask, axis) for axis in windowed}
-        for axis in windowed:
-            ratio = wanted[axis] / spacing_mm[axis]
-            # A float32 affine makes 0.7 mm 0.69999999: that is no reason to interpolate.
-            step[axis] = 1.0 if abs(ratio - 1) * source_shape[axis] < 1e-3 else ratio
-        coarser = max(
-            (high + 1 - (low - 1)) / (shape[axis] * step[axis])
-            for axis, (low, high) in boxes.items()
-        )
-        for axis, (low, high) in boxes.items():
-            step[axis] *= max(1.0, coarser)
-            start[axis] = (low + high) / 2 - shape[axis] * step[axis] / 2
-            if step[axis] == 1:  # on whole voxels, so that the image is copied, not blurred
-                start[axis] = float(np.floor(start[axis]))
-    return WorkingGrid(_three(shape), _three(start), _three(step), source_shape)
+
+def _step(wanted_mm: float, spacing_mm: float, side: int) -> float:
+    """Source voxels per working voxel along an axis on which the lungs have `side` voxels."""
+    ratio = wanted_mm / spacing_mm if wanted_mm else 1.0
+    # A float32 affine makes 0.7 mm 0.69999999: that is no reason to interpolate.
+    return 1.0 if abs(ratio - 1) * side < 1e-3 else ratio
 
 
 def to_working(array: AnyVolume, grid: WorkingGrid) -> Volume:
@@ -180,7 +175,7 @@ def prepare_scan(
     # Outside of the lungs the network sees nothing, so nothing is asked of it there.
     lesion = None if lesion_mask is None else (to_working(lesion_mask, grid) >= 0.5) & lung
     volume = to_working(normalise(scan.values, config), grid)
-    np.clip(volume, 0, 1, out=volume)  # weights sum to 1 but for rounding
+    np.clip(volume, DARKEST, 1, out=volume)  # weights sum to 1 but for rounding
     volume *= lung
     return Prepared(volume, lung, lesion, grid, notes)
 

@@ -10,13 +10,13 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import source_case
 from deepsc_jax.inference import predictor as predictors
 from deepsc_jax.inference.predictor import SegmentsScans
-from deepsc_jax.metrics.overlap import THRESHOLDS
+from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold
 from deepsc_jax.runtime import cluster
 from deepsc_jax.training import workdir as workdirs
 
 
 def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
-    """The threshold with the best mean DSC over validation, on every scan's own grid.
+    """The `best_threshold` of validation, by DSC on every scan's own grid.
 
     Resampling there smooths the probabilities, so the best threshold of the working grid is another
     one. None if no validation scan has lesions. The processes of a job share the scans.
@@ -40,7 +40,7 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
         rows[i] = 2 * hits / (predicted + truth.lesion.sum())
     rows = np.concatenate(cluster.by_process(rows))
     rows = rows[~np.isnan(rows).any(axis=1)]
-    return THRESHOLDS[int(rows.mean(axis=0).argmax())] if len(rows) else None
+    return THRESHOLDS[best_threshold(rows.mean(axis=0))] if len(rows) else None
 
 
 def settle_threshold(workdir: pathlib.Path, stage: str, store: Store) -> float | None:

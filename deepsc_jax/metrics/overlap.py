@@ -3,10 +3,22 @@
 import math
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 # Of lesion probability, among which the one is chosen on validation.
 THRESHOLDS = tuple(i / 20 for i in range(2, 19))
+
+
+TOLERATED_DICE = 0.01  # what a threshold may cost: higher ones mark less where no lesion is
+
+
+def best_threshold(means: Float[np.ndarray, "threshold"]) -> int:
+    """The index of the highest of `THRESHOLDS` whose mean DSC is within 0.01 of the best.
+
+    The mean is over scans with lesions; of thresholds that serve them alike, the highest marks the
+    least in scans without.
+    """
+    return int(np.flatnonzero(means >= means.max() - TOLERATED_DICE)[-1])
 
 
 def dice(pred: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."]) -> float:

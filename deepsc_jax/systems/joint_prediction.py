@@ -46,21 +46,22 @@ class JointPredictor:
     def __call__(self, volume: Float[np.ndarray, "depth height width"]) -> Prediction:
         """Predict one preprocessed scan (`preprocess.Prepared.volume`)."""
         depth = jnp.asarray([len(volume)], jnp.int32)
-        features = sums = None
+        slices = features = sums = None
         volumes: dict[str, Volume] = {}
         if "classes" in self._stage.learns:
-            slices = volume[slice_indices(len(volume), self._data.slices)]
-            features = self._features(self._variables, jnp.asarray(slices[None]))
+            sampled = volume[slice_indices(len(volume), self._data.slices)]
+            slices = jnp.asarray(sampled[None])
+            features = self._features(self._variables, slices)
         if "lesions" in self._stage.learns:
             volumes["lesion"], sums = self._lesions(volume, depth, features)
-        if features is None:
+        if features is None or slices is None:
             return Prediction(volumes)
         if sums is None:
             scan_lesion = jnp.zeros((*features.shape[:-1], 1), features.dtype)
         else:
             features = self._mix(self._variables, features, sums["scan_features"])
             scan_lesion = sums["scan_lesion"]
-        out = self._classify(self._variables, features, scan_lesion)
+        out = self._classify(self._variables, features, scan_lesion, slices)
         masks = self._evidence_masks(out["evidence"], depth, volume)
         return Prediction(volumes, np.asarray(out["probabilities"][0]), masks)
 
@@ -71,9 +72,9 @@ class JointPredictor:
         return program
 
     def _classify_program(
-        self, variables: Variables, features: Array, scan_lesion: Array
+        self, variables: Variables, features: Array, scan_lesion: Array, slices: Array
     ) -> Outputs:
-        out = self._call("classify")(variables, features, scan_lesion)
+        out = self._call("classify")(variables, features, scan_lesion, slices)
         masks = evidence(out, jnp.argmax(out["logits"], axis=-1))
         return {"probabilities": jax.nn.softmax(out["logits"]), "evidence": masks}
 
@@ -123,4 +124,5 @@ class JointPredictor:
         for tiles, corners in one_behind(masked):
             for level in range(len(masks)):
                 paste(whole[level], tiles[:, level], corners)
+        whole *= volume > 0
         return {f"evidence_{level}": mask for level, mask in enumerate(whole, start=1)}

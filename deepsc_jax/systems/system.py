@@ -27,7 +27,7 @@ from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import StoredCase
 from deepsc_jax.metrics.classification import macro_auc
-from deepsc_jax.metrics.overlap import THRESHOLDS
+from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime.types import PyTree
@@ -140,7 +140,7 @@ class System(abc.ABC):
     def record(self, stage: Stage, rows: Mapping[str, np.ndarray]) -> dict[str, float | None]:
         """The validation record: its `score` decides which checkpoint is the best.
 
-        Here the mean DSC at its best threshold plus the macro AUC, each where the stage learns it.
+        Here the mean DSC at `best_threshold` plus the macro AUC, each where the stage learns it.
 
         Args:
           stage: the stage.
@@ -150,7 +150,7 @@ class System(abc.ABC):
         record: dict[str, float | None] = {"dsc": None, "threshold": None, "auc": None}
         if "dice" in rows:
             means = np.nanmean(rows["dice"], axis=0)
-            best = int(np.argmax(means))
+            best = best_threshold(means)
             record |= {"dsc": float(means[best]), "threshold": THRESHOLDS[best]}
         if "probabilities" in rows:
             record["auc"] = macro_auc(rows["label"], rows["probabilities"])

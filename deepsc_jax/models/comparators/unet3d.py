@@ -20,10 +20,10 @@ from deepsc_jax.models.layers.blocks import (
     EXACT,
     ConvNormAct,
     Deconv,
-    Valid,
-    depth_mask,
-    halve,
-    mask_depth,
+    Mask,
+    masked,
+    pyramid,
+    real_slices,
     recomputed,
 )
 from deepsc_jax.models.layers.layout import Layout, Volume
@@ -93,12 +93,12 @@ class Level(nn.Module):
     layout: Layout
 
     @nn.compact
-    def __call__(self, x: Volume, valid: Valid) -> Volume:
+    def __call__(self, x: Volume, mask: Mask) -> Volume:
         for i, stride in enumerate((self.stride, 1)):
             unit = ConvNormAct(  # a group for every channel
                 self.features, self.features, 3, (stride, stride), self.layout, name=f"conv{i + 1}"
             )
-            x = unit(x, valid)
+            x = unit(x, mask)
         return x
 
 
@@ -112,7 +112,7 @@ class UNet3D(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch depth height width 1"],
-        valid: Valid = None,
+        valid: Int[Array, "batch"] | None = None,
         *,
         train: bool = False,
     ) -> dict:
@@ -132,17 +132,19 @@ class UNet3D(nn.Module):
         widths, maps = self.options.widths, {}
         level = recomputed(Level, self.layout.remat_blocks)
         skips = []
-        x = mask_depth(x, valid)
+        mask = None if valid is None else real_slices(valid, x.shape[1])
+        masks = pyramid(mask, len(widths))
+        x = masked(x, mask)
         for i, features in enumerate(widths):
             name = _down_name(i, len(widths))
-            x = level(features, 1 if i == 0 else 2, self.layout, name=name)(x, halve(valid, i))
+            x = level(features, 1 if i == 0 else 2, self.layout, name=name)(x, masks[i])
             skips.append(x)
         maps[f"level{len(widths)}"] = x = self.perturb(f"level{len(widths)}", x)
         for i in reversed(range(len(widths) - 1)):
-            reached, step = halve(valid, i), len(widths) - 2 - i
+            step = len(widths) - 2 - i
             x = Deconv(widths[i], self.layout, bias=True, name=f"upsample{step}_conv")(x)
-            x = jnp.concatenate([mask_depth(x, reached), skips[i]], axis=-1)
-            x = level(widths[i], 1, self.layout, name=f"upsample{step}")(x, reached)
+            x = jnp.concatenate([masked(x, masks[i]), skips[i]], axis=-1)
+            x = level(widths[i], 1, self.layout, name=f"upsample{step}")(x, masks[i])
             maps[f"level{i + 1}"] = x = self.perturb(f"level{i + 1}", x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         head = nn.Dense(self.options.classes, dtype=wide, precision=EXACT, name="output")
@@ -165,7 +167,7 @@ def losses(
     options: Options,
     logits: Float[Array, "batch depth height width class"],
     truth: Int[Array, "batch depth height width"],
-    valid: Valid,
+    valid: Int[Array, "batch"] | None,
 ) -> dict[str, Float[Array, "batch"]]:
     """Each patch's `dice`, `cross_entropy` and `loss`, their mean (MLPerf's `DiceCELoss`).
 
@@ -180,7 +182,7 @@ def losses(
     """
     batch, depth, height, width, classes = logits.shape
     slices = jnp.full(batch, depth) if valid is None else valid
-    real = depth_mask(slices, depth).astype(logits.dtype)
+    real = real_slices(slices, depth).astype(logits.dtype)
     space = (1, 2, 3)
     probability = jax.nn.softmax(logits)[..., 1:] * real
     target = jax.nn.one_hot(truth, classes, dtype=logits.dtype)[..., 1:] * real

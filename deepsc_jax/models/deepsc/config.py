@@ -18,6 +18,8 @@ LOSS_WEIGHTS = (
     "focal_gamma",
     "focal_alpha",
     "dice_epsilon",
+    "lesion_free_weight",
+    "scale_supervision",
     "tversky_alpha",
     "tversky_beta",
 )
@@ -89,6 +91,14 @@ class Options:
     focal_gamma: float = option(2.0, "assumed: focusing exponent of the focal loss")
     focal_alpha: float = option(0.75, "assumed: weight of lesion voxels in the focal loss")
     dice_epsilon: float = option(1e-5, "assumed: smoothing of numerator and denominator of Dice")
+    lesion_free_weight: float = option(
+        1.0, "assumed: weight of the cross-entropy over the lungs of a scan without lesions"
+    )
+    scale_supervision: float = option(
+        1.0,
+        "assumed: weight of the mean loss of S_1 to S_4 by themselves in the segmentation stage; "
+        "0 for none, as in the paper",
+    )
     tversky_alpha: float = option(
         0.5,
         "paper: 0.5, Dice; assumed: otherwise Tversky's weight of false positives (logged as dice)",

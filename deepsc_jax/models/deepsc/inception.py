@@ -9,9 +9,10 @@ from deepsc_jax.models.layers.blocks import (
     Conv,
     ConvNormAct,
     GroupNorm,
-    Valid,
+    Mask,
     average_in_plane,
-    mask_depth,
+    masked,
+    pool_mask,
 )
 from deepsc_jax.models.layers.layout import Layout, Volume
 
@@ -35,12 +36,14 @@ class Inception(nn.Module):
     layout: Layout = Layout()
 
     @nn.compact
-    def __call__(self, x: Volume, valid: Valid) -> Volume:
+    def __call__(self, x: Volume, mask: Mask) -> Volume:
+        """`mask` says which voxels of `x` count."""
+        coarse = pool_mask(mask, (1, self.stride, self.stride))
         if self.kind == "plain":
             kernel = max(k for branch in self.branches for k in branch)
             return ConvNormAct(
                 self.channels, self.groups, kernel, self.stride, self.layout, name="plain"
-            )(x, valid)
+            )(x, coarse)
         outputs = []
         for i, kernels in enumerate(self.branches):
             y = x
@@ -50,7 +53,7 @@ class Inception(nn.Module):
                     y, stride = average_in_plane(y, stride), 1
                 features = self.channels // len(self.branches)
                 conv = Conv(features, kernel, stride, self.layout, name=f"b{i}_{j}")
-                y = mask_depth(conv(y), valid)
+                y = masked(conv(y), coarse if j == len(kernels) - 1 else mask)
             outputs.append(y)
         y = jnp.concatenate(outputs, axis=-1)
-        return GroupNorm(self.groups, self.layout, relu=True, name="norm")(y, valid)
+        return GroupNorm(self.groups, self.layout, relu=True, name="norm")(y, coarse)

@@ -9,14 +9,15 @@ from deepsc_jax.geometry.grids import EXACT, resample, tile_grid
 from deepsc_jax.models.layers.blocks import (
     ConvNormAct,
     Deconv,
-    Valid,
-    halve,
-    mask_depth,
+    Mask,
+    masked,
     max_pool,
+    pyramid,
     recomputed,
 )
 from deepsc_jax.models.layers.layout import Layout, Volume
 
+Valid = Int[Array, "batch"] | None
 LESION_PRIOR = 0.05  # assumed: initial lesion probability (Lin et al. 2017 start from a small one)
 
 
@@ -28,10 +29,10 @@ class DoubleConv(nn.Module):
     layout: Layout
 
     @nn.compact
-    def __call__(self, x: Volume, valid: Valid) -> Volume:
+    def __call__(self, x: Volume, mask: Mask) -> Volume:
         for i in range(2):
             unit = ConvNormAct(self.features, self.groups, layout=self.layout, name=f"conv{i}")
-            x = unit(x, valid)
+            x = unit(x, mask)
         return x
 
 
@@ -39,7 +40,7 @@ class LesionSubnet(nn.Module):
     """U-Net with three down- and three up-transition units and four intermediate segmentations.
 
     Returns S `(batch, depth, height, width, 1)` and the scales (S_1, ..., S_4), coarsest (1/8)
-    first: probabilities, zero in padded slices.
+    first: probabilities, zero where nothing counts: outside of the lungs and in padded slices.
     """
 
     channels: tuple[int, int, int]
@@ -48,26 +49,29 @@ class LesionSubnet(nn.Module):
     layout: Layout = Layout()
 
     @nn.compact
-    def __call__(self, x: Volume, valid: Valid) -> tuple[Volume, tuple[Volume, ...]]:
+    def __call__(self, x: Volume, mask: Mask, valid: Valid) -> tuple[Volume, tuple[Volume, ...]]:
+        """`mask` says which voxels count, and `valid` how many slices of each tile are real."""
+        masks = pyramid(mask, 4)
         tile, skips = (x.shape[1], x.shape[2], x.shape[3]), []
         transition = recomputed(DoubleConv, self.layout.remat_blocks)
         for level, features in enumerate(self.channels):
             unit = transition(features, self.groups, self.layout, name=f"down{level + 1}")
-            x = unit(x, halve(valid, level))
+            x = unit(x, masks[level])
             skips.append(x)
             x = max_pool(x)
-        scales = [self._segmentation(x, halve(valid, 3), 1)]
+        scales = [self._segmentation(x, masks[3], 1)]
         for level in (2, 1, 0):
-            features, reached = self.channels[level], halve(valid, level)
+            features = self.channels[level]
             deconv = Deconv(features, self.layout, name=f"deconv{3 - level}")
-            x = mask_depth(deconv(x), reached)
+            x = masked(deconv(x), masks[level])
             x = jnp.concatenate([skips[level], x], axis=-1)
             unit = transition(features, self.groups, self.layout, name=f"up{3 - level}")
-            x = unit(x, reached)
-            scales.append(self._segmentation(x, reached, 4 - level))
-        return combine(scales, self.scale_weights, tile, valid), tuple(scales)
+            x = unit(x, masks[level])
+            scales.append(self._segmentation(x, masks[level], 4 - level))
+        whole = combine(scales, self.scale_weights, tile, valid)
+        return masked(whole, mask), tuple(scales)
 
-    def _segmentation(self, x: Volume, valid: Valid, index: int) -> Volume:
+    def _segmentation(self, x: Volume, mask: Mask, index: int) -> Volume:
         """S_index: a 1x1x1 convolution and a sigmoid, in float32 or wider."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         odds = jnp.log(LESION_PRIOR / (1 - LESION_PRIOR))
@@ -78,7 +82,7 @@ class LesionSubnet(nn.Module):
             bias_init=nn.initializers.constant(odds),
             name=f"segmentation{index}",
         )
-        return mask_depth(nn.sigmoid(head(x.astype(wide))), valid)
+        return masked(nn.sigmoid(head(x.astype(wide))), mask)
 
 
 def combine(
@@ -97,4 +101,4 @@ def combine(
     for weight, values in zip(weights[:-1], scales[:-1], strict=True):
         scale = tile[0] // values.shape[1]
         total += weight * jax.vmap(lambda v, d, s=scale: up(v, d, s))(values, depths)
-    return mask_depth(total, valid)
+    return total

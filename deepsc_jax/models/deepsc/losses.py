@@ -1,7 +1,7 @@
 """The losses of the paper (IV-E), per scan, in float32 or wider.
 
-Arrays of tiles are `(batch, tile, depth, height, width)`; `valid` of the same shape marks the
-voxels that are part of a scan, the others being padding.
+Arrays of tiles are `(batch, tile, depth, height, width)`; `lungs` of the same shape marks the
+voxels that count, those of a scan's lungs.
 """
 
 import jax
@@ -35,19 +35,12 @@ def scan_losses(
         count = options.gradient_tiles if stage == "joint" else 0
         count = count or batch["tiles"].shape[1]
         probability, truth = out["lesion"][:, :count, ..., 0], batch["lesions"][:, :count]
-        valid = valid_voxels(batch["origins"][:, :count], batch["depth"], data.tile)
-        terms["dice"] = tversky_loss(
-            probability,
-            truth,
-            valid,
-            options.dice_epsilon,
-            options.tversky_alpha,
-            options.tversky_beta,
-        )
-        terms["focal"] = focal_loss(
-            probability, truth, valid, options.focal_alpha, options.focal_gamma
-        )
-        segmentation = options.dice_weight * terms["dice"] + options.focal_weight * terms["focal"]
+        lungs = lung_voxels(batch["tiles"][:, :count], batch["origins"][:, :count], batch["depth"])
+        terms |= segmentation_losses(options, probability, truth, lungs)
+        segmentation = _weighted(options, terms)
+        if stage == "segmentation" and options.scale_supervision > 0:
+            terms["scales"] = scale_loss(options, out["scales"], truth, lungs)
+            segmentation += options.scale_supervision * terms["scales"]
         total += options.segmentation_weight * segmentation
     if stage != "segmentation":
         terms["cross_entropy"] = cross_entropy(out["logits"], batch["label"], class_weights)
@@ -57,9 +50,10 @@ def scan_losses(
         classes = predicted if options.evidence_class == "predicted" else batch["label"]
         terms["task_aware"] = task_aware_loss(
             out["scales"],
-            evidence_masks(out["maps"], out["weights"], classes),
+            evidence_masks(out["maps"], out["weights"], out["lungs"], classes),
             out["logits"],
             batch["label"],
+            lung_voxels(batch["tiles"], batch["origins"], batch["depth"]),
             batch["origins"],
             batch["depth"],
             options,
@@ -69,19 +63,78 @@ def scan_losses(
     return terms | {"loss": total}
 
 
-def valid_voxels(
-    origins: Int[Array, "batch tile 3"], depth: Int[Array, "batch"], tile: tuple[int, int, int]
+def lung_voxels(
+    tiles: Float[Array, "batch tile d h w"],
+    origins: Int[Array, "batch tile 3"],
+    depth: Int[Array, "batch"],
 ) -> Bool[Array, "batch tile d h w"]:
-    """True where a tile's voxel lies within its scan's true depth."""
-    slices = origins[..., 0, None] + jnp.arange(tile[0])
-    valid = slices < depth[:, None, None]
-    return jnp.broadcast_to(valid[..., None, None], (*origins.shape[:2], *tile))
+    """True where a tile's voxel lies in the lungs, and within its scan's true depth."""
+    slices = origins[..., 0, None] + jnp.arange(tiles.shape[2])
+    return (tiles > 0) & (slices < depth[:, None, None])[..., None, None]
+
+
+def segmentation_losses(
+    options: Options, probability: TileMask, truth: TileMask, lungs: TileMask
+) -> dict[str, Float[Array, "batch"]]:
+    """`dice`, `focal` and `lesion_free`, unweighted."""
+    sides = options.tversky_alpha, options.tversky_beta
+    return {
+        "dice": tversky_loss(probability, truth, lungs, options.dice_epsilon, *sides),
+        "focal": focal_loss(probability, truth, lungs, options.focal_alpha, options.focal_gamma),
+        "lesion_free": lesion_free_loss(probability, truth, lungs),
+    }
+
+
+def _weighted(options: Options, terms: dict[str, Array]) -> Float[Array, "batch"]:
+    """L_seg (paper, equation 4) with what a scan without lesions adds."""
+    return (
+        options.dice_weight * terms["dice"]
+        + options.focal_weight * terms["focal"]
+        + options.lesion_free_weight * terms["lesion_free"]
+    )
+
+
+def scale_loss(
+    options: Options, scales: tuple[Array, ...], truth: TileMask, lungs: TileMask
+) -> Float[Array, "batch"]:
+    """L_seg of each S_i by itself against the lesions at its scale, the mean of all (assumed).
+
+    A voxel of a coarse scale is lesion where any of its block is.
+    """
+    total = jnp.zeros(len(truth), scales[0].dtype)
+    for segmentation in scales:
+        scale = truth.shape[-1] // segmentation.shape[-2]
+        coarse, inside = (_any_of_blocks(x > 0, scale) for x in (truth, lungs))
+        terms = segmentation_losses(
+            options, segmentation[..., 0], coarse.astype(truth.dtype), inside
+        )
+        total += _weighted(options, terms)
+    return total / len(scales)
+
+
+def _any_of_blocks(x: Bool[Array, "batch tile d h w"], scale: int) -> Array:
+    batch, count = x.shape[:2]
+    blocks = [n for side in x.shape[2:] for n in (side // scale, scale)]
+    return x.reshape(batch, count, *blocks).any(axis=(3, 5, 7))
+
+
+def lesion_free_loss(
+    probability: TileMask, truth: TileMask, lungs: TileMask
+) -> Float[Array, "batch"]:
+    """Cross-entropy, mean over the lungs' voxels, of a scan without a lesion voxel; 0 of others.
+
+    Assumed. Dice says nothing of such a scan and the focal loss little: a missed voxel would weigh
+    as much as many false ones.
+    """
+    loss = -jnp.log1p(-lax.clamp(0.0, probability, 1 - 1e-7)) * lungs
+    mean = loss.sum(PER_SCAN) / jnp.maximum(lungs.sum(PER_SCAN), 1)
+    return jnp.where((truth > 0).any(PER_SCAN), 0.0, mean)
 
 
 def tversky_loss(
     probability: TileMask,
     truth: TileMask,
-    valid: TileMask,
+    lungs: TileMask,
     epsilon: float,
     alpha: float = 0.5,
     beta: float = 0.5,
@@ -89,11 +142,11 @@ def tversky_loss(
     """1 - Tversky index over all of a scan's tiles together (Salehi et al. 2017).
 
     `alpha` weighs false positives and `beta` false negatives: 0.5 and 0.5 are the Dice loss (paper,
-    equation 5). 0 for a scan without a lesion voxel in them, which contributes the focal loss only;
+    equation 5). 0 for a scan without a lesion voxel in them, of which `lesion_free_loss` takes care;
     MONAI's is then 1 - smooth / (alpha FP + smooth). MONAI smooths half of this fraction's
     numerator and denominator, so its `smooth_nr` and `smooth_dr` are epsilon / 2.
     """
-    probability = probability * valid
+    probability = probability * lungs
     overlap = (probability * truth).sum(PER_SCAN)
     spurious = probability.sum(PER_SCAN) - overlap
     missed = truth.sum(PER_SCAN) - overlap
@@ -103,9 +156,9 @@ def tversky_loss(
 
 
 def focal_loss(
-    probability: TileMask, truth: TileMask, valid: TileMask, alpha: float, gamma: float
+    probability: TileMask, truth: TileMask, lungs: TileMask, alpha: float, gamma: float
 ) -> Float[Array, "batch"]:
-    """Focal loss, mean over a scan's real voxels (paper, equation 6; Lin et al. 2017).
+    """Focal loss, mean over the lungs' voxels (paper, equation 6; Lin et al. 2017).
 
     `alpha` weighs lesion voxels and 1 - alpha the others. Probabilities are kept 1e-7 away from 0
     and 1, since S is a weighted sum of sigmoids and has no logit of its own.
@@ -113,8 +166,8 @@ def focal_loss(
     p = lax.clamp(1e-7, probability, 1 - 1e-7)
     lesion = -alpha * (1 - p) ** gamma * jnp.log(p)
     other = -(1 - alpha) * p**gamma * jnp.log1p(-p)
-    loss = jnp.where(truth > 0, lesion, other) * valid
-    return loss.sum(PER_SCAN) / jnp.maximum(valid.sum(PER_SCAN), 1)
+    loss = jnp.where(truth > 0, lesion, other) * lungs
+    return loss.sum(PER_SCAN) / jnp.maximum(lungs.sum(PER_SCAN), 1)
 
 
 def cross_entropy(
@@ -132,6 +185,7 @@ def task_aware_loss(
     masks: tuple[Float[Array, "batch slices height width"], ...],
     logits: Float[Array, "batch class"],
     label: Int[Array, "batch"],
+    lungs: TileMask,
     origins: Int[Array, "batch tile 3"],
     depth: Int[Array, "batch"],
     loss: Options,
@@ -140,7 +194,7 @@ def task_aware_loss(
     """Squared difference of S_1, S_2, S_3 and M_3, M_2, M_1 (paper, equation 10).
 
     Each evidence mask is brought to the tiles' grid at the segmentation's scale; the mean is over
-    the voxels there whose centre lies in the scan, and the scales are summed. 0 for a scan whose
+    the lungs' voxels there, and the scales are summed. 0 for a scan whose
     predicted class or label is non-pneumonia. The `single` setting keeps (S_3, M_1).
 
     Args:
@@ -148,6 +202,7 @@ def task_aware_loss(
       masks: M_1, M_2, M_3 on the slice grid at in-plane 1/2, 1/4, 1/8.
       logits: of the classes.
       label: true class ids.
+      lungs: the voxels of every tile that count.
       origins: working-grid voxel of each tile's corner.
       depth: the scan's true number of slices.
       loss: which scales count, and how much.
@@ -161,7 +216,10 @@ def task_aware_loss(
     for (scale, segmentation, mask), weight in zip(pairs, weights, strict=True):
         if loss.task_aware_scales == "single" and scale != 2:
             continue
-        total += weight * _mean_squared_difference(segmentation, mask, origins, depth, scale, data)
+        inside = _any_of_blocks(lungs > 0, scale)
+        total += weight * _mean_squared_difference(
+            segmentation, mask, inside, origins, depth, scale, data
+        )
     pneumonia = (label != data.lesion_free_id) & (
         jnp.argmax(logits, axis=-1) != data.lesion_free_id
     )
@@ -169,19 +227,24 @@ def task_aware_loss(
 
 
 def _mean_squared_difference(
-    segmentation: Array, mask: Array, origins: Array, depth: Array, scale: int, data: DataConfig
+    segmentation: Array,
+    mask: Array,
+    lungs: Array,
+    origins: Array,
+    depth: Array,
+    scale: int,
+    data: DataConfig,
 ) -> Float[Array, "batch"]:
     d, h, w = segmentation.shape[2:5]
     tile = (d * scale, h * scale, w * scale)
 
-    def one(s: Array, m: Array, origin: Array, true_depth: Array) -> tuple[Array, Array]:
+    def one(s: Array, m: Array, inside: Array, origin: Array, true_depth: Array) -> Array:
         source = grids.slice_grid(true_depth, data.slices, data.working_size, scale)
         target = grids.tile_grid(origin, tile, true_depth, scale)
         crop = grids.to_tile(m[..., None], source, target)
-        real = (jnp.arange(s.shape[0]) < target.count) & (target.centres < true_depth)
-        squares = (s - crop) ** 2 * real[:, None, None, None]
-        return squares.sum(), real.sum() * s.shape[1] * s.shape[2]
+        return (((s - crop) ** 2)[..., 0] * inside).sum()
 
-    per_tile = jax.vmap(one, in_axes=(0, None, 0, None))
-    squares, voxels = jax.vmap(per_tile)(segmentation, mask, origins, depth)
-    return squares.sum(axis=1) / jnp.maximum(voxels.sum(axis=1), 1)
+    per_tile = jax.vmap(one, in_axes=(0, None, 0, 0, None))
+    squares = jax.vmap(per_tile)(segmentation, mask, lungs, origins, depth)
+    voxels = lungs.sum(PER_SCAN)
+    return squares.sum(axis=1) / jnp.maximum(voxels, 1)

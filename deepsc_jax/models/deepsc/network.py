@@ -26,7 +26,7 @@ from deepsc_jax.models.deepsc.cross_stitch import CrossStitch
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
-from deepsc_jax.models.layers.blocks import recomputed, standardise
+from deepsc_jax.models.layers.blocks import Mask, masked, pool_mask, real_slices, recomputed, standardise
 from deepsc_jax.models.layers.layout import Layout, Volume
 from deepsc_jax.runtime.types import PyTree
 
@@ -77,13 +77,14 @@ class DeepSC(nn.Module):
 
         Returns:
           `lesion (B, K, d, h, w, 1)` and `scales` (S_1..S_4 of every tile); `logits (B, class)`,
-          `maps` and `weights` for `evidence`; each where the stage has it.
+          `maps`, `weights` and `lungs` for `evidence`; each where the stage has it.
         """
         if stage == "segmentation":
             return self.segment(batch["tiles"], batch["origins"], batch["depth"])
-        features = self.slice_features(batch["slices"])
+        slices = batch["slices"]
+        features = self.slice_features(slices)
         if stage == "classification":
-            return self.classify(features, jnp.zeros_like(features[..., :1]))
+            return self.classify(features, jnp.zeros_like(features[..., :1]), slices)
 
         tiles, origins, depth = batch["tiles"], batch["origins"], batch["depth"]
         count = gradient_tiles or tiles.shape[1]
@@ -92,11 +93,11 @@ class DeepSC(nn.Module):
             rest = self.segment(tiles[:, count:], origins[:, count:], depth, features)
             out = _append(out, lax.stop_gradient(rest))
         mixed = self.mix_features(features, out["scan_features"])
-        return out | self.classify(mixed, out["scan_lesion"])
+        return out | self.classify(mixed, out["scan_lesion"], slices)
 
     def slice_features(self, slices: Slices) -> Volume:
         """F_c `(B, T, H / 2, W / 2, channel)`."""
-        return self.inception_cls(self._standardise(slices)[..., None], None)
+        return self.inception_cls(self._standardise(slices)[..., None], inside(slices))
 
     def mix_features(self, features: Volume, scan_features: Volume) -> Volume:
         """C-features F_C from F_c and the sum of to_scan(F_s) over all tiles."""
@@ -146,8 +147,9 @@ class DeepSC(nn.Module):
         batch, count, *tile = tiles.shape
         shape = (tile[0], tile[1], tile[2])
         valid = jnp.clip(depth[:, None] - origins[..., 0], 0, tile[0]).reshape(-1)
-        flat = self._standardise(tiles).reshape(batch * count, *tile, 1)
-        tile_features = self.inception_seg(flat, valid)
+        flat = tiles.reshape(batch * count, *tile)
+        lungs = inside(flat) & real_slices(valid, tile[0])
+        tile_features = self.inception_seg(self._standardise(flat)[..., None], lungs)
         sums = {}
         if features is None:
             mixed = tile_features
@@ -157,8 +159,8 @@ class DeepSC(nn.Module):
             shared = self._to_tiles(features, origins, depth, shape)
             shared = shared.reshape(tile_features.shape)
             mixed = stitch[0, 0] * tile_features + stitch[0, 1] * shared
-            mixed = mixed.astype(tile_features.dtype)
-        lesion, scales = self.lesion(mixed, valid)
+            mixed = masked(mixed.astype(tile_features.dtype), lungs)
+        lesion, scales = self.lesion(mixed, lungs, valid)
         if features is not None:
             sums["scan_features"] = self._to_scan(tile_features, origins, depth)
             sums["scan_lesion"] = self._to_scan(lesion, origins, depth)
@@ -168,9 +170,10 @@ class DeepSC(nn.Module):
 
         return {"lesion": unfold(lesion), "scales": tuple(map(unfold, scales))} | sums
 
-    def classify(self, features: Volume, scan_lesion: Volume) -> dict:
+    def classify(self, features: Volume, scan_lesion: Volume, slices: Slices) -> dict:
         """Logits, maps and weights from F_C and the lesions on the slice grid."""
-        return self.classifier(features, scan_lesion)
+        lungs = pool_mask(inside(slices), (1, FEATURE_STEP, FEATURE_STEP))
+        return self.classifier(features, scan_lesion, lungs)
 
     def _standardise(self, x: Array) -> Array:
         return standardise(x, self.data.intensity_mean, self.data.intensity_sd)
@@ -202,6 +205,11 @@ class DeepSC(nn.Module):
         return parts.sum(axis=1)
 
 
+def inside(volume: Float[Array, "batch depth height width"]) -> Mask:
+    """The lungs' voxels: what lies outside of them is 0, and nothing inside is."""
+    return (volume > 0)[..., None]
+
+
 def _append(first: dict, second: dict) -> dict:
     """Results of two groups of tiles as one: tiles in a row, sums added."""
     joined = jax.tree.map(
@@ -214,7 +222,7 @@ def _append(first: dict, second: dict) -> dict:
 
 def evidence(out: dict, classes: Int[Array, "batch"]) -> tuple[Array, ...]:
     """Evidence masks M_1, M_2, M_3 of one class per scan, on the slice grid."""
-    return evidence_masks(out["maps"], out["weights"], classes)
+    return evidence_masks(out["maps"], out["weights"], out["lungs"], classes)
 
 
 def build(options: Options, data: DataConfig, layout: Layout) -> DeepSC:

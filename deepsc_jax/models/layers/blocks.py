@@ -1,9 +1,9 @@
 """Blocks of channel-last volumes: convolution, normalisation, pooling and upsampling.
 
-Every function takes `(batch, depth, height, width, channel)`. Depth may be padded: `valid` gives,
-per batch element, how many slices are real, and what is computed for those never depends on how
-many padded slices follow. `mask_depth` restores zeros there, which a zero-padded convolution of
-the unpadded volume would have seen.
+Every function takes `(batch, depth, height, width, channel)`. A mask says which voxels count: the
+real slices of a padded volume, or the lungs. Statistics are taken over those alone, and whatever
+follows a convolution or norm is zero elsewhere, so that what is computed for the voxels that count
+depends neither on how many others lie around them nor on what they hold.
 """
 
 from typing import TypeVar
@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from deepsc_jax.geometry.grids import EXACT
 from deepsc_jax.models.layers.bands import row_voxels
@@ -21,9 +21,11 @@ from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Strides, Volume
 
 Block = TypeVar("Block", bound=nn.Module)
 
-Valid = Int[Array, "batch"] | None
+# Height and width are 1 where whole slices count.
+Mask = Bool[Array, "batch depth height width 1"] | None
 PerChannel = Float[Array, "batch channel"]
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
+SAMPLED_ROWS = 8  # one in so many gives the size of a norm's mean
 
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")  # He et al. 2015
 
@@ -37,23 +39,56 @@ def standardise(x: Array, mean: float, sd: float) -> Array:
     return jnp.where(x > 0, (x - mean) / sd, 0)
 
 
-def depth_mask(valid: Int[Array, "batch"], depth: int) -> Array:
-    """True for the real slices: `(batch, depth, 1, 1, 1)`."""
+def real_slices(valid: Int[Array, "batch"], depth: int) -> Bool[Array, "batch depth 1 1 1"]:
+    """The mask of the first `valid` slices of `depth`."""
     return (jnp.arange(depth) < valid[:, None])[:, :, None, None, None]
 
 
-def mask_depth(x: Volume, valid: Valid) -> Volume:
-    """`x` with its padded slices set to zero."""
-    if valid is None:
+def masked(x: Volume, mask: Mask) -> Volume:
+    """`x` with zeros where `mask` is False."""
+    if mask is None:
         return x
     # A product: JAX moves the zeros of a `where`, as large as x, out of the loop over tiles, and
     # each use would read them from memory.
-    return x * depth_mask(valid, x.shape[1]).astype(x.dtype)
+    return x * mask.astype(x.dtype)
 
 
-def halve(valid: Valid, times: int = 1) -> Valid:
-    """Real slices after `times` poolings by 2: a half-filled last slice counts as real."""
-    return None if valid is None else -(-valid // 2**times)
+def pool_mask(mask: Mask, factors: tuple[int, int, int] = (2, 2, 2)) -> Mask:
+    """The mask of volumes that are coarser by `factors`: True where any voxel of a block counts.
+
+    An axis of length 1 stays.
+    """
+    if mask is None:
+        return None
+    for axis, factor in enumerate(factors, start=1):
+        if mask.shape[axis] > 1 and factor > 1:
+            shape = (*mask.shape[:axis], -1, factor, *mask.shape[axis + 1 :])
+            mask = mask.reshape(shape).any(axis=axis + 1)
+    return mask
+
+
+def pyramid(mask: Mask, levels: int, factors: tuple[int, int, int] = (2, 2, 2)) -> tuple[Mask, ...]:
+    """The mask at full size, pooled once, twice, ...: of `levels` levels."""
+    masks = [mask]
+    for _ in range(levels - 1):
+        masks.append(pool_mask(masks[-1], factors))
+    return tuple(masks)
+
+
+def count_voxels(mask: Mask, shape: tuple[int, ...]) -> Float[Array, "batch"]:
+    """How many voxels of a volume of `shape` count, at least 1."""
+    batch, depth, height, width = shape[:4]
+    real = jnp.result_type(float)
+    if mask is None:
+        return jnp.full((batch,), depth * height * width, real)
+    share = (depth * height * width) // (mask.shape[1] * mask.shape[2] * mask.shape[3])
+    return jnp.maximum(mask.sum((1, 2, 3, 4), dtype=real) * share, 1)
+
+
+def masked_mean(x: Volume, mask: Mask) -> PerChannel:
+    """The mean over the voxels that count, in float32 or wider; 0 where none does."""
+    wide = masked(x.astype(jnp.promote_types(x.dtype, jnp.float32)), mask)
+    return wide.sum((1, 2, 3)) / count_voxels(mask, x.shape).astype(wide.dtype)[:, None]
 
 
 class Conv(nn.Module):
@@ -111,7 +146,7 @@ def affine(x: Volume, slope: PerChannel, offset: PerChannel, layout: Layout) -> 
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over a volume's real slices (Wu and He 2018), padded slices set to zero.
+    """Group normalisation over the voxels that count (Wu and He 2018), the others set to zero.
 
     Statistics are float32 (or wider) whatever the dtype of `x`. Sums and sums of squares are dot
     products, which XLA's CPU backend runs on all cores, unlike its reductions; so are, with a CPU's
@@ -125,26 +160,24 @@ class GroupNorm(nn.Module):
     relu: bool = False
 
     @nn.compact
-    def __call__(self, x: Volume, valid: Valid) -> Volume:
+    def __call__(self, x: Volume, mask: Mask) -> Volume:
         shape, channels = x.shape, x.shape[-1]
+        count = count_voxels(mask, shape)[:, None]
         voxels = row_voxels(x.shape[3], channels) if self.layout.form == "sliced" else 1
-        x = x.reshape(*x.shape[:3], -1, voxels * channels)
-        batch, depth, height, width, _ = x.shape
+        x, mask = _rows_of_lanes(x, voxels), _lanes_mask(mask, voxels, channels)
+        batch = len(x)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        slices = jnp.full((batch,), depth) if valid is None else valid
-        real = jnp.maximum(slices, 1).astype(wide.dtype)[:, None]
+        count = (count * (channels // self.groups)).astype(wide.dtype)
 
         def per_channel(values: Array) -> Array:
             return jnp.tile(jnp.repeat(values, channels // self.groups, axis=1), voxels)
 
-        # About the size of the mean, which would otherwise cancel in the variance: the mean of
-        # every slice's first row; of the first slice, one device would have to send all others.
-        first = mask_depth(wide[:, :, :1], valid).sum(axis=(1, 2, 3)) / (real * width)
-        shift = first.reshape(batch, voxels, self.groups, -1).mean(axis=(1, 3))
-        shift = per_channel(lax.stop_gradient(shift))
-        wide = mask_depth(wide - shift[:, None, None, None], valid)
+        # About the size of the mean, which would otherwise cancel in the variance.
+        shift = _mean_of_some_rows(wide, mask).reshape(batch, voxels, self.groups, -1)
+        shift = per_channel(lax.stop_gradient(shift.mean(axis=(1, 3))))
+        wide = masked(wide - shift[:, None, None, None], mask)
 
         def group_sums(values: Array) -> Array:
             plain = self.layout.form == "sliced"
@@ -152,15 +185,40 @@ class GroupNorm(nn.Module):
             sums = columns.reshape(batch, shape[3], self.groups, -1)
             return sums.sum(axis=(1, 3))
 
-        count = real * (height * shape[3] * channels // self.groups)
         mean = group_sums(wide) / count
         variance = nn.relu(group_sums(wide * wide) / count - mean * mean)
         inverse = lax.rsqrt(variance + NORM_EPSILON)
         slope = per_channel(inverse) * jnp.tile(scale, voxels)
         offset = jnp.tile(bias, voxels) - per_channel(mean) * slope
         y = affine(wide, slope, offset, self.layout)
-        y = mask_depth(y.astype(x.dtype), valid)
+        y = masked(y.astype(x.dtype), mask)
         return (nn.relu(y) if self.relu else y).reshape(shape)
+
+
+def _rows_of_lanes(x: Volume, voxels: int) -> Volume:
+    """`voxels` voxels of a row side by side in the channels."""
+    return x.reshape(*x.shape[:3], -1, voxels * x.shape[-1])
+
+
+def _lanes_mask(mask: Mask, voxels: int, channels: int) -> Mask:
+    """`mask` for `_rows_of_lanes`."""
+    if mask is None or voxels == 1 or mask.shape[3] == 1:
+        return mask
+    return jnp.repeat(_rows_of_lanes(mask, voxels), channels, axis=-1)
+
+
+def _mean_of_some_rows(x: Volume, mask: Mask) -> PerChannel:
+    """The mean of the voxels that count in every `SAMPLED_ROWS`-th row of every slice.
+
+    Of rows, since depth may be split over devices. 0 where none counts.
+    """
+    rows = slice(x.shape[2] // 2 % SAMPLED_ROWS, None, SAMPLED_ROWS)
+    some = x[:, :, rows]
+    if mask is None:
+        return some.mean(axis=(1, 2, 3))
+    mask = mask if mask.shape[2] == 1 else mask[:, :, rows]
+    here = jnp.broadcast_to(mask, (*some.shape[:4], mask.shape[4])).astype(x.dtype)
+    return (some * here).sum((1, 2, 3)) / jnp.maximum(here.sum((1, 2, 3)), 1)
 
 
 class ConvNormAct(nn.Module):
@@ -173,9 +231,10 @@ class ConvNormAct(nn.Module):
     layout: Layout = Layout()
 
     @nn.compact
-    def __call__(self, x: Volume, valid: Valid) -> Volume:
+    def __call__(self, x: Volume, mask: Mask) -> Volume:
+        """`mask` is of the result's size."""
         x = Conv(self.features, self.kernel, self.stride, self.layout, name="conv")(x)
-        return GroupNorm(self.groups, self.layout, relu=True, name="norm")(x, valid)
+        return GroupNorm(self.groups, self.layout, relu=True, name="norm")(x, mask)
 
 
 class Deconv(nn.Module):
@@ -211,7 +270,7 @@ def max_pool(x: Volume) -> Volume:
     """2x2x2 maximum with stride 2; sides must be even.
 
     Tied values share the gradient equally (torch's `amax`; `max_pool3d` picks one), and it is
-    deterministic on GPU. Inputs are activations >= 0 with zeros in padded slices, so a half-filled
+    deterministic on GPU. Inputs are activations >= 0 with zeros where nothing counts, so a half-filled
     last slice pools to its real half.
 
     The values are compared with one another, never with their maximum: XLA may compute an
