@@ -12,7 +12,7 @@ import numpy as np
 from parity_network import CLASS_WEIGHTS, CONFIG, batch, draw
 
 PATH = pathlib.Path(__file__).with_suffix(".npz")
-TERMS = ("dice", "focal", "cross_entropy", "task_aware", "loss")
+TERMS = ("dice", "focal", "lesion_free", "cross_entropy", "task_aware", "loss")
 
 
 def norms(tree: Any) -> np.ndarray:

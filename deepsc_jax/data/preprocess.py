@@ -77,7 +77,10 @@ def working_grid(
     ]
     coarser = max(
         1.0,
-        *(n / (size * s) for n, size, s in zip(sides[1:], config.working_size, steps[1:], strict=True)),
+        *(
+            n / (size * s)
+            for n, size, s in zip(sides[1:], config.working_size, steps[1:], strict=True)
+        ),
     )
     steps = [steps[0], steps[1] * coarser, steps[2] * coarser]
     # The fewest voxels that hold the box, as far beyond it on either side.

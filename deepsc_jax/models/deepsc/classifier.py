@@ -46,8 +46,8 @@ class Classifier(nn.Module):
     """Class logits from C-features and the segmented lesions, both on the slice grid.
 
     The logits are the means over the lungs of the three units' maps times one matrix without bias,
-    so that the mean of a class activation map there, summed over units, is that class's logit. The lesion
-    branch starts at zero: the joint stage starts from the pre-trained function.
+    so that the mean of a class activation map there, summed over units, is that class's logit. The
+    lesion branch starts at zero: the joint stage starts from the pre-trained function.
     """
 
     classes: int

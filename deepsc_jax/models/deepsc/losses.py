@@ -34,8 +34,9 @@ def scan_losses(
     if stage != "classification":
         count = options.gradient_tiles if stage == "joint" else 0
         count = count or batch["tiles"].shape[1]
-        probability, truth = out["lesion"][:, :count, ..., 0], batch["lesions"][:, :count]
         lungs = lung_voxels(batch["tiles"][:, :count], batch["origins"][:, :count], batch["depth"])
+        probability = out["lesion"][:, :count, ..., 0]
+        truth = batch["lesions"][:, :count] * lungs
         terms |= segmentation_losses(options, probability, truth, lungs)
         segmentation = _weighted(options, terms)
         if stage == "segmentation" and options.scale_supervision > 0:
@@ -142,7 +143,7 @@ def tversky_loss(
     """1 - Tversky index over all of a scan's tiles together (Salehi et al. 2017).
 
     `alpha` weighs false positives and `beta` false negatives: 0.5 and 0.5 are the Dice loss (paper,
-    equation 5). 0 for a scan without a lesion voxel in them, of which `lesion_free_loss` takes care;
+    equation 5). 0 for a scan without a lesion voxel in them (`lesion_free_loss` is for those);
     MONAI's is then 1 - smooth / (alpha FP + smooth). MONAI smooths half of this fraction's
     numerator and denominator, so its `smooth_nr` and `smooth_dr` are epsilon / 2.
     """

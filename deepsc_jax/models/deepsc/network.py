@@ -26,7 +26,14 @@ from deepsc_jax.models.deepsc.cross_stitch import CrossStitch
 from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
-from deepsc_jax.models.layers.blocks import Mask, masked, pool_mask, real_slices, recomputed, standardise
+from deepsc_jax.models.layers.blocks import (
+    Mask,
+    masked,
+    pool_mask,
+    real_slices,
+    recomputed,
+    standardise,
+)
 from deepsc_jax.models.layers.layout import Layout, Volume
 from deepsc_jax.runtime.types import PyTree
 

@@ -270,8 +270,8 @@ def max_pool(x: Volume) -> Volume:
     """2x2x2 maximum with stride 2; sides must be even.
 
     Tied values share the gradient equally (torch's `amax`; `max_pool3d` picks one), and it is
-    deterministic on GPU. Inputs are activations >= 0 with zeros where nothing counts, so a half-filled
-    last slice pools to its real half.
+    deterministic on GPU. Inputs are activations >= 0 with zeros where nothing counts, so a
+    half-filled last slice pools to its real half.
 
     The values are compared with one another, never with their maximum: XLA may compute an
     activation twice, in two fusions that round differently, and then `jnp.max`, whose gradient goes

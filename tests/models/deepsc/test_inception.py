@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepsc_jax.models.deepsc.inception import Inception
-from deepsc_jax.models.layers.blocks import average_in_plane
+from deepsc_jax.models.layers.blocks import average_in_plane, real_slices
 from deepsc_jax.models.layers.convolution import conv3d
 from deepsc_jax.models.layers.layout import Layout
 
@@ -98,10 +98,12 @@ def test_plain_is_one_convolution_of_the_widest_kernel():
 
 def test_padded_slices_change_nothing(variables):
     apply = jax.jit(block(layout=Layout("folded")).apply)
-    valid = np.array([3, 5])
+    valid = real_slices(jnp.array([3, 5]), 5)
     padded = X.at[0, 3:].set(0)
-    short = apply(variables, X[:, :3], np.array([3, 3]))[0]
+    short = apply(variables, X[:, :3], real_slices(jnp.array([3, 3]), 3))[0]
     found = apply(variables, padded, valid)
     np.testing.assert_allclose(found[0, :3], short, rtol=1e-5, atol=1e-5)
     assert not np.any(found[0, 3:])
-    np.testing.assert_allclose(found[1], apply(variables, X, np.array([5, 5]))[1], rtol=1e-6)
+    np.testing.assert_allclose(
+        found[1], apply(variables, X, real_slices(jnp.array([5, 5]), 5))[1], rtol=1e-6
+    )

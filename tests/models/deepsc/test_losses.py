@@ -87,12 +87,52 @@ def test_padding_enters_neither_dice_nor_focal():
         assert not np.any(gradient[0, 0, 2:])
 
 
-def test_valid_voxels_end_with_the_scan():
+def test_lung_voxels_are_above_0_and_end_with_the_scan():
     origins = jnp.array([[[0, 0, 0], [4, 0, 0]], [[0, 0, 0], [8, 0, 0]]])
-    valid = losses.valid_voxels(origins, jnp.array([6, 3]), (4, 2, 2))
-    assert valid.shape == (2, 2, 4, 2, 2)
-    assert valid[..., 0, 0].sum(axis=-1).tolist() == [[4, 2], [3, 0]]
-    assert valid[0, 1, :, 1, 1].tolist() == [True, True, False, False]
+    tiles = jnp.full((2, 2, 4, 2, 2), 0.5).at[0, 0, 1, 0, 0].set(0)
+    lungs = losses.lung_voxels(tiles, origins, jnp.array([6, 3]))
+    assert lungs.shape == (2, 2, 4, 2, 2)
+    assert lungs[..., 1, 1].sum(axis=-1).tolist() == [[4, 2], [3, 0]]
+    assert lungs[0, 0, :, 0, 0].tolist() == [True, False, True, True]
+    assert lungs[0, 1, :, 1, 1].tolist() == [True, True, False, False]
+
+
+def test_a_scan_without_lesions_pays_for_what_it_marks():
+    # -ln 0.5 and -ln 0.8 in the two voxels of the lungs; a scan with a lesion pays nothing here.
+    probability = tiles([0.5, 0.2, 0.9, 0.9], [0.5, 0.2, 0.9, 0.9])
+    truth = tiles([0, 0, 0, 0], [0, 1, 0, 0])
+    lungs = tiles([1, 1, 0, 0], [1, 1, 0, 0]).astype(bool)
+    found = losses.lesion_free_loss(probability, truth, lungs)
+    np.testing.assert_allclose(found, [(math.log(2) - math.log(0.8)) / 2, 0], rtol=1e-6)
+    gradient = jax.grad(lambda p: losses.lesion_free_loss(p, truth, lungs).sum())(probability)
+    np.testing.assert_allclose(gradient[0, 0, :, 0, 0], [1, 1 / 1.6, 0, 0], rtol=1e-6)
+    assert not np.any(gradient[1])
+
+
+def test_the_focal_mean_is_over_the_lungs_however_much_lies_around_them():
+    probability, truth = tiles([0.7, 0.2]), tiles([1, 0])
+    alone = losses.focal_loss(probability, truth, tiles([1, 1]).astype(bool), 0.75, 2.0)
+    wide, around = tiles([0, 0, 0.7, 0.2, 0, 0]), tiles([0, 0, 1, 1, 0, 0]).astype(bool)
+    found = losses.focal_loss(wide, tiles([0, 0, 1, 0, 0, 0]), around, 0.75, 2.0)
+    np.testing.assert_allclose(found, alone, rtol=1e-6)
+
+
+def test_every_scale_is_supervised_by_the_lesions_of_its_blocks():
+    # One lesion voxel of 8x8x8: each coarser voxel that holds it is lesion. Perfect scales cost
+    # nothing but the focal loss of exact probabilities, 0; one wrong scale costs its quarter.
+    truth = jnp.zeros((1, 1, 8, 8, 8)).at[0, 0, 5, 2, 7].set(1)
+    lungs = jnp.ones(truth.shape, bool)
+    scales = [jnp.zeros((1, 1, 8 // s, 8 // s, 8 // s, 1)) for s in (8, 4, 2, 1)]
+    right = tuple(
+        x.at[0, 0, 5 // s, 2 // s, 7 // s, 0].set(1)
+        for x, s in zip(scales, (8, 4, 2, 1), strict=True)
+    )
+    options = dataclasses.replace(OPTIONS, focal_weight=0.0)
+    assert losses.scale_loss(options, right, truth, lungs).item() == pytest.approx(0, abs=1e-5)
+    for i in range(4):
+        wrong = (*right[:i], scales[i], *right[i + 1 :])
+        found = losses.scale_loss(options, wrong, truth, lungs).item()
+        assert found == pytest.approx(1 / 4, abs=1e-4)
 
 
 def test_class_weights_of_three_two_one():
@@ -122,6 +162,13 @@ def constant_scales(s1, s2, s3, depth=8, batch=1, count=1):
     return tuple(jnp.full((batch, count, *side, 1), value) for value, side in values)
 
 
+def lungs_of(origins=(0,), depth=8, deep=8):
+    """All voxels of one scan's tiles within its depth."""
+    corners = jnp.zeros((1, len(origins), 3), jnp.int32).at[0, :, 0].set(jnp.array(origins))
+    tiles = jnp.ones((1, len(origins), deep, 8, 8))
+    return losses.lung_voxels(tiles, corners, jnp.array([depth]))
+
+
 def constant_masks(m1, m2, m3, batch=1):
     return tuple(jnp.full((batch, 8, n, n), m) for m, n in ((m1, 4), (m2, 2), (m3, 1)))
 
@@ -133,8 +180,8 @@ def task_aware():
     def run(scales, masks, logits=PNEUMONIA, label=COVID, origins=(0,), depth=8, **settings):
         corners = jnp.zeros((1, len(origins), 3), jnp.int32).at[0, :, 0].set(jnp.array(origins))
         return losses.task_aware_loss(
-            scales, masks, logits, jnp.array([label]), corners, jnp.array([depth]),
-            dataclasses.replace(OPTIONS, **settings), DATA,
+            scales, masks, logits, jnp.array([label]), lungs_of(origins, depth), corners,
+            jnp.array([depth]), dataclasses.replace(OPTIONS, **settings), DATA,
         ).item()  # fmt: skip
 
     return run
@@ -163,8 +210,8 @@ def test_task_aware_loss_of_two_voxels():
     masks = (jnp.zeros((1, 2, 4, 4)), jnp.zeros((1, 2, 2, 2)), last)
     origin = jnp.zeros((1, 1, 3), jnp.int32)
     found = losses.task_aware_loss(
-        (first, *scales[1:]), masks, PNEUMONIA, jnp.array([CAP]), origin, jnp.array([16]),
-        OPTIONS, data,
+        (first, *scales[1:]), masks, PNEUMONIA, jnp.array([CAP]), lungs_of(depth=16, deep=16),
+        origin, jnp.array([16]), OPTIONS, data,
     )  # fmt: skip
     crop = 0.5 + 0.5 * 3.5 / 8
     assert found.item() == pytest.approx(((0.25 - crop) ** 2 + (0.75 - 1) ** 2) / 2, rel=1e-5)
@@ -180,7 +227,7 @@ def test_non_pneumonia_does_not_enter_the_task_aware_loss(task_aware, predicted,
     assert found == pytest.approx(0.0 if healthy in (predicted, label) else 1.0)
 
 
-def test_task_aware_mean_is_over_real_voxels(task_aware):
+def test_task_aware_mean_is_over_the_lungs(task_aware):
     # A scan of 4 slices: half of S_3's slices are padding, whatever stands there; a second tile
     # lies wholly past the scan and counts for nothing.
     scales = constant_scales(0.0, 0.0, 0.5, count=2)
@@ -198,8 +245,8 @@ def test_task_aware_gradient_flows_to_both_sides():
     @jax.grad
     def gradient(both):
         return losses.task_aware_loss(
-            both[0], both[1], PNEUMONIA, jnp.array([COVID]), jnp.zeros((1, 1, 3), jnp.int32),
-            jnp.array([8]), OPTIONS, DATA,
+            both[0], both[1], PNEUMONIA, jnp.array([COVID]), lungs_of(),
+            jnp.zeros((1, 1, 3), jnp.int32), jnp.array([8]), OPTIONS, DATA,
         ).sum()  # fmt: skip
 
     to_scales, to_masks = gradient((scales, masks))

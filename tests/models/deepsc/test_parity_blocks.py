@@ -23,6 +23,7 @@ from parity import (
     relative,
 )
 from reference.deepsc import classifier, inception, lesion
+from reference.deepsc.lungs import LungNorm
 
 from deepsc_jax.models.deepsc.classifier import Classifier, ResidualUnit, evidence_masks
 from deepsc_jax.models.deepsc.inception import Inception
@@ -42,6 +43,19 @@ PAIRS = [
 ]
 # (batch, padded depth, height, width), and the real slices of each scan.
 PADDED = {"native": ((2, 5, 8, 6), (3, 5)), "folded": ((1, 3, 10, 8), (1,))}
+
+
+def lungs_of(x: np.ndarray, valid: tuple[int, ...]) -> np.ndarray:
+    """Where a masked volume is not 0, within its real slices."""
+    real = np.arange(x.shape[1]) < np.asarray(valid)[:, None]
+    return (x[..., :1] > 0) & real[:, :, None, None, None]
+
+
+def seen(x: torch.Tensor, valid: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One scan's real slices, channel first, 0 outside of the lungs, and the lungs."""
+    real = channel_first(x[:, :valid])
+    lungs = real[:, :1] > 0
+    return real * lungs, lungs
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,29 +123,25 @@ def test_inception_block(drawn: Any, kind: Any, stride: int, form: Any, dtype: s
     shape, valid = PADDED[form]
     block = Inception(kind, BRANCHES, 8, 2, stride, Layout(form, jnp.dtype(dtype)))
     x = masked_volume((*shape, 2))
-    params = drawn(block, jnp.zeros(x.shape), jnp.asarray(valid))["params"]
+    lungs = jnp.asarray(lungs_of(x, valid))
+    params = drawn(block, jnp.zeros(x.shape), lungs)["params"]
     if kind == "plain":
         reference: Any = inception.Plain(2, 5, 8, 2, stride)
     else:
         reference = inception.Inception(2, BRANCHES, 8, 2, stride)
 
     def ours(params: Any, x: Any) -> list:
-        return [
-            block.apply(
-                {"params": params["inception_seg"]},
-                layers.mask_depth(x, jnp.asarray(valid)),
-                jnp.asarray(valid),
-            )
-        ]
+        lungs = layers.real_slices(jnp.asarray(valid), x.shape[1]) & (x[..., :1] > 0)
+        return [block.apply({"params": params["inception_seg"]}, layers.masked(x, lungs), lungs)]
 
     def theirs(x: torch.Tensor) -> list[torch.Tensor]:
         rows = [
-            padded(channel_last(reference(channel_first(x[i : i + 1, :n]))), shape[1])
-            for i, n in enumerate(valid)
+            padded(channel_last(reference(*seen(row, n))), shape[1])
+            for row, n in zip(x.split(1), valid, strict=True)
         ]
         return [torch.cat(rows)]
 
-    again = drawn(block, jnp.zeros(x.shape), jnp.asarray(valid), seed=1)["params"]
+    again = drawn(block, jnp.zeros(x.shape), lungs, seed=1)["params"]
     more = [([masked_volume(x.shape, seed=1)], {"inception_seg": again})]
     errors = compare(
         ours,
@@ -175,6 +185,25 @@ def test_group_norm(drawn: Any, mean: int, dtype: str, within: Any):
     within("group norm", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_group_norm_of_lungs(drawn: Any, dtype: str, within: Any):
+    norm, reference = layers.GroupNorm(2), LungNorm(2, 4)
+    x = masked_volume((3, 3, 8, 8, 4)) + 100.0
+    lungs = np.asarray(lungs_of(masked_volume((3, 3, 8, 8, 4)), (3, 2, 0)))
+    params = drawn(norm, jnp.zeros(x.shape), jnp.asarray(lungs))["params"]
+    inside = channel_first(torch.from_numpy(lungs))
+    errors = compare(
+        lambda p, x: [norm.apply({"params": p["inception_seg"]["norm"]}, x, jnp.asarray(lungs))],
+        lambda x: [channel_last(reference(channel_first(x), inside))],
+        [x],
+        dtype,
+        {"inception_seg": {"norm": params}},
+        part("inception_seg", torch.nn.ModuleDict({"norm": reference})),
+        reference_dtype="float64",
+    )
+    within("group norm of lungs", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
+
+
 @pytest.mark.parametrize(("form", "dtype"), PAIRS)
 def test_lesion_subnet(drawn: Any, form: Any, dtype: str, within: Any):
     shape, valid = (2, 8, 8, 16), (5, 8)
@@ -183,18 +212,20 @@ def test_lesion_subnet(drawn: Any, form: Any, dtype: str, within: Any):
     channels, weights = (4, 6, 8), (0.05, 0.1, 0.25, 0.6)
     subnet = LesionSubnet(channels, weights, 2, Layout(form, jnp.dtype(dtype)))
     x = masked_volume((*shape, 3))
-    params = drawn(subnet, jnp.zeros(x.shape), jnp.asarray(valid))["params"]
+    real, lungs = jnp.asarray(valid), jnp.asarray(lungs_of(x, valid))
+    params = drawn(subnet, jnp.zeros(x.shape), lungs, real)["params"]
     reference = lesion.Lesion(3, channels, 2, weights)
 
     def ours(params: Any, x: Any) -> list:
-        real = jnp.asarray(valid)
-        whole, scales = subnet.apply({"params": params["lesion"]}, layers.mask_depth(x, real), real)
+        lungs = layers.real_slices(real, x.shape[1]) & (x[..., :1] > 0)
+        variables = {"params": params["lesion"]}
+        whole, scales = subnet.apply(variables, layers.masked(x, lungs), lungs, real)
         return [whole, *scales]
 
     def theirs(x: torch.Tensor) -> list[torch.Tensor]:
         rows = []
-        for i, n in enumerate(valid):
-            whole, scales = reference(channel_first(x[i : i + 1, :n]))
+        for row, n in zip(x.split(1), valid, strict=True):
+            whole, scales = reference(*seen(row, n))
             steps = (1, 8, 4, 2, 1)
             rows.append(
                 [
@@ -204,7 +235,7 @@ def test_lesion_subnet(drawn: Any, form: Any, dtype: str, within: Any):
             )
         return [torch.cat(column) for column in zip(*rows, strict=True)]
 
-    again = drawn(subnet, jnp.zeros(x.shape), jnp.asarray(valid), seed=1)["params"]
+    again = drawn(subnet, jnp.zeros(x.shape), lungs, real, seed=1)["params"]
     more = [([masked_volume(x.shape, seed=1)], {"lesion": again})]
     module = part("lesion", reference)
     errors = compare(ours, theirs, [x], dtype, {"lesion": params}, module, more=more)
@@ -217,21 +248,26 @@ def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str, within
     channels = (4, 6, 8)
     subnet = Classifier(3, 4, channels, 2, Layout(form, jnp.dtype(dtype)))
     inputs = [masked_volume((*shape, 4)), masked_volume((*shape, 1), seed=1)]
-    params = drawn(subnet, *(jnp.zeros(x.shape) for x in inputs))["params"]
+    lungs = lungs_of(masked_volume((*shape, 1), seed=3), (shape[1],) * shape[0])
+    zeros = [*(jnp.zeros(x.shape) for x in inputs), jnp.asarray(lungs)]
+    params = drawn(subnet, *zeros)["params"]
     reference = classifier.Classifier(4, 4, channels, 2, 3)
     classes = [1, 2][: shape[0]]
 
     def ours(params: Any, *inputs: Any) -> list:
-        out: Any = subnet.apply({"params": params["classifier"]}, *inputs)
-        masks = evidence_masks(out["maps"], out["weights"], jnp.asarray(classes))
+        variables = {"params": params["classifier"]}
+        out: Any = subnet.apply(variables, *inputs, jnp.asarray(lungs))
+        chosen = jnp.asarray(classes)
+        masks = evidence_masks(out["maps"], out["weights"], out["lungs"], chosen)
         return [out["logits"], *out["maps"], *masks]
 
     def theirs(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        logits, maps = reference(*map(channel_first, inputs))
-        masks = reference.evidence(maps, torch.tensor(classes))
+        inside = channel_first(torch.from_numpy(lungs))
+        logits, maps, grids = reference(*map(channel_first, inputs), inside)
+        masks = reference.evidence(maps, grids, torch.tensor(classes))
         return [logits, *map(channel_last, maps), *masks]
 
-    again = drawn(subnet, *(jnp.zeros(x.shape) for x in inputs), seed=1)["params"]
+    again = drawn(subnet, *zeros, seed=1)["params"]
     more = [([masked_volume(x.shape, seed=2) for x in inputs], {"classifier": again})]
     module = part("classifier", reference)
     errors = compare(ours, theirs, inputs, dtype, {"classifier": params}, module, more=more)
@@ -242,7 +278,7 @@ def test_classifier_and_evidence_masks(drawn: Any, form: Any, dtype: str, within
 def test_the_residual_unit_is_monais(drawn: Any, channels: int, stride: int):
     unit = ResidualUnit(6, 2, stride, Layout("folded"))
     x = masked_volume((2, 3, 8, 6, channels)).astype(np.float32)
-    params = drawn(unit, jnp.zeros(x.shape))["params"]
+    params = drawn(unit, jnp.zeros(x.shape), None)["params"]
     theirs = UnetResBlock(
         3, channels, 6, 3, (1, stride, stride), norm_name=("group", {"num_groups": 2}),
         act_name="relu",
@@ -266,4 +302,4 @@ def test_the_residual_unit_is_monais(drawn: Any, channels: int, stride: int):
         {k: v.permute(4, 3, 0, 1, 2) if v.ndim == 5 else v for k, v in weights.items()}
     )
     expected = channel_last(theirs(channel_first(torch.from_numpy(x)))).detach().numpy()
-    assert relative(unit.apply({"params": params}, x), expected) <= VALUES["float32"]
+    assert relative(unit.apply({"params": params}, x, None), expected) <= VALUES["float32"]

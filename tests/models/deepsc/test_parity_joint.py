@@ -42,7 +42,7 @@ ABLATED = changed(
     },
 )
 SLOW = pytest.mark.slow
-TERMS = ("dice", "focal", "cross_entropy", "task_aware", "loss")
+TERMS = ("dice", "focal", "lesion_free", "cross_entropy", "task_aware", "loss")
 # Bfloat16 rounds by 2**-8 at most, 2e-3 on average. From a voxel to S some twenty layers round what
 # they read and write: 6 times that where roundings add up as in a random walk, 1.4e-2, and a few
 # times more in the worst of thousands of voxels.

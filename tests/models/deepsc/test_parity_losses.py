@@ -20,9 +20,18 @@ from deepsc_jax.systems.system import inverse_frequency
 
 TILE = (8, 16, 8)
 DATA = DataConfig(working_size=(16, 16), tile=TILE, slices=5, depth_bucket=8)
-# Two scans: 11 slices in tiles at 0 and 8, and 3 slices, whose S_1 has no centre in the scan.
+# Two scans: 11 slices in tiles at 0 and 8, and 3 slices.
 DEPTH, ORIGINS = [11, 3], [[[0, 0, 8], [8, 0, 0]], [[0, 0, 0], [0, 0, 8]]]
 COUNTS = [[min(d - o[0], TILE[0]) for o in row] for d, row in zip(DEPTH, ORIGINS, strict=True)]
+
+
+def lungs_of(seed: int = 0) -> np.ndarray:
+    """Three of four voxels, within the scans."""
+    lungs = np.random.default_rng([seed, 1]).uniform(size=(2, 2, *TILE)) < 0.75
+    for b, row in enumerate(COUNTS):
+        for k, n in enumerate(row):
+            lungs[b, k, n:] = False
+    return lungs
 
 
 def voxels(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -31,15 +40,17 @@ def voxels(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     probability = rng.uniform(size=(2, 2, *TILE))
     truth = (rng.uniform(size=probability.shape) < 0.3).astype(float)
     truth[1] = 0
-    for b, row in enumerate(COUNTS):
-        for k, n in enumerate(row):
-            truth[b, k, n:] = 0
-    return probability, truth
+    return probability, truth * lungs_of(seed)
 
 
 def cut(x: Any, scan: int) -> list:
     """A scan's tiles without their padding."""
     return [x[scan, k, :n] for k, n in enumerate(COUNTS[scan])]
+
+
+def inside(x: Any, scan: int) -> Any:
+    """The voxels of a scan's lungs, in a row."""
+    return reference.voxels(cut(x, scan), cut(torch.from_numpy(lungs_of()), scan))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,27 +59,54 @@ def test_dice_tversky_and_focal(alpha: float, gamma: float, dtype: str, within: 
     probability, truth = voxels()
 
     def ours(_: Any, s: Any) -> list:
-        valid = losses.valid_voxels(jnp.asarray(ORIGINS), jnp.asarray(DEPTH), TILE)
+        lungs = jnp.asarray(lungs_of())
         y = jnp.asarray(truth, s.dtype)
-        valid = valid.astype(s.dtype)
         return [
-            losses.tversky_loss(s, y, valid, 1e-5),
-            losses.tversky_loss(s, y, valid, 1e-5, alpha, 1 - alpha),
-            losses.focal_loss(s, y, valid, alpha, gamma),
+            losses.tversky_loss(s, y, lungs, 1e-5),
+            losses.tversky_loss(s, y, lungs, 1e-5, alpha, 1 - alpha),
+            losses.focal_loss(s, y, lungs, alpha, gamma),
+            losses.lesion_free_loss(s, y, lungs),
         ]
 
     def theirs(s: torch.Tensor) -> list[torch.Tensor]:
         y = torch.from_numpy(truth).to(s)
-        return [
-            torch.stack([reference.dice(cut(s, b), cut(y, b), 1e-5) for b in range(2)]),
-            torch.stack(
-                [reference.tversky(cut(s, b), cut(y, b), alpha, 1 - alpha, 1e-5) for b in range(2)]
-            ),
-            torch.stack([reference.focal(cut(s, b), cut(y, b), alpha, gamma) for b in range(2)]),
-        ]
+        rows = []
+        for scan in range(2):
+            p, t = inside(s, scan), inside(y, scan)
+            rows.append(
+                [
+                    reference.dice(p, t, 1e-5),
+                    reference.tversky(p, t, alpha, 1 - alpha, 1e-5),
+                    reference.focal(p, t, alpha, gamma),
+                    reference.lesion_free(p, t),
+                ]
+            )
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     errors = compare(ours, theirs, [probability], dtype)
     within("Dice, Tversky, focal loss", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_supervision_of_the_scales(dtype: str, within: Any):
+    rng = np.random.default_rng(0)
+    scales = [rng.uniform(size=(2, 2, *(t // step for t in TILE), 1)) for step in (8, 4, 2, 1)]
+    (_, truth), lungs, options = voxels(), lungs_of(), Options()
+
+    def ours(_: Any, *scales: Any) -> list:
+        y = jnp.asarray(truth, scales[0].dtype)
+        return [losses.scale_loss(options, scales, y, jnp.asarray(lungs))]
+
+    def theirs(*scales: torch.Tensor) -> list[torch.Tensor]:
+        rows = []
+        for b in range(2):
+            tiles = [[s[b, k, ..., 0] for s in scales] for k in range(2)]
+            true, inside = ([torch.from_numpy(x[b, k]) for k in range(2)] for x in (truth, lungs))
+            rows.append(reference.scales_loss(options, tiles, true, inside))
+        return [torch.stack(rows)]
+
+    errors = compare(ours, theirs, scales, dtype)
+    within("supervised scales", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,6 +148,7 @@ def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str, w
             (inputs[5], inputs[4], inputs[3]),
             jnp.asarray(logits, inputs[0].dtype),
             jnp.asarray(labels),
+            jnp.asarray(lungs_of()),
             jnp.asarray(ORIGINS),
             jnp.asarray(DEPTH),
             options,
@@ -135,12 +174,12 @@ def test_task_aware(scales: Any, weighing: Any, labels: list[int], dtype: str, w
             rows.append(
                 reference.task_aware(
                     segmentations,
+                    cut(torch.from_numpy(lungs_of()), b),
                     [x[b] for x in inputs[3:]],
                     grids,
                     [geometry.slice_grid(depth, DATA.slices, (16, 16), s) for s in (8, 4, 2)],
                     torch.from_numpy(logits[b]).to(inputs[0]),
                     torch.tensor(labels[b]),
-                    depth,
                     weights,
                 )
             )
@@ -188,6 +227,7 @@ def test_task_aware_of_two_voxels_by_hand():
         tuple(masks),
         jnp.asarray([[1.0, 0, 0]]),
         jnp.asarray([0]),
+        jnp.arange(8)[:, None, None] < jnp.full((1, 1, 8, 8, 8), 2),
         jnp.zeros((1, 1, 3), int),
         jnp.asarray([2]),
         Options(task_aware_scales="single"),

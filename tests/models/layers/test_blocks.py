@@ -42,7 +42,8 @@ def normalise(request):
     def run(x, scale, bias, valid, probe):
         def summed(x, scale, bias):
             variables = {"params": {"scale": scale, "bias": bias}}
-            y = layers.GroupNorm(2, Layout(request.param)).apply(variables, x, valid)
+            mask = layers.real_slices(valid, x.shape[1])
+            y = layers.GroupNorm(2, Layout(request.param)).apply(variables, x, mask)
             return (y * probe).sum(), y
 
         gradients, y = jax.grad(summed, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
@@ -131,8 +132,9 @@ def test_padded_slices_never_change_real_ones(normalise):
 
         @nn.compact
         def __call__(self, x, valid):
-            x = layers.mask_depth(x, valid)
-            return layers.ConvNormAct(4, 2, layout=Layout("folded"))(x, valid)
+            mask = layers.real_slices(valid, x.shape[1])
+            x = layers.masked(x, mask)
+            return layers.ConvNormAct(4, 2, layout=Layout("folded"))(x, mask)
 
     params = jax.jit(Unit().init)(jax.random.key(0), x, valid)
     apply = jax.jit(Unit().apply)
@@ -188,9 +190,39 @@ def test_a_half_filled_slice_pools_to_its_real_half():
     x[:, 3:] = 0
     found = layers.max_pool(jnp.asarray(x))
     assert found[0, 1].item() == x[0, 2].max()
-    assert np.asarray(layers.halve(jnp.array([3, 4, 1, 0]))).tolist() == [2, 2, 1, 0]
-    assert np.asarray(layers.halve(jnp.array([9, 8, 1, 17]), 3)).tolist() == [2, 1, 1, 3]
-    assert layers.halve(None, 2) is None
+
+
+def test_a_mask_is_pooled_to_blocks_that_hold_a_voxel_that_counts():
+    slices = layers.real_slices(jnp.array([3, 4, 1, 0]), 4)
+    assert layers.pool_mask(slices)[:, :, 0, 0, 0].sum(axis=1).tolist() == [2, 2, 1, 0]
+    one = jnp.zeros((1, 8, 8, 8, 1), bool).at[0, 5, 2, 7, 0].set(True)
+    for mask, step in zip(layers.pyramid(one, 4), (1, 2, 4, 8), strict=True):
+        assert np.argwhere(mask[0, ..., 0]).tolist() == [[5 // step, 2 // step, 7 // step]]
+    in_plane = layers.pool_mask(one, (1, 2, 2))
+    assert np.argwhere(in_plane[0, ..., 0]).tolist() == [[5, 1, 3]]
+    assert layers.pool_mask(None) is None
+
+
+@pytest.mark.parametrize("form", ["native", "sliced", "folded"])
+def test_group_norm_sees_the_lungs_alone(form):
+    # What is around them, and how much, changes neither the result there nor the statistics.
+    x, around = draw(2, 4, 6, 24, 6) + 50, draw(2, 8, 12, 48, 6, seed=1) * 100
+    lungs = np.random.default_rng(2).uniform(size=(2, 4, 6, 24, 1)) < 0.3
+    box = np.s_[:, 2:6, 3:9, 8:32]
+    wide, where = around, np.zeros((*around.shape[:4], 1), bool)
+    wide[box], where[box] = x, lungs
+    variables = {"params": {"scale": SCALE, "bias": BIAS}}
+    norm = layers.GroupNorm(2, Layout(form))
+    tight, found = (
+        np.asarray(norm.apply(variables, jnp.asarray(v), jnp.asarray(m)))
+        for v, m in ((x, lungs), (wide, where))
+    )
+    np.testing.assert_allclose(found[box], tight, rtol=1e-4, atol=1e-4)
+    assert not found[~where[..., 0]].any()
+    for b in range(2):  # by hand, one group of three channels
+        values = x[b, lungs[b, ..., 0], :3].astype(np.float64)
+        by_hand = (values - values.mean()) / np.sqrt(values.var() + 1e-5) * SCALE[:3] + BIAS[:3]
+        np.testing.assert_allclose(tight[b, lungs[b, ..., 0], :3], by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_average_in_plane_is_the_mean_of_blocks():
@@ -231,10 +263,10 @@ def test_half_precision_convolves_in_it_and_normalises_in_single():
 
 
 def test_a_loop_over_tiles_takes_along_no_constant_as_large_as_a_tile():
-    tiles, valid = jnp.asarray(draw(3, 1, 4, 4, 4, 2)), jnp.array([3])
+    tiles, mask = jnp.asarray(draw(3, 1, 4, 4, 4, 2)), layers.real_slices(jnp.array([3]), 4)
 
     def one(total, tile):
-        return total + layers.max_pool(layers.mask_depth(tile, valid)).sum(), None
+        return total + layers.max_pool(layers.masked(tile, mask)).sum(), None
 
     traced = jax.make_jaxpr(jax.grad(lambda x: jax.lax.scan(one, 0.0, x)[0]))(tiles)
     loops = [e for e in traced.eqns if e.primitive.name == "scan"]

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reference.deepsc.lungs import LungNorm, coarser
+
 
 class Inception(nn.Module):
     """Branches of cascaded convolutions side by side, then group norm and ReLU.
@@ -38,17 +40,19 @@ class Inception(nn.Module):
                 )
             )
             self.blocks.append(stride if kernels[-1] == 1 else 1)
-        self.norm = nn.GroupNorm(groups, channels)
+        self.stride = stride
+        self.norm = LungNorm(groups, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lungs: Tensor) -> Tensor:
+        coarse = coarser(lungs, (1, self.stride, self.stride))
         outputs = []
         for branch, block in zip(self.branches, self.blocks, strict=True):
             *first, last = branch.children()
             y = x
             for conv in first:
-                y = conv(y)
-            outputs.append(last(F.avg_pool3d(y, (1, block, block))))
-        return F.relu(self.norm(torch.cat(outputs, dim=1)))
+                y = conv(y) * lungs
+            outputs.append(last(F.avg_pool3d(y, (1, block, block))) * coarse)
+        return F.relu(self.norm(torch.cat(outputs, dim=1), coarse))
 
 
 class Plain(nn.Module):
@@ -57,21 +61,22 @@ class Plain(nn.Module):
     def __init__(self, inputs: int, kernel: int, channels: int, groups: int, stride: int):
         super().__init__()
         self.plain = ConvNorm(inputs, channels, groups, stride, kernel)
+        self.stride = stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.plain(x)
+    def forward(self, x: Tensor, lungs: Tensor) -> Tensor:
+        return self.plain(x, coarser(lungs, (1, self.stride, self.stride)))
 
 
 class ConvNorm(nn.Module):
-    """Convolution, group norm, ReLU."""
+    """Convolution, group norm, ReLU; `lungs` on the result's grid."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, stride: int = 1, kernel: int = 3):
         super().__init__()
         self.conv = convolution(inputs, outputs, kernel, stride)
-        self.norm = nn.GroupNorm(groups, outputs)
+        self.norm = LungNorm(groups, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+    def forward(self, x: Tensor, lungs: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x), lungs))
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv3d:

@@ -33,15 +33,17 @@ def predict(network: DeepSC, volume: Tensor) -> tuple[Tensor, Tensor, list[Tenso
         out = network(scan, "joint")  # type: ignore[arg-type]
         assert out.logits is not None
         assert out.maps is not None
+        assert out.lungs is not None
         lesion = torch.zeros_like(volume)
         for tile in out.tiles:
             z, y, x = tile.origin
             n, rows, columns = tile.lesion.shape
             lesion[z : z + n, y : y + rows, x : x + columns] = tile.lesion
-        masks = network.classifier.evidence(out.maps, out.logits.argmax(dim=1))
+        masks = network.classifier.evidence(out.maps, out.lungs, out.logits.argmax(dim=1))
         voxels = tile_grid((0, 0, 0), (depth, height, width))
         evidence = [
             resample(mask[0], slice_grid(depth, data.slices, data.working_size, step), voxels)
+            * (volume > 0)
             for mask, step in zip(masks, (2, 4, 8), strict=True)
         ]
     return lesion, out.logits.softmax(dim=1)[0], evidence

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference.deepsc.inception import ConvNorm
+from reference.deepsc.lungs import coarser
 
 
 class Transition(nn.Sequential):
@@ -12,6 +13,11 @@ class Transition(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__(ConvNorm(inputs, outputs, groups), ConvNorm(outputs, outputs, groups))
+
+    def forward(self, x: Tensor, lungs: Tensor) -> Tensor:
+        for unit in self:
+            x = unit(x, lungs)
+        return x
 
 
 class Lesion(nn.Module):
@@ -45,22 +51,26 @@ class Lesion(nn.Module):
         self.segmentation4 = nn.Conv3d(c1, 1, 1)
         self.scale_weights = scale_weights
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        full = self.down1(x)
-        half = self.down2(pool(full))
-        quarter = self.down3(pool(half))
+    def forward(self, x: Tensor, lungs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        lungs2 = coarser(lungs)
+        lungs4 = coarser(lungs2)
+        lungs8 = coarser(lungs4)
+        full = self.down1(x, lungs)
+        half = self.down2(pool(full), lungs2)
+        quarter = self.down3(pool(half), lungs4)
         bottom = pool(quarter)
-        x1 = self.up1(join(quarter, self.deconv1(bottom)))
-        x2 = self.up2(join(half, self.deconv2(x1)))
-        x3 = self.up3(join(full, self.deconv3(x2)))
+        x1 = self.up1(join(quarter, self.deconv1(bottom), lungs4), lungs4)
+        x2 = self.up2(join(half, self.deconv2(x1), lungs2), lungs2)
+        x3 = self.up3(join(full, self.deconv3(x2), lungs), lungs)
         logits = [
             self.segmentation1(bottom),
             self.segmentation2(x1),
             self.segmentation3(x2),
             self.segmentation4(x3),
         ]
-        scales = [torch.sigmoid(s) for s in logits]
-        return combine(scales, self.scale_weights), scales
+        inside = (lungs8, lungs4, lungs2, lungs)
+        scales = [torch.sigmoid(s) * m for s, m in zip(logits, inside, strict=True)]
+        return combine(scales, self.scale_weights) * lungs, scales
 
 
 def deconvolution(inputs: int, outputs: int) -> nn.ConvTranspose3d:
@@ -68,9 +78,9 @@ def deconvolution(inputs: int, outputs: int) -> nn.ConvTranspose3d:
     return nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2, bias=False)
 
 
-def join(skip: Tensor, x: Tensor) -> Tensor:
-    """The skip connection, and `x` cut to its depth."""
-    return torch.cat([skip, x[:, :, : skip.shape[2]]], dim=1)
+def join(skip: Tensor, x: Tensor, lungs: Tensor) -> Tensor:
+    """The skip connection, and `x` inside the lungs, cut to its depth."""
+    return torch.cat([skip, x[:, :, : skip.shape[2]] * lungs], dim=1)
 
 
 def pool(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from reference.deepsc.cross_stitch import CrossStitch
 from reference.deepsc.geometry import Grid, resample, slice_grid, tile_grid
 from reference.deepsc.inception import Inception, Plain
 from reference.deepsc.lesion import Lesion
+from reference.deepsc.lungs import coarser
 
 
 def options_of(config: Config) -> Options:
@@ -30,15 +31,19 @@ class Tile:
     """S (n, height, width)."""
     scales: list[Tensor]
     """S_1 (1/8) to S_4 (full)."""
+    lungs: Tensor
+    """Bool, (n, height, width)."""
 
 
 @dataclass
 class Output:
-    """What is found in a scan; `logits (1, class)` and `maps` where the stage has them."""
+    """What is found in a scan; `logits (1, class)`, `maps`, and the lungs on their grids, where the
+    stage has them."""
 
     tiles: list[Tile]
     logits: Tensor | None = None
     maps: list[Tensor] | None = None
+    lungs: list[Tensor] | None = None
 
 
 class DeepSC(nn.Module):
@@ -82,10 +87,12 @@ class DeepSC(nn.Module):
         depth = int(scan["depth"])
         if stage == "segmentation":
             return Output([self.tile(k, *t)[0] for k, t in enumerate(real_tiles(scan)) if t])
-        features = self.inception_cls(self.standardise(scan["slices"])[None, None])
+        slices = scan["slices"][None, None]
+        lungs = coarser(slices > 0, (1, 2, 2))
+        features = self.inception_cls(self.standardise(slices), slices > 0)
         lesions = torch.zeros_like(features[:, :1])
         if stage == "classification":
-            return Output([], *self.classifier(features, lesions))
+            return Output([], *self.classifier(features, lesions, lungs))
 
         (_, _), (cl, cc) = self.cross_stitch.weights
         grid = slice_grid(depth, self.config.data.slices, self.config.data.working_size, 2)
@@ -100,7 +107,7 @@ class DeepSC(nn.Module):
                 seen = resample(tile_features, where, grid)
                 found = resample(tile.lesion[None, None], where, grid)
             shared, lesions = shared + seen, lesions + found
-        return Output(tiles, *self.classifier(cl * shared + cc * features, lesions))
+        return Output(tiles, *self.classifier(cl * shared + cc * features, lesions, lungs))
 
     def tile(
         self,
@@ -112,12 +119,14 @@ class DeepSC(nn.Module):
     ) -> tuple[Tile, Tensor, Grid]:
         """Segment a tile; joined by F_c (`features`, on `grid`), if given. Also F_s, and where."""
         where = tile_grid(origin, (len(values), values.shape[1], values.shape[2]))
-        tile_features = mixed = self.inception_seg(self.standardise(values)[None, None])
+        lungs = (values > 0)[None, None]
+        tile_features = mixed = self.inception_seg(self.standardise(values)[None, None], lungs)
         if features is not None and grid is not None:
             (ll, lc), _ = self.cross_stitch.weights
-            mixed = ll * tile_features + lc * resample(features, grid, where)
-        lesion, scales = self.lesion(mixed)
-        return Tile(index, origin, lesion[0, 0], [s[0, 0] for s in scales]), tile_features, where
+            mixed = (ll * tile_features + lc * resample(features, grid, where)) * lungs
+        lesion, scales = self.lesion(mixed, lungs)
+        tile = Tile(index, origin, lesion[0, 0], [s[0, 0] for s in scales], lungs[0, 0])
+        return tile, tile_features, where
 
     def standardise(self, x: Tensor) -> Tensor:
         """Values inside the lungs to about mean 0 and deviation 1; 0, outside of them, stays."""

@@ -32,24 +32,25 @@ def scan_losses(
         total = total + weights.classification_weight * terms["cross_entropy"]
     if stage != "classification":
         tiles = [tile for tile in out.tiles if tile.index < count]
-        found = [tile.lesion for tile in tiles]
-        truth = [scan["lesions"][tile.index][: len(tile.lesion)] for tile in tiles]
-        if weights.tversky_alpha == weights.tversky_beta == 0.5:
-            terms["dice"] = losses.dice(found, truth, weights.dice_epsilon)
-        else:
-            sides = weights.tversky_alpha, weights.tversky_beta
-            terms["dice"] = losses.tversky(found, truth, *sides, weights.dice_epsilon)
-        terms["focal"] = losses.focal(found, truth, weights.focal_alpha, weights.focal_gamma)
-        both = weights.dice_weight * terms["dice"] + weights.focal_weight * terms["focal"]
-        total = total + weights.segmentation_weight * both
+        lungs = [tile.lungs for tile in tiles]
+        truth = [scan["lesions"][tile.index][: len(tile.lesion)] * tile.lungs for tile in tiles]
+        s, y = (losses.voxels(x, lungs) for x in ([tile.lesion for tile in tiles], truth))
+        terms |= losses.segmentation(weights, s, y)
+        whole = terms.pop("total")
+        if stage == "segmentation" and weights.scale_supervision > 0:
+            scales = [tile.scales for tile in tiles]
+            terms["scales"] = losses.scales_loss(weights, scales, truth, lungs)
+            whole = whole + weights.scale_supervision * terms["scales"]
+        total = total + weights.segmentation_weight * whole
     if stage == "joint" and weights.task_aware_weight > 0:
         assert out.logits is not None
         assert out.maps is not None
+        assert out.lungs is not None
         depth, data = int(scan["depth"]), config.data
         classes = out.logits.argmax(dim=1)
         if weights.evidence_class == "label":
             classes = scan["label"][None]
-        masks = network.classifier.evidence(out.maps, classes)
+        masks = network.classifier.evidence(out.maps, out.lungs, classes)
         scale_weights = (1.0, 1.0, 1.0)
         if weights.task_aware_scale_weights == "w":
             scale_weights = weights.scale_weights[:3]
@@ -57,12 +58,12 @@ def scan_losses(
             scale_weights = (0, 0, scale_weights[2])
         terms["task_aware"] = losses.task_aware(
             [tile.scales[:3] for tile in out.tiles],
+            [tile.lungs for tile in out.tiles],
             [mask[0] for mask in reversed(masks)],
             [_grids(tile) for tile in out.tiles],
             [slice_grid(depth, data.slices, data.working_size, step) for step in STEPS],
             out.logits[0],
             scan["label"],
-            depth,
             scale_weights,
         )
         total = total + weights.task_aware_weight * terms["task_aware"]
