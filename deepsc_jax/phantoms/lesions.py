@@ -15,7 +15,9 @@ from scipy.ndimage import correlate1d, maximum_filter, minimum_filter
 from scipy.special import ndtri
 
 from deepsc_jax.metrics.findings import PERIPHERY_MM, depth_in_lung, voxel_ml
+from deepsc_jax.phantoms import structures
 from deepsc_jax.phantoms import thorax as anatomy
+from deepsc_jax.phantoms.structures import Structures
 from deepsc_jax.phantoms.thorax import BLOOD_HU, Frame, Thorax, smooth_field
 
 COVID, CAP, NON_PNEUMONIA = 0, 1, 2
@@ -107,8 +109,8 @@ def make_phantom(seed: int, index: int, size: int = 96) -> Phantom:
         size: in-plane voxels; the field of view (307 to 374 mm) does not depend on it.
     """
     label, sample = index % 3, index // 3
-    chest_rng, lesion_rng, noise_rng = (
-        np.random.default_rng([seed, index, stream]) for stream in range(3)
+    chest_rng, lesion_rng, noise_rng, detail_rng = (
+        np.random.default_rng([seed, index, stream]) for stream in range(4)
     )
     nuisances = anatomy.draw_nuisances(chest_rng, size)
     in_plane_mm = nuisances["in_plane_mm"]
@@ -116,6 +118,9 @@ def make_phantom(seed: int, index: int, size: int = 96) -> Phantom:
         (int(nuisances["slices"]), size, size), (nuisances["slice_mm"], in_plane_mm, in_plane_mm)
     )
     thorax = anatomy.build_thorax(chest_rng, frame, nuisances)
+    details = structures.draw_details(detail_rng)
+    normal = structures.build_structures(detail_rng, frame, thorax, details)
+    nuisances |= details
     nuisances["lung_ml"] = np.count_nonzero(thorax.lung) * voxel_ml(frame.spacing_mm)
 
     parenchyma = thorax.parenchyma
@@ -126,7 +131,7 @@ def make_phantom(seed: int, index: int, size: int = 96) -> Phantom:
         owner = _grow(lesion_rng, frame, thorax, disease, drawn)
         lesion = owner > 0
         parenchyma = _fill(lesion_rng, frame, thorax, disease, owner, drawn[3])
-    hu = _image(noise_rng, thorax, parenchyma, lesion, nuisances, frame)
+    hu = _image(noise_rng, thorax, normal, parenchyma, lesion, nuisances, frame)
     return Phantom(hu, lesion, thorax.lung, frame.spacing_mm, label, nuisances)
 
 
@@ -268,12 +273,15 @@ def _fill(rng, frame, thorax: Thorax, disease: Disease, owner, drawn: float) -> 
     return tissue
 
 
-def _image(rng, thorax: Thorax, tissue, lesion, nuisances, frame: Frame) -> np.ndarray:
-    """Vessels, airways and distractors over the tissue, then motion, blur and noise; int16 HU."""
-    inside = tissue + thorax.opacities * np.where(lesion, 0.15, 1.0)
+def _image(
+    rng, thorax: Thorax, normal: Structures, tissue, lesion, nuisances, frame: Frame
+) -> np.ndarray:
+    """Normal structures and distractors over the tissue, then motion, blur and noise; int16 HU."""
+    inside = tissue + (thorax.opacities + normal.added_hu) * np.where(lesion, 0.15, 1.0)
     inside = np.minimum(inside, 70.0)
-    inside += thorax.vessels * (BLOOD_HU - inside)
+    inside += np.maximum(thorax.vessels, normal.tissue) * (BLOOD_HU - inside)
     inside += thorax.airways * (anatomy.AIR_HU - inside)
+    inside += normal.calcium_hu
     hu = np.where(thorax.lung, np.maximum(inside, -990.0), thorax.hu).astype(np.float32)
 
     if nuisances["motion"]:  # the diaphragm and the heart move: the lower third doubles

@@ -11,10 +11,14 @@ import numpy as np
 
 from deepsc_jax.data import datasets
 from deepsc_jax.data.datasets import SPLITS, Case
+from deepsc_jax.data.lungs import lung_mask
 from deepsc_jax.phantoms import lesions as phantom
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside, own, require_own, write_json
 from deepsc_jax.runtime.pool import AbortError, in_parallel
+
+FOUND_SHARE = 0.5  # of the phantoms have a lung mask as `lungs` finds it, the others the exact one
+FOUND_STREAM = 16  # of random numbers: none that a phantom is made with
 
 
 def write_phantoms(
@@ -22,7 +26,8 @@ def write_phantoms(
 ) -> list[Case]:
     """Write phantoms as NIfTI files below `out`/scans, and their list, `out`/cases.csv.
 
-    What varies between them whatever their class is in `out`/nuisances.json. A phantom that is
+    Half of them have a lung mask as it is found in users' scans, the others the exact one. What
+    varies between them whatever their class is in `out`/nuisances.json. A phantom that is
     there already is left as it is.
 
     Args:
@@ -62,7 +67,11 @@ def _write_phantom(
     wanted: tuple[str, int], out: pathlib.Path, seed: int, size: int
 ) -> tuple[Case, dict[str, float]]:
     split, index = wanted
-    made = phantom.make_phantom(seed * len(SPLITS) + SPLITS.index(split), index, size)
+    seed = seed * len(SPLITS) + SPLITS.index(split)
+    made = phantom.make_phantom(seed, index, size)
+    # As users' scans come: some with a mask that somebody drew, some with one that was found.
+    found = bool(np.random.default_rng([seed, index, FOUND_STREAM]).uniform() < FOUND_SHARE)
+    lungs = lung_mask(made.hu, made.spacing_mm, split) if found else made.lung_mask
     name = f"phantom-{split}-{index:04d}"
     depth_mm, height_mm, width_mm = made.spacing_mm
     # Canonical order is LPS (left, posterior, superior), NIfTI's world is RAS.
@@ -86,9 +95,9 @@ def _write_phantom(
         label=made.label,
         scan=save(made.hu.astype(np.int16), ""),
         lesion_mask=save(made.lesion_mask.astype(np.uint8), "-lesion"),
-        lung_mask=save(made.lung_mask.astype(np.uint8), "-lung"),
+        lung_mask=save(lungs.astype(np.uint8), "-lung"),
     )
-    return case, made.nuisances
+    return case, made.nuisances | {"lungs_found": float(found)}
 
 
 def _require_same(path: pathlib.Path, content: bytes) -> None:
