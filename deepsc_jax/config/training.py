@@ -1,6 +1,7 @@
 """How a network is trained, whichever it is, and the options of a stage."""
 
 import dataclasses
+from typing import Literal
 
 from deepsc_jax.config.options import option, require
 
@@ -29,6 +30,28 @@ class TrainConfig:
     adam_b1: float = option(0.9, "paper: first-order momentum of Adam")
     adam_b2: float = option(0.999, "paper: second-order momentum of Adam")
     adam_eps: float = option(1e-8, "assumed: epsilon of Adam, torch's default")
+    schedule: Literal["linear", "cosine", "constant"] = option(
+        "linear", "paper: linear decay of the learning rate (V-A.3); assumed: to 0"
+    )
+    warmup_steps: int = option(
+        0, "assumed: steps in which the learning rate rises from 0; the paper has none"
+    )
+    rate_batch: int = option(
+        0,
+        "assumed: global batch for which learning rates are given, scaled with the actual one; 0, "
+        "as in the paper, leaves them",
+    )
+    weight_decay: float = option(
+        0.0, "assumed: decoupled decay of kernels (AdamW) a step and rate; 0, Adam, as in the paper"
+    )
+    clip_norm: float = option(
+        0.0, "assumed: longest gradient that is not shortened; 0 for any, as in the paper"
+    )
+    average_decay: float = option(
+        0.0,
+        "assumed: decay of the moving average of the parameters that is validated and predicts; 0, "
+        "as in the paper, for the parameters themselves",
+    )
     tiles_per_scan: int = option(2, "assumed: tiles cut at random from a scan")
     foreground: float = option(
         0.5, "assumed: share of random tiles that are centred on a lesion voxel"
@@ -44,11 +67,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            may_be_zero = field.name in ("seed", "cache_mib")
+            may_be_zero = field.name in ("seed", "cache_mib", "warmup_steps", "rate_batch")
             if field.type is int and not may_be_zero:
                 require(value >= 1, f"{field.name} is {value}: it must be at least 1")
-            require(value >= 0, f"{field.name} is {value}: it must not be negative")
-        for name in ("adam_b1", "adam_b2"):
+            if field.type is not str and not isinstance(value, str):
+                require(value >= 0, f"{field.name} is {value}: it must not be negative")
+        for name in ("adam_b1", "adam_b2", "average_decay"):
             value = getattr(self, name)
             require(value < 1, f"{name} is {value:g}: it must be below 1")
         for name in ("foreground", "flip_probability"):

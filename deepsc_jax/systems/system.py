@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from deepsc_jax.config import Config
@@ -31,6 +30,7 @@ from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime.types import PyTree
+from deepsc_jax.systems import optimizers
 
 Task = Literal["lesions", "classes"]
 Variables = dict[str, PyTree]
@@ -158,22 +158,12 @@ class System(abc.ABC):
         return record
 
     def learning_rate(self, stage: Stage) -> optax.Schedule:
-        """The learning rate by step, as `optimizer` has it: here linear to 0 (DeepSC, V-A.3)."""
-        initial = self.config.stage(stage.name).learning_rate
-
-        def rate(step: ArrayLike) -> Array:
-            # optax's linear schedule stays in float32 where everything else is float64.
-            taken = jnp.clip(jnp.asarray(step, jnp.result_type(float)), 0, stage.steps)
-            return initial * (1 - taken / stage.steps)
-
-        return rate
+        """The learning rate by step, as `optimizer` has it."""
+        return optimizers.learning_rate(self.config.train, self.config.stage(stage.name))
 
     def optimizer(self, stage: Stage) -> optax.GradientTransformation:
-        """The optimizer of `stage`: here Adam."""
-        train = self.config.train
-        return optax.adam(
-            self.learning_rate(stage), b1=train.adam_b1, b2=train.adam_b2, eps=train.adam_eps
-        )
+        """The optimizer of `stage`: here Adam, or AdamW."""
+        return optimizers.adam(self.config.train, self.learning_rate(stage))
 
     @abc.abstractmethod
     def volumes(self, stage: Stage) -> tuple[str, ...]:

@@ -17,17 +17,19 @@ class State:
 
     `params` are trained. `carried` are the network's other collections: batch statistics, counters,
     teachers. A stage that trains one part leaves the others as they are: their gradient is zero.
+    `average` is the moving average of `params`, empty where there is none.
     """
 
     step: jax.Array
     params: PyTree
     carried: Variables
     opt_state: optax.OptState
+    average: PyTree
 
     @property
     def variables(self) -> Variables:
-        """The network's variables, as Flax takes them."""
-        return {"params": self.params, **self.carried}
+        """The network's variables, as it is validated and predicts."""
+        return {"params": self.average or self.params, **self.carried}
 
 
 def create(system: System, stage: Stage, variables: Variables) -> State:
@@ -35,7 +37,9 @@ def create(system: System, stage: Stage, variables: Variables) -> State:
     carried = {name: values for name, values in variables.items() if name != "params"}
     params = variables["params"]
     opt_state = system.optimizer(stage).init(params)
-    return State(jnp.zeros((), jnp.int32), params, carried, opt_state)
+    # A copy: a state's buffers are given away at each step, and none may be given twice.
+    average = jax.tree.map(jnp.copy, params) if system.config.train.average_decay else {}
+    return State(jnp.zeros((), jnp.int32), params, carried, opt_state, average)
 
 
 def sharding(state: State, mesh: Mesh, *, shard_optimizer: bool) -> State:
@@ -45,4 +49,4 @@ def sharding(state: State, mesh: Mesh, *, shard_optimizer: bool) -> State:
     if not shard_optimizer:
         return where
     moments = device_mesh.split_over_data(state.opt_state, mesh)
-    return State(whole, where.params, where.carried, moments)
+    return State(whole, where.params, where.carried, moments, where.average)

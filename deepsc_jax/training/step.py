@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.types import PyTree
+from deepsc_jax.systems import optimizers
 from deepsc_jax.systems.system import Batch, Facts, Stage, System, Variables
 from deepsc_jax.training.state import State
 
@@ -37,7 +38,7 @@ def make_train_step(
       `gradient_norm`.
     """
     optimizer, schedule = system.optimizer(stage), system.learning_rate(stage)
-    parts = system.config.platform.accumulation
+    parts, decay = system.config.platform.accumulation, system.config.train.average_decay
 
     def share_of_loss(
         params: PyTree, carried: Variables, batch: Batch
@@ -82,7 +83,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         means["learning_rate"] = jnp.asarray(schedule(state.step))
         means["gradient_norm"] = optax.tree.norm(gradient)
-        return State(state.step + 1, params, carried, opt_state), means
+        taken = state.step + 1
+        average = optimizers.averaged(state.average, params, taken, decay) if decay else {}
+        return State(taken, params, carried, opt_state, average), means
 
     whole = device_mesh.replicated(mesh)
     placed = state_sharding or whole

@@ -37,7 +37,7 @@ def test_hilar_tissue_lies_around_the_hila(chest):
 
 
 def test_fissures_are_thin_and_cross_both_lungs(chest):
-    frame, thorax = chest
+    _, thorax = chest
     added = built(chest, emphysema_hu=0.0, fissure_hu=200.0).added_hu
     for side in (thorax.right, ~thorax.right):
         lung = thorax.lung & side

@@ -255,7 +255,7 @@ def test_memory_is_one_devices_share_and_leaves_out_what_is_not_read():
         return state.params["w"] + state.opt_state["mean"], batch["x"] * 2
 
     ones = np.ones(3, np.float32)
-    state = State(np.int32(0), {"w": ones}, {}, {"mean": ones})  # type: ignore[arg-type]
+    state = State(np.int32(0), {"w": ones}, {}, {"mean": ones}, {})  # type: ignore[arg-type]
     batch = {"x": np.ones((8, 5), np.float32), "label": np.ones(8, np.int32)}
     traced = jax.jit(step, in_shardings=(whole, split)).trace(state, batch)
     found = memory(traced, traced.lower().compile())

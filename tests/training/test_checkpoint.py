@@ -19,7 +19,7 @@ def state(step: int) -> State:
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params, moments = {"w": jnp.arange(3000.0) + step}, ({"m": jnp.ones(7)},)
     carried = {"counters": {"seen": jnp.asarray(2 * step)}}
-    whole = State(jnp.asarray(step), params, carried, moments)  # type: ignore[arg-type]
+    whole = State(jnp.asarray(step), params, carried, moments, {})  # type: ignore[arg-type]
     return jax.device_put(whole, where)
 
 
