@@ -107,6 +107,10 @@ class Options:
         0.5,
         "paper: 0.5, Dice; assumed: otherwise Tversky's weight of false negatives (logged as dice)",
     )
+    lesion_gradient: Literal["full", "stopped"] = option(
+        "full",
+        "assumed: full; stopped keeps the classifier's gradient out of the lesions that it is given",
+    )
     gradient_tiles: int = option(
         0, "assumed: tiles of a scan that carry gradient in the joint stage; 0 for all"
     )

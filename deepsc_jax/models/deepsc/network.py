@@ -99,8 +99,10 @@ class DeepSC(nn.Module):
         if count < tiles.shape[1]:
             rest = self.segment(tiles[:, count:], origins[:, count:], depth, features)
             out = _append(out, lax.stop_gradient(rest))
-        mixed = self.mix_features(features, out["scan_features"])
-        return out | self.classify(mixed, out["scan_lesion"], slices)
+        mixed, lesion = self.mix_features(features, out["scan_features"]), out["scan_lesion"]
+        if self.model.lesion_gradient == "stopped":
+            lesion = lax.stop_gradient(lesion)
+        return out | self.classify(mixed, lesion, slices)
 
     def slice_features(self, slices: Slices) -> Volume:
         """F_c `(B, T, H / 2, W / 2, channel)`."""

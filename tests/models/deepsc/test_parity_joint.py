@@ -39,6 +39,7 @@ ABLATED = changed(
         "task_aware_scales": "single",
         "evidence_class": "label",
         "gradient_tiles": 1,
+        "lesion_gradient": "stopped",
     },
 )
 SLOW = pytest.mark.slow

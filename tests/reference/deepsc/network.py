@@ -106,6 +106,8 @@ class DeepSC(nn.Module):
                 tiles.append(tile)
                 seen = resample(tile_features, where, grid)
                 found = resample(tile.lesion[None, None], where, grid)
+                if options_of(self.config).lesion_gradient == "stopped":
+                    found = found.detach()
             shared, lesions = shared + seen, lesions + found
         return Output(tiles, *self.classifier(cl * shared + cc * features, lesions, lungs))
 
