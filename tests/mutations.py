@@ -1,4 +1,4 @@
-"""Twelve small errors, put into the network one at a time: a parity test must catch each.
+"""Small errors, put into the network one at a time: a parity test must catch each.
 
     python tests/mutations.py        # or `make mutations`: some minutes
 
@@ -76,8 +76,32 @@ MUTATIONS = (
     Mutation(
         "a class activation map not about its mean",
         "models/deepsc/classifier.py",
-        "raw = raw - raw.mean((1, 2, 3), keepdims=True)",
-        "raw = raw + 0",
+        "masked(raw - masked_mean(raw, mask)[:, None, None, None], mask)",
+        "masked(raw, mask)",
+    ),
+    Mutation(
+        "a norm over all voxels, not the lungs'",
+        "models/layers/blocks.py",
+        "count = count_voxels(mask, shape)[:, None]",
+        "count = count_voxels(None, shape)[:, None]",
+    ),
+    Mutation(
+        "a coarse mask of the first voxel of a block",
+        "models/layers/blocks.py",
+        "mask = mask.reshape(shape).any(axis=axis + 1)",
+        "mask = mask.reshape(shape).take(0, axis=axis + 1)",
+    ),
+    Mutation(
+        "the focal mean over the field of view",
+        "models/deepsc/losses.py",
+        "    return loss.sum(PER_SCAN) / jnp.maximum(lungs.sum(PER_SCAN), 1)\n",
+        "    return loss.mean(PER_SCAN)\n",
+    ),
+    Mutation(
+        "scales supervised without the coarsest",
+        "models/deepsc/losses.py",
+        "    for segmentation in scales:\n",
+        "    for segmentation in scales[1:]:\n",
     ),
     Mutation(
         "no smoothing above the fraction of Dice",

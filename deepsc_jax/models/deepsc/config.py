@@ -109,7 +109,7 @@ class Options:
     )
     lesion_gradient: Literal["full", "stopped"] = option(
         "full",
-        "assumed: full; stopped keeps the classifier's gradient out of the lesions that it is given",
+        "assumed: full; stopped keeps the classifier's gradient out of the lesions it is given",
     )
     gradient_tiles: int = option(
         0, "assumed: tiles of a scan that carry gradient in the joint stage; 0 for all"
