@@ -88,4 +88,4 @@ def test_a_chunk_is_read_while_the_next_is_computed(params: Any, monkeypatch: An
     found = predictor(volume(40)).lesion  # ten tiles, in chunks of four
     assert events == ["dispatch", "dispatch", "paste 4", "dispatch", "paste 4", "paste 2"]
     assert found is not None
-    assert (found[-8:] > 0).all()
+    np.testing.assert_array_equal(found > 0, volume(40) > 0)
