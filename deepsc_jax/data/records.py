@@ -19,7 +19,7 @@ from deepsc_jax.runtime.types import JsonObject
 
 Ints3 = tuple[int, int, int]
 
-VERSION = 3
+VERSION = 4
 SOURCES = ("scan", "lesion_mask", "lung_mask")
 
 
@@ -36,6 +36,7 @@ class StoredCase:
       lesions_known: whether the stored lesion mask is the truth: drawn, or of the lesion-free
         class.
       lesion_voxels, lung_voxels: voxels of each on the working grid.
+      lung_blocks: where its lungs are, as `occupancy.pack` says it.
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
     """
@@ -53,6 +54,7 @@ class StoredCase:
     lesions_known: bool
     lesion_voxels: int
     lung_voxels: int
+    lung_blocks: str
     sums: dict[str, str]
     files: dict[str, tuple[int, str]]
 
