@@ -16,12 +16,14 @@ from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Batch, Field, Reads, count_tiles, fields, seen
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
 
-Work = Literal["train", "forward", "inference", "loading", "loop", "loop_without_loading"]
+Work = Literal[
+    "train", "forward", "inference", "decoding", "loading", "loop", "loop_without_loading"
+]
 WORKS: tuple[Work, ...] = typing.get_args(Work)
 STORED: tuple[Work, ...] = ("loading", "loop", "loop_without_loading")  # read a store
 PEERS: dict[str, tuple[Work, ...]] = {
     "torch": ("train", "forward", "inference"),
-    "monai": ("train", "inference"),
+    "monai": ("train", "inference", "loading"),
     "forms": ("train", "forward", "inference"),
 }
 OURS = ("ours", "forms")  # the sides that are this project's own
@@ -96,17 +98,25 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
     """
     config, size = job.config, job.scan_size
     data, rows = config.data, []
+    spacing = augment.nominal_spacing(data)
+    margin = augment.margin(config.train, data.tile, [spacing])
+    depth, height, width = (t + 2 * m for t, m in zip(data.tile, margin, strict=True))
+    box, flat = (depth, height, width), job.reads.slices and job.reads.tiles != "all"
     classes = [i for i in range(len(data.classes)) if i != data.lesion_free_id][:2]
     for index in range(job.scans):
         row: dict[str, np.ndarray | np.int32] = {
             "depth": np.int32(size[0]),
             "label": np.int32(classes[index % len(classes)]),
-            "augmentation": augment.Augmentation().vector(),
+            "augmentation": augment.draw(
+                np.random.default_rng(index), config.train, data, spacing, flat=flat
+            ).vector(),
         }
         if job.reads.tiles == "drawn":
-            drawn = [draw_scan(data.tile, index + k) for k in range(config.train.tiles_per_scan)]
+            count = config.train.tiles_per_scan
+            drawn = [draw_scan(box if travels else data.tile, index + k) for k in range(count)]
             row["tiles"], row["lesions"] = (np.stack(x) for x in zip(*drawn, strict=True))
-            row["origins"] = np.zeros((len(drawn), 3), np.int32)
+            row["origins"] = np.zeros((count, 3), np.int32)
+            row["starts"] = row["origins"] - np.asarray(margin, np.int32)
         else:
             volume, lesion = draw_scan(size, index)
             row["slices"] = volume[slice_indices(size[0], data.slices)]
@@ -119,7 +129,7 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
         rows.append(row)
     tiles = count_tiles(job.reads, config, size[0])
     if travels:
-        wanted = fields(job.reads, data, tiles, data.bucket(size[0]))
+        wanted = fields(job.reads, data, tiles, data.bucket(size[0]), margin=margin)
     else:
         wanted = seen(job.reads, data, tiles)
     return {
@@ -148,6 +158,12 @@ def draw_scan(size: Ints3, seed: int) -> tuple[np.ndarray, np.ndarray]:
     lesion = lung & ((x - 0.5) ** 2 + y**2 + z**2 < 0.1)
     values = rng.normal(0.36, 0.1, size).astype(np.float32) + np.float32(0.2) * lesion
     return np.clip(values, 0.01, 1) * lung, lesion.astype(np.float32)
+
+
+def variants(job: Job, side: str, asked: list[str] | None) -> tuple[str, ...]:
+    """A peer's variants of a work, of those that are asked for; loading has one."""
+    named = tuple(asked or VARIANTS[side])
+    return named[:1] if job.work == "loading" else named
 
 
 def of_depth(job: Job, depth: int) -> Job:

@@ -75,7 +75,8 @@ def build(job: Job) -> Built:
         return _loading(job)
     if job.work in ("loop", "loop_without_loading"):
         return _loop(job, loads=job.work == "loop")
-    return {"forward": _forward, "inference": _inference}.get(job.work, _train)(job)
+    others = {"forward": _forward, "inference": _inference, "decoding": _decoding}
+    return others.get(job.work, _train)(job)
 
 
 def count_flops(job: Job) -> dict[str, int]:
@@ -84,7 +85,7 @@ def count_flops(job: Job) -> dict[str, int]:
     By kind of product; empty for a work that computes nothing. Whole-scan inference is counted as
     the forward pass of all tiles.
     """
-    if job.work == "loading":
+    if job.work in ("loading", "decoding"):
         return {}
     platform = job.config.platform
     plain = PlatformConfig(
@@ -101,7 +102,7 @@ def count_flops(job: Job) -> dict[str, int]:
     variables = jax.eval_shape(lambda: initial(system))
 
     def program(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-        batch = decode(batch, stage.reads, system.config.data)
+        batch = decode(batch, stage.reads, system.config.data, system.config.train)
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
@@ -210,7 +211,7 @@ def _forward(job: Job) -> Built:
     device_mesh.check_batch(flag, stage.batch, system.config.platform.accumulation, mesh)
 
     def program(variables: Variables, _: Variables, batch: Batch) -> dict[str, jax.Array]:
-        batch = decode(batch, stage.reads, system.config.data)
+        batch = decode(batch, stage.reads, system.config.data, system.config.train)
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
@@ -231,6 +232,20 @@ def _forward(job: Job) -> Built:
         return jax.block_until_ready(forward(variables, {}, batch))
 
     return Built(run, summary, lambda: count_flops(job))
+
+
+def _decoding(job: Job) -> Built:
+    """What of a train step goes before the network: decoding and augmentation of its batch."""
+    mesh, system = device_mesh.make_mesh(job.config.platform), build_system(job.config)
+    stage, config = system.stage(job.stage), system.config
+
+    def program(own: Variables, shared: Variables, batch: Batch) -> Batch:
+        del own, shared
+        return decode(batch, stage.reads, config.data, config.train)
+
+    decoded = jax.jit(device_mesh.over_data(program, mesh, gathered=True))
+    batch = device_mesh.put_batch(jobs.batch(job, travels=True), mesh, DEPTH_AXES)
+    return Built(lambda: jax.block_until_ready(decoded({}, {}, batch)), lambda _: {})
 
 
 def _inference(job: Job) -> Built:

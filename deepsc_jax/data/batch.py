@@ -10,12 +10,14 @@ the device as it is stored, and `decoding` makes of it, within the jitted step, 
     lesions       (K, d, h, w)    uint8       float32      0 or 1
     origins       (K, 3)          int32       int32        working-grid voxel of each tile's corner
     slices        (T, H, W)       uint16      float32      C_i = V[floor(i D / T)]
-    augmentation  (A,)            float32                  training: `augment.NAMES`
+    starts        (K, 3)          int32                    corners of what drawn tiles are cut from
+    augmentation  (A,)            float32                  training: `augment.Augmentation`
     depth         ()              int32       int32        the scan's true number of slices, D
     label         ()              int32       int32        index into the data set's classes
     valid         ()              bool        bool         False for what only fills up a batch
     case          ()              int32       int32        index into store.cases(split)
 
+`tiles` and `lesions` travel with a margin on each side where augmentation moves voxels.
 Where all tiles are read the scan travels once, and its tiles and slices are cut on the device; else
 tiles and slices travel as such. `valid` and `case` are an evaluation's.
 
@@ -30,7 +32,7 @@ from typing import Literal
 
 import numpy as np
 
-from deepsc_jax.config import Config, DataConfig
+from deepsc_jax.config import Config, DataConfig, Ints3
 from deepsc_jax.data import augment
 
 Batch = dict[str, np.ndarray]
@@ -52,6 +54,7 @@ _ARRAYS: dict[str, _Array] = {
     "tiles": _Array(_TILE, "uint16", "float32"),
     "lesions": _Array(_TILE, "uint8", "float32"),
     "origins": _Array(("tile", "axis"), "int32", "int32"),
+    "starts": _Array(("tile", "axis"), "int32", None),
     "slices": _Array(("depth", "height", "width"), "uint16", "float32"),
     "augmentation": _Array(("column",), "float32", None),
     "depth": _Array((), "int32", "int32"),
@@ -102,7 +105,13 @@ class Field:
 
 
 def fields(
-    reads: Reads, data: DataConfig, tiles: int, depth: int, *, evaluation: bool = False
+    reads: Reads,
+    data: DataConfig,
+    tiles: int,
+    depth: int,
+    *,
+    margin: Ints3 = (0, 0, 0),
+    evaluation: bool = False,
 ) -> dict[str, Field]:
     """Every array of a batch that travels, by name.
 
@@ -112,19 +121,20 @@ def fields(
       tiles: of an example (`count_tiles`).
       depth: to which scans are padded, a multiple of a tile's; of no effect unless all tiles are
         read.
+      margin: of drawn tiles (`augment.margin`).
       evaluation: with the facts that an evaluation needs, and nothing of augmentation.
     """
     names: list[str] = []
     if reads.tiles == "all":
         names += ["volume", "lesion", "origins"]
     if reads.tiles == "drawn":
-        names += ["tiles", "lesions", "origins"]
+        names += ["tiles", "lesions", "origins"] + (["starts"] if any(margin) else [])
     if reads.slices and reads.tiles != "all":
         names += ["slices"]
     names += ["depth", "label"]
     names += ["valid", "case"] if evaluation else ["augmentation"]
     named = {name: (_ARRAYS[name].axes, _ARRAYS[name].travels) for name in names}
-    return _shaped(named, data, tiles, depth)
+    return _shaped(named, data, tiles, depth, margin)
 
 
 def seen(reads: Reads, data: DataConfig, tiles: int) -> dict[str, Field]:
@@ -136,13 +146,18 @@ def seen(reads: Reads, data: DataConfig, tiles: int) -> dict[str, Field]:
 
 
 def _shaped(
-    named: dict[str, tuple[tuple[str, ...], str | None]], data: DataConfig, tiles: int, depth: int
+    named: dict[str, tuple[tuple[str, ...], str | None]],
+    data: DataConfig,
+    tiles: int,
+    depth: int,
+    margin: Ints3 = (0, 0, 0),
 ) -> dict[str, Field]:
     def shape(axes: tuple[str, ...]) -> tuple[int, ...]:
         volume = dict(zip(("height", "width"), data.working_size, strict=True))
-        sizes = {"tile": tiles, "axis": 3, "column": len(augment.NAMES), "depth": data.slices}
+        sizes = {"tile": tiles, "axis": 3, "column": augment.SIZE, "depth": data.slices}
         if axes[:1] == ("tile",):
-            volume = dict(zip(_TILE[1:], data.tile, strict=True))
+            sides = [side + 2 * more for side, more in zip(data.tile, margin, strict=True)]
+            volume = dict(zip(_TILE[1:], sides, strict=True))
         elif axes[:1] == ("slab",):
             volume |= {"slab": depth // data.tile[0], "depth": data.tile[0]}
         return tuple((sizes | volume)[axis] for axis in axes)

@@ -40,7 +40,7 @@ class Bucket:
 
 
 def of_cases(
-    cases: Sequence[StoredCase], reads: Reads, data: DataConfig, batch: int
+    cases: Sequence[StoredCase], reads: Reads, data: DataConfig, batch: int, *, moves: bool
 ) -> tuple[Bucket, ...]:
     """The buckets of `cases`, shallow ones first; one where no whole scan is read.
 
@@ -49,6 +49,7 @@ def of_cases(
       reads: what is read of them.
       data: `depth_bucket`, `depth_buckets` and the tiles.
       batch: scans in a global batch; a bucket of fewer would show some twice in each.
+      moves: whether augmentation moves lungs, so that any tile may hold some.
     """
     deepest = data.bucket(max(case.depth for case in cases))
     if reads.tiles != "all":
@@ -57,7 +58,8 @@ def of_cases(
     for depth in depths([case.depth for case in cases], data, batch):
         members = tuple(i for i, case in enumerate(cases) if low < case.depth <= depth)
         counts = [int(lung_tiles(cases[i], data, depth).sum()) for i in members]
-        found.append(Bucket(depth, max(*counts, 1), members))
+        tiles = int(np.prod(data.tile_counts(depth))) if moves else max(*counts, 1)
+        found.append(Bucket(depth, tiles, members))
         low = depth
     return tuple(found)
 

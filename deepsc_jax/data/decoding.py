@@ -3,47 +3,45 @@
 `batch` has the table of both. A batch that is already as seen passes unchanged.
 """
 
-from collections.abc import Mapping
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped, UInt16
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
 
-from deepsc_jax.config import DataConfig, Ints3
+from deepsc_jax.config import DataConfig, Ints3, TrainConfig
 from deepsc_jax.data import augment
 from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Reads
+from deepsc_jax.data.changes import Columns, moved, textured, unit
 from deepsc_jax.geometry.sampling import slice_indices
 
 Batch = dict[str, Array]
-Columns = Mapping[str, Array]  # of `augmentation`, by name; none in an evaluation
 
-# 1/65535 = 2^-16 + 2^-32 + 2^-48 + ..., so that a level's value, correctly rounded, is the sum of
-# two exact products. A division by a constant is not: XLA multiplies by the rounded reciprocal.
-_HIGH, _LOW = 2.0**-16, 2.0**-32 + 2.0**-48
 LEAST = 1 / LEVELS  # the least value inside the lungs; 0 is outside
 
 
-def decode(batch: Batch, reads: Reads, data: DataConfig) -> Batch:
+def decode(batch: Batch, reads: Reads, data: DataConfig, train: TrainConfig) -> Batch:
     """What a system sees of a batch of a stage that reads `reads`.
 
     Args:
       batch: as it travels (`batch.fields`), of training or of an evaluation.
       reads: of the stage.
       data: the sizes of tiles and slices.
+      train: the extents of augmentation; what has none is not computed.
     """
     batch = dict(batch)
-    vector = batch.pop("augmentation", None)
-    columns = {} if vector is None else dict(zip(augment.NAMES, vector.T, strict=True))
+    vectors = batch.pop("augmentation", None)
+    columns = {} if vectors is None else augment.columns(vectors)
+    if columns:
+        batch = _changed(batch, columns, data, train)
     if "volume" in batch:
-        volume, lesion = (_mirrored(batch.pop(name), columns) for name in ("volume", "lesion"))
-        origins = batch["origins"]
+        volume, lesion, origins = batch.pop("volume"), batch.pop("lesion"), batch["origins"]
         batch["tiles"], batch["lesions"] = (cut(x, origins, data.tile) for x in (volume, lesion))
         if reads.slices:
             batch["slices"] = sampled(volume, batch["depth"], data.slices)
-    else:
-        named = ("tiles", "lesions", "slices")
-        batch |= {name: _mirrored(batch[name], columns) for name in named if name in batch}
     for name in ("tiles", "slices"):
         if name in batch and batch[name].dtype == jnp.uint16:
             batch[name] = _intensities(unit(batch[name]), columns)
@@ -52,10 +50,77 @@ def decode(batch: Batch, reads: Reads, data: DataConfig) -> Batch:
     return batch
 
 
-def unit(stored: UInt16[Array, "*any"]) -> Float[Array, "*any"]:
-    """Stored intensities as float32 in [0, 1]: `stored` / 65535, correctly rounded."""
-    values = stored.astype(jnp.float32)
-    return values * jnp.float32(_HIGH) + values * jnp.float32(_LOW)
+def _changed(batch: Batch, columns: Columns, data: DataConfig, train: TrainConfig) -> Batch:
+    """The same batch of changed scans, their scale and shift apart, as it would travel."""
+    starts = batch.pop("starts", None)
+    named = [("volume", "lesion"), ("tiles", "lesions"), ("slices", None)]
+    present = [(name, mask) for name, mask in named if name in batch]
+    if not (augment.moves(train) or augment.textures(train)):
+        for name in itertools.chain.from_iterable(present):
+            if name is not None:
+                batch[name] = jnp.where(
+                    _per_scan(columns["flip"], batch[name]) > 0,
+                    batch[name][..., ::-1],
+                    batch[name],
+                )
+        return batch
+    for name, mask in present:
+        boxes = batch[name]
+        masks = batch[mask] if mask else jnp.zeros(boxes.shape, jnp.uint8)
+        shape = boxes.shape
+        if name == "volume":  # a scan is one box
+            boxes, masks = (x.reshape(len(x), 1, -1, *shape[3:]) for x in (boxes, masks))
+        if name == "slices":  # each is a box
+            boxes, masks = boxes[:, :, None], masks[:, :, None]
+        places = _places(name, batch, starts, data)
+        size = data.tile if name == "tiles" else boxes.shape[2:]
+        of_scan = functools.partial(_changed_boxes, size=size, train=train, data=data)
+        # One scan after another: what a resampling takes would be too much for all.
+        boxes, masks = lax.map(of_scan, (boxes, masks, columns, batch["depth"], *places))
+        whole = boxes.shape[:2] + size if name == "tiles" else shape
+        batch[name] = boxes.reshape(whole)
+        if mask:
+            batch[mask] = masks.reshape(whole)
+    return batch
+
+
+def _places(
+    name: str, batch: Batch, starts: Array | None, data: DataConfig
+) -> tuple[Int[Array, "scan box 3"], Int[Array, "scan box 3"]]:
+    """Where each scan's boxes begin in the scan itself, and in the changed one."""
+    if name == "tiles":
+        origins = batch["origins"]
+        return (origins if starts is None else starts), origins
+    if name == "volume":
+        zero = jnp.zeros((len(batch["depth"]), 1, 3), jnp.int32)
+        return zero, zero
+    indices = jax.vmap(lambda depth: slice_indices(depth, data.slices))(batch["depth"])
+    corners = jnp.stack([indices, jnp.zeros_like(indices), jnp.zeros_like(indices)], axis=-1)
+    return corners, corners
+
+
+def _changed_boxes(
+    scan: tuple[Array, Array, Columns, Array, Array, Array],
+    *,
+    size: Ints3,
+    train: TrainConfig,
+    data: DataConfig,
+) -> tuple[Array, Array]:
+    """One scan's boxes and masks, changed."""
+    boxes, masks, columns, depth, starts, corners = scan
+    middle = (jnp.stack([depth, *data.working_size]).astype(jnp.float32) - 1) / 2
+
+    def one(levels: Array, lesion: Array, start: Array, corner: Array, number: Array) -> tuple:
+        if augment.moves(train):
+            levels, lesion = moved(levels, lesion, columns, middle, start, corner, size)
+        else:
+            mirror = columns["flip"] > 0
+            levels, lesion = (jnp.where(mirror, x[..., ::-1], x) for x in (levels, lesion))
+        if augment.textures(train):
+            levels, lesion = textured(levels, lesion, columns, train, number)
+        return levels, lesion
+
+    return jax.vmap(one)(boxes, masks, starts, corners, jnp.arange(len(boxes)))
 
 
 def cut(
@@ -88,13 +153,6 @@ def sampled(
         return volume[indices // deep, indices % deep]
 
     return jax.vmap(of_scan)(volume, depth)
-
-
-def _mirrored(x: Array, columns: Columns) -> Array:
-    """Left and right exchanged in the scans whose `flip` says so."""
-    if not columns:
-        return x
-    return jnp.where(_per_scan(columns["flip"], x) > 0, x[..., ::-1], x)
 
 
 def _intensities(values: Array, columns: Columns) -> Array:

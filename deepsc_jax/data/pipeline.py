@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 import grain
 import numpy as np
 
-from deepsc_jax.config import Config
+from deepsc_jax.config import Config, Ints3
 from deepsc_jax.data import augment, buckets
 from deepsc_jax.data.batch import Batch, Reads, fields
 from deepsc_jax.data.store import Store, StoredCase
@@ -87,8 +87,11 @@ def batches(
         )
     global_batch = batch_size * process_count
     reads = reads if train else reads.whole()
-    padded = buckets.of_cases(cases, reads, config.data, global_batch)
-    reader = _Reader(store, cases, reads, config, padded)
+    moves = train and augment.moves_lungs(config.train)
+    padded = buckets.of_cases(cases, reads, config.data, global_batch, moves=moves)
+    spacings = {case.spacing_mm for case in cases}
+    margin = augment.margin(config.train, config.data.tile, sorted(spacings))
+    reader = _Reader(store, cases, reads, config, padded, margin if train else (0, 0, 0))
     dataset: grain.MapDataset
     if train:
         order = buckets.TrainingOrder(padded, seed, global_batch)
@@ -169,11 +172,18 @@ class _Reader:
     reads: Reads
     config: Config
     buckets: tuple[buckets.Bucket, ...]
+    margin: Ints3
 
     def train_example(self, index: int, rng: np.random.Generator) -> Example:
         """A shuffled example, and how it is augmented."""
         case = self.cases[index]
-        augmentation = augment.draw(rng, self.config.train)
+        augmentation = augment.draw(
+            rng,
+            self.config.train,
+            self.config.data,
+            case.spacing_mm,
+            flat=self.reads.slices and self.reads.tiles != "all",
+        )
         example = self._example(case, augmentation, rng) | _facts(case)
         return example | {"augmentation": augmentation.vector()}
 
@@ -187,7 +197,8 @@ class _Reader:
     def example_bytes(self) -> int:
         """The size of the largest example."""
         tiles = self.buckets[-1].tiles or self.config.train.tiles_per_scan
-        arrays = fields(self.reads, self.config.data, tiles, self.buckets[-1].depth)
+        depth = self.buckets[-1].depth
+        arrays = fields(self.reads, self.config.data, tiles, depth, margin=self.margin)
         return sum(field.nbytes for field in arrays.values())
 
     def _example(
@@ -211,17 +222,17 @@ class _Reader:
     def _random_tiles(
         self, case: StoredCase, augmentation: augment.Augmentation, rng: np.random.Generator
     ) -> Example:
-        """Tiles of the scan as augmented; a mirrored scan's are mirrored on the device."""
+        """Tiles of the changed scan, as the boxes that they are made of on the device."""
         tile = self.config.data.tile
-        width = case.shape[2]
-        lesion_voxels = self.store.lesion_voxels(case.name)
-        if augmentation.flip:
-            lesion_voxels = augment.mirrored_starts(lesion_voxels, 1, width)
-        origins = self._random_origins(case.shape, lesion_voxels, rng)
-        starts = augment.mirrored_starts(origins, tile[2], width) if augmentation.flip else origins
-        tiles = self.store.read_boxes(case.name, "volume", starts, tile)
-        lesions = self.store.read_boxes(case.name, "lesion", starts, tile)
-        return {"tiles": tiles, "lesions": lesions, "origins": origins}
+        box = tuple(side + 2 * more for side, more in zip(tile, self.margin, strict=True))
+        voxels = self.store.lesion_voxels(case.name)
+        voxels = augment.moved_voxels(voxels, augmentation, case.shape)
+        origins = self._random_origins(case.shape, voxels, rng)
+        starts = augment.moved_starts(origins, augmentation, case.shape, tile, box)
+        tiles = self.store.read_boxes(case.name, "volume", starts, box)
+        lesions = self.store.read_boxes(case.name, "lesion", starts, box)
+        example: Example = {"tiles": tiles, "lesions": lesions, "origins": origins}
+        return example | ({"starts": starts} if any(self.margin) else {})
 
     def _random_origins(
         self, shape: tuple[int, int, int], lesion_voxels: np.ndarray, rng: np.random.Generator

@@ -32,6 +32,7 @@ class StoredCase:
       shape: (D, H, W) of the working arrays, D its true depth.
       chunk: of these arrays.
       grid: where the working voxels lie in the source.
+      spacing_mm: of a working voxel.
       scan, lesion_mask, lung_mask: source files, absolute; a mask is None where none was given.
       lesions_known: whether the stored lesion mask is the truth: drawn, or of the lesion-free
         class.
@@ -48,6 +49,7 @@ class StoredCase:
     shape: Ints3
     chunk: Ints3
     grid: WorkingGrid
+    spacing_mm: tuple[float, float, float]
     scan: pathlib.Path
     lesion_mask: pathlib.Path | None
     lung_mask: pathlib.Path | None
@@ -110,7 +112,8 @@ def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
-    values["shape"], values["chunk"] = tuple(values["shape"]), tuple(values["chunk"])
+    for name in ("shape", "chunk", "spacing_mm"):
+        values[name] = tuple(values[name])
     values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
     values["files"] = {name: (size, digest) for name, (size, digest) in values["files"].items()}
     return StoredCase(**values)

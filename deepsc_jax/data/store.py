@@ -111,6 +111,7 @@ def write_case(
         shape=(depth, height, width),
         chunk=chunk,
         grid=prepared.grid,
+        spacing_mm=prepared.spacing_mm,
         scan=case.scan,
         lesion_mask=case.lesion_mask,
         lung_mask=case.lung_mask,

@@ -96,7 +96,7 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     )
     progress = Progress("MONAI UNet", steps, lines=True)
     for step in range(1, steps + 1):
-        batch = decode(next(batches), stage.reads, settings.data)
+        batch = decode(next(batches), stage.reads, settings.data, options)
         tiles, lesions = (
             np.array(batch[name]).reshape(-1, *settings.data.tile) for name in ("tiles", "lesions")
         )

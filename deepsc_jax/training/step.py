@@ -44,7 +44,7 @@ def make_train_step(
     def share_of_loss(
         params: PyTree, carried: Variables, batch: Batch
     ) -> tuple[Array, tuple[Scalars, Variables]]:
-        batch = decode(batch, stage.reads, system.config.data)
+        batch = decode(batch, stage.reads, system.config.data, system.config.train)
         terms, carried = system.losses(stage, {"params": params, **carried}, batch, facts)
         means = jax.tree.map(lambda x: x.sum() / stage.batch, terms)
         return means["loss"], (means, carried)
@@ -104,7 +104,8 @@ def make_eval_step(
     """A function from variables and a global batch to `System.measures` of its examples."""
 
     def program(own: Variables, _: Variables, batch: Batch) -> dict[str, Array]:
-        return system.measures(stage, own, decode(batch, stage.reads, system.config.data))
+        batch = decode(batch, stage.reads, system.config.data, system.config.train)
+        return system.measures(stage, own, batch)
 
     whole = device_mesh.replicated(mesh)
     measures = device_mesh.over_data(program, mesh, gathered=True)

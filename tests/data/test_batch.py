@@ -41,7 +41,7 @@ TILES: Described = {
     "origins": ((7, 3), INT),
 }
 SLICES: Described = {"slices": ((12, 32, 48), FLOAT)}
-AUGMENTATION: Described = {"augmentation": ((len(augment.NAMES),), FLOAT)}
+AUGMENTATION: Described = {"augmentation": ((augment.SIZE,), FLOAT)}
 EVALUATION: Described = {"valid": ((), BOOL), "case": ((), INT)}
 # What travels, by the tiles that are read.
 TRAVELS: dict[str, Described] = {
@@ -76,6 +76,12 @@ def test_scans_travel_once_and_as_they_are_stored(reads: Reads):
     assert found == expected | FACTS | AUGMENTATION
     found = described(batches.fields(reads, CONFIG.data, 7, 32, evaluation=True))
     assert found == expected | FACTS | EVALUATION
+
+
+def test_drawn_tiles_that_move_travel_with_a_margin():
+    found = batches.fields(Reads("drawn"), CONFIG.data, 7, 0, margin=(1, 2, 3))
+    assert found["tiles"].shape == found["lesions"].shape == (7, 10, 20, 30)
+    assert found["starts"] == batches.Field((7, 3), INT)
 
 
 def test_a_fields_bytes_are_those_of_one_example():

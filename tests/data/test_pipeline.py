@@ -36,7 +36,7 @@ CONFIG = Config(
 FLIPPED = dataclasses.replace(CONFIG, train=dataclasses.replace(PLAIN, flip_probability=1.0))
 AUGMENTED = dataclasses.replace(CONFIG, train=TrainConfig(tiles_per_scan=5, intensity_scale=0.2))
 DECODE = {
-    stage: jax.jit(functools.partial(decode, reads=reads, data=CONFIG.data))
+    stage: jax.jit(functools.partial(decode, reads=reads, data=CONFIG.data, train=PLAIN))
     for stage, reads in STAGES.items()
 }
 # Name, split, label, depth, whether a lesion mask is given.
@@ -193,9 +193,7 @@ def test_all_tiles_of_a_scan_reassemble_to_it_in_an_order_drawn_anew(opened):
     for batch in take(opened, 4, "joint"):
         for row in range(2):
             _, volume, _ = scan_of(opened, batch, row)
-            rebuilt = np.zeros(
-                (32, HEIGHT, WIDTH), np.float32
-            )  # past its end none
+            rebuilt = np.zeros((32, HEIGHT, WIDTH), np.float32)  # past its end none
             for tile, origin in zip(batch["tiles"][row], batch["origins"][row], strict=True):
                 assert (origin % TILE == 0).all()
                 crop(rebuilt, origin)[...] = tile

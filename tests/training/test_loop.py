@@ -288,7 +288,7 @@ def test_inference_in_chunks_equals_the_whole_network(
     batches = pipeline.batches(
         store, "test", stage.reads, CONFIG, seed=0, batch_size=1, train=False
     )
-    inputs = decode(next(iter(batches)), stage.reads, CONFIG.data)
+    inputs = decode(next(iter(batches)), stage.reads, CONFIG.data, CONFIG.train)
     out = jax.jit(functools.partial(SYSTEM.outputs, stage))(predictor.variables, inputs)
     assert prediction.classes is not None
     assert prediction.lesion is not None
