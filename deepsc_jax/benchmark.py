@@ -226,7 +226,7 @@ def _measure_beside(job: Job, sides: list[str], document: JsonObject) -> list[Me
         dataclasses.replace(job, side=side, variant=variant)
         for side in sides
         if job.work in jobs.PEERS[side]
-        for variant in flags.FLAGS.variants or jobs.VARIANTS[side]
+        for variant in jobs.variants(job, side, flags.FLAGS.variants)
     ]
     _tell(f"{job.title}: ours" + "".join(f", {other.name}" for other in beside))
     measured, left_out = measure([job, *beside], flags.FLAGS.repeats, _tell)

@@ -11,16 +11,19 @@ from typing import Literal
 import numpy as np
 
 from deepsc_jax.config import Config, DataConfig, Ints3
-from deepsc_jax.data.batch import Batch, Reads, count_tiles, fields
-from deepsc_jax.data.pipeline import cut_tiles
-from deepsc_jax.geometry.sampling import slice_indices, tile_corners
+from deepsc_jax.data import augment
+from deepsc_jax.data.arrays import LEVELS
+from deepsc_jax.data.batch import Batch, Field, Reads, count_tiles, fields, seen
+from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
 
-Work = Literal["train", "forward", "inference", "loading", "loop", "loop_without_loading"]
+Work = Literal[
+    "train", "forward", "inference", "decoding", "loading", "loop", "loop_without_loading"
+]
 WORKS: tuple[Work, ...] = typing.get_args(Work)
 STORED: tuple[Work, ...] = ("loading", "loop", "loop_without_loading")  # read a store
 PEERS: dict[str, tuple[Work, ...]] = {
     "torch": ("train", "forward", "inference"),
-    "monai": ("train", "inference"),
+    "monai": ("train", "inference", "loading"),
     "forms": ("train", "forward", "inference"),
 }
 OURS = ("ours", "forms")  # the sides that are this project's own
@@ -84,33 +87,60 @@ class Job:
         return self.folder / "programs"
 
 
-def batch(job: Job) -> Batch:
+def batch(job: Job, *, travels: bool = False) -> Batch:
     """A training batch of the job's stage, of drawn scans of its size.
 
     No scan is of the class without lesions, so that every term of the losses is there.
+
+    Args:
+      job: whose.
+      travels: as it travels to the device; by default as the network sees it, for peers.
     """
     config, size = job.config, job.scan_size
     data, rows = config.data, []
+    spacing = augment.nominal_spacing(data)
+    margin = augment.margin(config.train, data.tile, [spacing])
+    depth, height, width = (t + 2 * m for t, m in zip(data.tile, margin, strict=True))
+    box, flat = (depth, height, width), job.reads.slices and job.reads.tiles != "all"
     classes = [i for i in range(len(data.classes)) if i != data.lesion_free_id][:2]
     for index in range(job.scans):
         row: dict[str, np.ndarray | np.int32] = {
             "depth": np.int32(size[0]),
             "label": np.int32(classes[index % len(classes)]),
+            "augmentation": augment.draw(
+                np.random.default_rng(index), config.train, data, spacing, flat=flat
+            ).vector(),
         }
         if job.reads.tiles == "drawn":
-            drawn = [draw_scan(data.tile, index + k) for k in range(config.train.tiles_per_scan)]
+            count = config.train.tiles_per_scan
+            drawn = [draw_scan(box if travels else data.tile, index + k) for k in range(count)]
             row["tiles"], row["lesions"] = (np.stack(x) for x in zip(*drawn, strict=True))
-            row["origins"] = np.zeros((len(drawn), 3), np.int32)
+            row["origins"] = np.zeros((count, 3), np.int32)
+            row["starts"] = row["origins"] - np.asarray(margin, np.int32)
         else:
             volume, lesion = draw_scan(size, index)
             row["slices"] = volume[slice_indices(size[0], data.slices)]
             if job.reads.tiles == "all":
                 volume, lesion = _filled(volume, data), _filled(lesion, data)
+                slabs = (-1, data.tile[0], *size[1:])
+                row["volume"], row["lesion"] = volume.reshape(slabs), lesion.reshape(slabs)
                 row["tiles"], row["lesions"] = (cut_tiles(x, data.tile) for x in (volume, lesion))
                 row["origins"] = tile_corners(volume.shape, data.tile)
         rows.append(row)
-    wanted = fields(job.reads, data, count_tiles(job.reads, config, size[0]))
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name in wanted}
+    tiles = count_tiles(job.reads, config, size[0])
+    if travels:
+        wanted = fields(job.reads, data, tiles, data.bucket(size[0]), margin=margin)
+    else:
+        wanted = seen(job.reads, data, tiles)
+    return {
+        name: np.stack([_as(row[name], field) for row in rows]) for name, field in wanted.items()
+    }
+
+
+def _as(values: np.ndarray | np.int32, field: Field) -> np.ndarray:
+    """Intensities of 16 bits are levels, as in a store."""
+    levels = np.rint(values * np.float32(LEVELS)) if field.dtype == np.uint16 else values
+    return np.asarray(levels).astype(field.dtype)
 
 
 def _filled(volume: np.ndarray, data: DataConfig) -> np.ndarray:
@@ -128,6 +158,12 @@ def draw_scan(size: Ints3, seed: int) -> tuple[np.ndarray, np.ndarray]:
     lesion = lung & ((x - 0.5) ** 2 + y**2 + z**2 < 0.1)
     values = rng.normal(0.36, 0.1, size).astype(np.float32) + np.float32(0.2) * lesion
     return np.clip(values, 0.01, 1) * lung, lesion.astype(np.float32)
+
+
+def variants(job: Job, side: str, asked: list[str] | None) -> tuple[str, ...]:
+    """A peer's variants of a work, of those that are asked for; loading has one."""
+    named = tuple(asked or VARIANTS[side])
+    return named[:1] if job.work == "loading" else named
 
 
 def of_depth(job: Job, depth: int) -> Job:

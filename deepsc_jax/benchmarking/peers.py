@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn import Module
 
-from deepsc_jax.benchmarking import jobs, works
+from deepsc_jax.benchmarking import jobs, monai_loading, works
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.config import Config, Ints3
@@ -196,6 +196,8 @@ def _inference(job: Job, reference: ModuleType, network: Module) -> Built:
 
 
 def _monai(job: Job) -> Built:
+    if job.work == "loading":
+        return monai_loading.build(job)
     # Counted in a process of its own: JAX's traces must not be in this one's memory.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         wanted = sum(pool.submit(works.count_flops, job).result().values())

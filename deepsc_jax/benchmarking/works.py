@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-import grain
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -20,6 +19,7 @@ from deepsc_jax.config import Config, PlatformConfig
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.batch import Batch as HostBatch
+from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.layers.layout import resolve_dtype
@@ -75,7 +75,8 @@ def build(job: Job) -> Built:
         return _loading(job)
     if job.work in ("loop", "loop_without_loading"):
         return _loop(job, loads=job.work == "loop")
-    return {"forward": _forward, "inference": _inference}.get(job.work, _train)(job)
+    others = {"forward": _forward, "inference": _inference, "decoding": _decoding}
+    return others.get(job.work, _train)(job)
 
 
 def count_flops(job: Job) -> dict[str, int]:
@@ -84,7 +85,7 @@ def count_flops(job: Job) -> dict[str, int]:
     By kind of product; empty for a work that computes nothing. Whole-scan inference is counted as
     the forward pass of all tiles.
     """
-    if job.work == "loading":
+    if job.work in ("loading", "decoding"):
         return {}
     platform = job.config.platform
     plain = PlatformConfig(
@@ -101,6 +102,7 @@ def count_flops(job: Job) -> dict[str, int]:
     variables = jax.eval_shape(lambda: initial(system))
 
     def program(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        batch = decode(batch, stage.reads, system.config.data, system.config.train)
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
@@ -190,7 +192,7 @@ def _step(job: Job, mesh: Mesh) -> Callable[[Batch], Scalars]:
 def _train(job: Job) -> Built:
     mesh = device_mesh.make_mesh(job.config.platform)
     step = _step(job, mesh)
-    batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
+    batch = device_mesh.put_batch(jobs.batch(job, travels=True), mesh, DEPTH_AXES)
 
     def run() -> Scalars:
         return jax.block_until_ready(step(batch))
@@ -209,6 +211,7 @@ def _forward(job: Job) -> Built:
     device_mesh.check_batch(flag, stage.batch, system.config.platform.accumulation, mesh)
 
     def program(variables: Variables, _: Variables, batch: Batch) -> dict[str, jax.Array]:
+        batch = decode(batch, stage.reads, system.config.data, system.config.train)
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
@@ -219,7 +222,7 @@ def _forward(job: Job) -> Built:
         ),
     )
     variables = jax.device_put(_weights(job, system), device_mesh.replicated(mesh))
-    batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
+    batch = device_mesh.put_batch(jobs.batch(job, travels=True), mesh, DEPTH_AXES)
 
     def summary(out: dict[str, jax.Array]) -> dict[str, float]:
         first = {"lesion": lambda x: x.mean(), "logits": lambda x: x[0, 0]}
@@ -229,6 +232,20 @@ def _forward(job: Job) -> Built:
         return jax.block_until_ready(forward(variables, {}, batch))
 
     return Built(run, summary, lambda: count_flops(job))
+
+
+def _decoding(job: Job) -> Built:
+    """What of a train step goes before the network: decoding and augmentation of its batch."""
+    mesh, system = device_mesh.make_mesh(job.config.platform), build_system(job.config)
+    stage, config = system.stage(job.stage), system.config
+
+    def program(own: Variables, shared: Variables, batch: Batch) -> Batch:
+        del own, shared
+        return decode(batch, stage.reads, config.data, config.train)
+
+    decoded = jax.jit(device_mesh.over_data(program, mesh, gathered=True))
+    batch = device_mesh.put_batch(jobs.batch(job, travels=True), mesh, DEPTH_AXES)
+    return Built(lambda: jax.block_until_ready(decoded({}, {}, batch)), lambda _: {})
 
 
 def _inference(job: Job) -> Built:
@@ -293,11 +310,11 @@ def _filled_depth(job: Job, batch: HostBatch) -> int:
     """What the depth of a batch's scans was filled up to; only whole scans depend on it."""
     if job.reads.tiles != "all":
         return job.scan_size[0]
-    _, rows, columns = job.config.data.tile_counts(1)
-    return batch["tiles"].shape[1] // (rows * columns) * job.config.data.tile[0]
+    slabs, depth = batch["volume"].shape[1:3]
+    return slabs * depth
 
 
-def _batches(job: Job) -> grain.IterDataset:
+def _batches(job: Job) -> pipeline.Batches:
     config, system = job.config, build_system(job.config)
     if not flags.FLAGS.is_parsed():  # grain's threads ask for flags
         flags.FLAGS.mark_as_parsed()

@@ -59,6 +59,42 @@ class TrainConfig:
     flip_probability: float = option(0.5, "assumed: chance of a left-right flip")
     intensity_shift: float = option(0.02, "assumed: extent of a random shift of [0, 1] values")
     intensity_scale: float = option(0.05, "assumed: extent of a random scale of [0, 1] values")
+    contrast: float = option(
+        0.0, "assumed: extent of a random contrast about intensity_mean; 0.2 is 0.8 to 1.2"
+    )
+    gamma: float = option(
+        0.0, "assumed: extent of a random exponent of [0, 1] values; 0.25 is 1/1.25 to 1.25"
+    )
+    noise: float = option(0.0, "assumed: largest standard deviation of noise of [0, 1] values")
+    blur_mm: float = option(
+        0.0, "assumed: largest standard deviation of a random blur; beyond 4 voxels it is cut off"
+    )
+    coarse_mm: float = option(
+        0.0, "assumed: largest voxel, on each axis, of a random lower resolution"
+    )
+    rotation_degrees: float = option(
+        0.0, "assumed: largest random turn about the body's axis, at most 45"
+    )
+    tilt_degrees: float = option(
+        0.0,
+        "assumed: largest random turn about each of the other axes, at most 45; none in a stage "
+        "that reads sampled slices alone",
+    )
+    zoom: float = option(0.0, "assumed: extent of a random change of size; 0.1 is 0.9 to 1.1")
+    elastic_mm: float = option(
+        0.0, "assumed: standard deviation of the random displacement of each control point"
+    )
+    elastic_distance_mm: float = option(60.0, "assumed: distance of these control points")
+    lung_rim_mm: float = option(
+        0.0,
+        "assumed: largest random growth, with soft tissue in it, or loss of the lung mask, at most "
+        "4 voxels",
+    )
+    change_probability: float = option(
+        0.5,
+        "assumed: chance of each of these changes, from contrast on, but noise and lung_rim_mm, "
+        "which begin at 0",
+    )
     cache_mib: int = option(1024, "assumed: MiB of decoded chunks kept in memory")
     log_every: int = option(10, "assumed: steps between two lines of metrics.jsonl")
     evaluate_every: int = option(500, "assumed: steps between two evaluations on validation")
@@ -75,6 +111,14 @@ class TrainConfig:
         for name in ("adam_b1", "adam_b2", "average_decay"):
             value = getattr(self, name)
             require(value < 1, f"{name} is {value:g}: it must be below 1")
-        for name in ("foreground", "flip_probability"):
+        for name in ("rotation_degrees", "tilt_degrees"):
+            value = getattr(self, name)
+            require(value <= 45, f"{name} is {value:g}: give at most 45")
+        for name in ("contrast", "zoom"):
+            value = getattr(self, name)
+            require(value < 1, f"{name} is {value:g}: it must be below 1")
+        distance = self.elastic_distance_mm
+        require(distance > 0, f"elastic_distance_mm is {distance:g}: give one above 0")
+        for name in ("foreground", "flip_probability", "change_probability"):
             value = getattr(self, name)
             require(value <= 1, f"{name} is {value:g}: it is a share, at most 1")

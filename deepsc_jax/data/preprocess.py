@@ -52,6 +52,8 @@ class Prepared:
     grid: WorkingGrid
     notes: tuple[str, ...] = ()
     """The scan's, and what is to be said of its lungs: a line each."""
+    spacing_mm: Triple = (1.0, 1.0, 1.0)
+    """Of a working voxel."""
 
 
 def working_grid(
@@ -180,7 +182,8 @@ def prepare_scan(
     volume = to_working(normalise(scan.values, config), grid)
     np.clip(volume, DARKEST, 1, out=volume)  # weights sum to 1 but for rounding
     volume *= lung
-    return Prepared(volume, lung, lesion, grid, notes)
+    depth, height, width = (a * b for a, b in zip(scan.spacing_mm, grid.step, strict=True))
+    return Prepared(volume, lung, lesion, grid, notes, (depth, height, width))
 
 
 @dataclass(frozen=True, eq=False)

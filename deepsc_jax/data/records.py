@@ -19,7 +19,7 @@ from deepsc_jax.runtime.types import JsonObject
 
 Ints3 = tuple[int, int, int]
 
-VERSION = 3
+VERSION = 4
 SOURCES = ("scan", "lesion_mask", "lung_mask")
 
 
@@ -32,10 +32,12 @@ class StoredCase:
       shape: (D, H, W) of the working arrays, D its true depth.
       chunk: of these arrays.
       grid: where the working voxels lie in the source.
+      spacing_mm: of a working voxel.
       scan, lesion_mask, lung_mask: source files, absolute; a mask is None where none was given.
       lesions_known: whether the stored lesion mask is the truth: drawn, or of the lesion-free
         class.
       lesion_voxels, lung_voxels: voxels of each on the working grid.
+      lung_blocks: where its lungs are, as `occupancy.pack` says it.
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
     """
@@ -47,12 +49,14 @@ class StoredCase:
     shape: Ints3
     chunk: Ints3
     grid: WorkingGrid
+    spacing_mm: tuple[float, float, float]
     scan: pathlib.Path
     lesion_mask: pathlib.Path | None
     lung_mask: pathlib.Path | None
     lesions_known: bool
     lesion_voxels: int
     lung_voxels: int
+    lung_blocks: str
     sums: dict[str, str]
     files: dict[str, tuple[int, str]]
 
@@ -108,7 +112,8 @@ def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
-    values["shape"], values["chunk"] = tuple(values["shape"]), tuple(values["chunk"])
+    for name in ("shape", "chunk", "spacing_mm"):
+        values[name] = tuple(values[name])
     values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
     values["files"] = {name: (size, digest) for name, (size, digest) in values["files"].items()}
     return StoredCase(**values)

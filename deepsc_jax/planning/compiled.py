@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from deepsc_jax.config import Config
+from deepsc_jax.data import augment
 from deepsc_jax.data.batch import DEPTH_AXES, count_tiles, fields
 from deepsc_jax.planning import flops, hlo, kernels, targets
 from deepsc_jax.runtime import device_mesh
@@ -59,7 +60,7 @@ class Program:
 def batch_shapes(
     config: Config, stage: Stage, scans: int, depth: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch of `stage`, by shapes alone.
+    """A training batch of `stage` as it travels, by shapes alone.
 
     Args:
       config: its tiles, slices and working grid.
@@ -67,10 +68,12 @@ def batch_shapes(
       scans: in the batch.
       depth: slices of the deepest scan; its bucket decides the number of tiles.
     """
-    tiles = count_tiles(stage.reads, config, depth)
+    data = config.data
+    tiles, padded = count_tiles(stage.reads, config, depth), data.bucket(depth)
+    margin = augment.margin(config.train, data.tile, [augment.nominal_spacing(data)])
     return {
         name: jax.ShapeDtypeStruct((scans, *field.shape), field.dtype)
-        for name, field in fields(stage.reads, config.data, tiles).items()
+        for name, field in fields(stage.reads, data, tiles, padded, margin=margin).items()
     }
 
 

@@ -1,0 +1,168 @@
+"""From a batch as it travels to what a system sees, on the device, within a jitted step.
+
+`batch` has the table of both. A batch that is already as seen passes unchanged.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
+
+from deepsc_jax.config import DataConfig, Ints3, TrainConfig
+from deepsc_jax.data import augment
+from deepsc_jax.data.arrays import LEVELS
+from deepsc_jax.data.batch import Reads
+from deepsc_jax.data.changes import Columns, moved, textured, unit
+from deepsc_jax.geometry.sampling import slice_indices
+
+Batch = dict[str, Array]
+
+LEAST = 1 / LEVELS  # the least value inside the lungs; 0 is outside
+
+
+def decode(batch: Batch, reads: Reads, data: DataConfig, train: TrainConfig) -> Batch:
+    """What a system sees of a batch of a stage that reads `reads`.
+
+    Args:
+      batch: as it travels (`batch.fields`), of training or of an evaluation.
+      reads: of the stage.
+      data: the sizes of tiles and slices.
+      train: the extents of augmentation; what has none is not computed.
+    """
+    batch = dict(batch)
+    vectors = batch.pop("augmentation", None)
+    columns = {} if vectors is None else augment.columns(vectors)
+    if columns:
+        batch = _changed(batch, columns, data, train)
+    if "volume" in batch:
+        volume, lesion, origins = batch.pop("volume"), batch.pop("lesion"), batch["origins"]
+        batch["tiles"], batch["lesions"] = (cut(x, origins, data.tile) for x in (volume, lesion))
+        if reads.slices:
+            batch["slices"] = sampled(volume, batch["depth"], data.slices)
+    for name in ("tiles", "slices"):
+        if name in batch and batch[name].dtype == jnp.uint16:
+            batch[name] = _intensities(unit(batch[name]), columns)
+    if "lesions" in batch and batch["lesions"].dtype == jnp.uint8:
+        batch["lesions"] = batch["lesions"].astype(jnp.float32)
+    return batch
+
+
+def _changed(batch: Batch, columns: Columns, data: DataConfig, train: TrainConfig) -> Batch:
+    """The same batch of changed scans, their scale and shift apart, as it would travel."""
+    starts = batch.pop("starts", None)
+    named = [("volume", "lesion"), ("tiles", "lesions"), ("slices", None)]
+    present = [(name, mask) for name, mask in named if name in batch]
+    if not (augment.moves(train) or augment.textures(train)):
+        for name in itertools.chain.from_iterable(present):
+            if name is not None:
+                batch[name] = jnp.where(
+                    _per_scan(columns["flip"], batch[name]) > 0,
+                    batch[name][..., ::-1],
+                    batch[name],
+                )
+        return batch
+    for name, mask in present:
+        boxes = batch[name]
+        masks = batch[mask] if mask else jnp.zeros(boxes.shape, jnp.uint8)
+        shape = boxes.shape
+        if name == "volume":  # a scan is one box
+            boxes, masks = (x.reshape(len(x), 1, -1, *shape[3:]) for x in (boxes, masks))
+        if name == "slices":  # each is a box
+            boxes, masks = boxes[:, :, None], masks[:, :, None]
+        places = _places(name, batch, starts, data)
+        size = data.tile if name == "tiles" else boxes.shape[2:]
+        of_scan = functools.partial(_changed_boxes, size=size, train=train, data=data)
+        # One scan after another: what a resampling takes would be too much for all.
+        boxes, masks = lax.map(of_scan, (boxes, masks, columns, batch["depth"], *places))
+        whole = boxes.shape[:2] + size if name == "tiles" else shape
+        batch[name] = boxes.reshape(whole)
+        if mask:
+            batch[mask] = masks.reshape(whole)
+    return batch
+
+
+def _places(
+    name: str, batch: Batch, starts: Array | None, data: DataConfig
+) -> tuple[Int[Array, "scan box 3"], Int[Array, "scan box 3"]]:
+    """Where each scan's boxes begin in the scan itself, and in the changed one."""
+    if name == "tiles":
+        origins = batch["origins"]
+        return (origins if starts is None else starts), origins
+    if name == "volume":
+        zero = jnp.zeros((len(batch["depth"]), 1, 3), jnp.int32)
+        return zero, zero
+    indices = jax.vmap(lambda depth: slice_indices(depth, data.slices))(batch["depth"])
+    corners = jnp.stack([indices, jnp.zeros_like(indices), jnp.zeros_like(indices)], axis=-1)
+    return corners, corners
+
+
+def _changed_boxes(
+    scan: tuple[Array, Array, Columns, Array, Array, Array],
+    *,
+    size: Ints3,
+    train: TrainConfig,
+    data: DataConfig,
+) -> tuple[Array, Array]:
+    """One scan's boxes and masks, changed."""
+    boxes, masks, columns, depth, starts, corners = scan
+    middle = (jnp.stack([depth, *data.working_size]).astype(jnp.float32) - 1) / 2
+
+    def one(levels: Array, lesion: Array, start: Array, corner: Array, number: Array) -> tuple:
+        if augment.moves(train):
+            levels, lesion = moved(levels, lesion, columns, middle, start, corner, size)
+        else:
+            mirror = columns["flip"] > 0
+            levels, lesion = (jnp.where(mirror, x[..., ::-1], x) for x in (levels, lesion))
+        if augment.textures(train):
+            levels, lesion = textured(levels, lesion, columns, train, number)
+        return levels, lesion
+
+    return jax.vmap(one)(boxes, masks, starts, corners, jnp.arange(len(boxes)))
+
+
+def cut(
+    volume: Shaped[Array, "scan slab d height width"],
+    origins: Int[Array, "scan tile 3"],
+    tile: Ints3,
+) -> Shaped[Array, "scan tile d h w"]:
+    """The tiles at `origins`, corners of non-overlapping tiles.
+
+    No slice leaves its place within its slab, along which depth may be split over devices.
+    """
+    scans, slabs, depth, height, width = volume.shape
+    sides = (height // tile[1], tile[1], width // tile[2], tile[2])
+    blocks = volume.reshape(scans, slabs, depth, *sides)
+
+    def of_scan(blocks: Array, places: Array) -> Array:
+        return blocks[places[:, 0], :, places[:, 1], :, places[:, 2], :]
+
+    return jax.vmap(of_scan)(blocks, origins // jnp.asarray(tile, origins.dtype))
+
+
+def sampled(
+    volume: Shaped[Array, "scan slab d height width"], depth: Int[Array, "scan"], slices: int
+) -> Shaped[Array, "scan slices height width"]:
+    """The slices `C_i = V[floor(i D / T)]` of scans in slabs."""
+    deep = volume.shape[2]
+
+    def of_scan(volume: Array, depth: Array) -> Array:
+        indices = slice_indices(depth, slices)
+        return volume[indices // deep, indices % deep]
+
+    return jax.vmap(of_scan)(volume, depth)
+
+
+def _intensities(values: Array, columns: Columns) -> Array:
+    """Scaled and shifted; what is 0 is outside the lungs and stays 0, the others above it."""
+    if not columns:
+        return values
+    scale, shift = (_per_scan(columns[name], values) for name in ("scale", "shift"))
+    return jnp.where(values > 0, jnp.clip(values * scale + shift, LEAST, 1), 0)
+
+
+def _per_scan(column: Float[Array, "scan"], x: Array) -> Array:
+    """A column, to be spread over what there is of each scan."""
+    return column.reshape(-1, *[1] * (x.ndim - 1))
