@@ -10,7 +10,7 @@ import numpy as np
 
 from deepsc_jax.config import Ints3
 
-BLOCK: Ints3 = (8, 32, 32)
+BLOCK: Ints3 = (8, 16, 16)
 
 
 def pack(lung: np.ndarray) -> str:

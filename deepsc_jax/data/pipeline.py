@@ -142,9 +142,11 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, batches: grain.DatasetIterator, batch_size: int):
         """Through `batches`, whose own state counts examples."""
-        self._batches, self._batch_size, self._taken = batches, batch_size, 0
+        self._batches: grain.DatasetIterator | None = batches
+        self._batch_size, self._taken = batch_size, 0
 
     def __next__(self) -> Batch:
+        assert self._batches is not None, "closed"
         batch = next(self._batches)
         self._taken += 1
         return batch
@@ -155,12 +157,15 @@ class BatchIterator(Iterator[Batch]):
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Go on after so many batches."""
+        assert self._batches is not None, "closed"
         self._taken = int(state["next_index"])
         self._batches.set_state({"next_index": self._taken * self._batch_size})
 
     def close(self) -> None:
-        """Stop to read ahead."""
-        self._batches.close()
+        """Stop to read ahead, for good."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None  # at the interpreter's end grain's could not be closed any more
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,6 +122,7 @@ def _take_steps(
         return record is None
 
     heeding.callback(run.watchdog.rest)
+    heeding.callback(ready.batches.close)
     preempted = validates() and not checkpoints.is_scored(step) and validate()
     clock = StepClock(step)
     since: list[Scalars] = []
@@ -158,7 +159,6 @@ def _take_steps(
                     checkpoints.save(state, ready.batches.get_state(), None)
                 if validates() and not preempted:
                     preempted = validate()
-    ready.batches.close()
     return step
 
 
