@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from deepsc_jax.config import Config
+from deepsc_jax.config import Config, Plateau
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.models.layers.blocks import standardise
@@ -49,6 +49,11 @@ class PatchSegmentation(System):
         of_stage = self.config.stage("segmentation")
         reads = Reads(tiles="drawn")
         return (Stage("segmentation", reads, ("lesions",), of_stage.steps, of_stage.batch),)
+
+    def plateau(self, stage: Stage) -> Plateau | None:
+        """The model's options say when, if they have a `plateau`."""
+        del stage
+        return getattr(self.config.model, "plateau", None)
 
     def init(self, key: Array, batch: Batch) -> Variables:
         """Fresh variables of the network."""

@@ -36,7 +36,7 @@ def make_train_step(
       A function to the next state and the scalars `loss`, its terms, `learning_rate` and
       `gradient_norm`.
     """
-    optimizer, schedule = system.optimizer(stage), system.learning_rate(stage)
+    optimizer = system.optimizer(stage)
     parts = system.config.platform.accumulation
 
     def share_of_loss(
@@ -78,9 +78,11 @@ def make_train_step(
 
     def step(state: State, batch: Batch) -> tuple[State, Scalars]:
         (gradient, means), carried = gradients(state.params, state.carried, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.params, value=means["loss"]
+        )
         params = optax.apply_updates(state.params, updates)
-        means["learning_rate"] = jnp.asarray(schedule(state.step))
+        means["learning_rate"] = system.rate_taken(stage, state.step, opt_state)
         means["gradient_norm"] = optax.tree.norm(gradient)
         return State(state.step + 1, params, carried, opt_state), means
 
