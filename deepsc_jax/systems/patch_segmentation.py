@@ -33,7 +33,7 @@ from deepsc_jax.systems.system import (
     dice_at_thresholds,
     without_perturbations,
 )
-from deepsc_jax.systems.whole_scan import chunks, cut, one_behind, paste
+from deepsc_jax.systems.whole_scan import averaged, chunks, cut
 
 
 class PatchSegmentation(System):
@@ -110,10 +110,7 @@ class PatchSegmentation(System):
                 yield program(variables, batch), corners
 
         def predict(volume: Float[np.ndarray, "depth height width"]) -> Prediction:
-            lesion = np.zeros_like(volume)
-            for tiles, corners in one_behind(segmented(volume)):
-                paste(lesion, tiles, corners)
-            return Prediction({"lesion": lesion})
+            return Prediction({"lesion": averaged(volume.shape, segmented(volume))})
 
         return predict
 
