@@ -11,9 +11,10 @@ from typing import Literal
 import numpy as np
 
 from deepsc_jax.config import Config, DataConfig, Ints3
-from deepsc_jax.data.batch import Batch, Reads, count_tiles, fields
-from deepsc_jax.data.pipeline import cut_tiles
-from deepsc_jax.geometry.sampling import slice_indices, tile_corners
+from deepsc_jax.data import augment
+from deepsc_jax.data.arrays import LEVELS
+from deepsc_jax.data.batch import Batch, Field, Reads, count_tiles, fields, seen
+from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
 
 Work = Literal["train", "forward", "inference", "loading", "loop", "loop_without_loading"]
 WORKS: tuple[Work, ...] = typing.get_args(Work)
@@ -84,10 +85,14 @@ class Job:
         return self.folder / "programs"
 
 
-def batch(job: Job) -> Batch:
+def batch(job: Job, *, travels: bool = False) -> Batch:
     """A training batch of the job's stage, of drawn scans of its size.
 
     No scan is of the class without lesions, so that every term of the losses is there.
+
+    Args:
+      job: whose.
+      travels: as it travels to the device; by default as the network sees it, for peers.
     """
     config, size = job.config, job.scan_size
     data, rows = config.data, []
@@ -96,6 +101,7 @@ def batch(job: Job) -> Batch:
         row: dict[str, np.ndarray | np.int32] = {
             "depth": np.int32(size[0]),
             "label": np.int32(classes[index % len(classes)]),
+            "augmentation": augment.Augmentation().vector(),
         }
         if job.reads.tiles == "drawn":
             drawn = [draw_scan(data.tile, index + k) for k in range(config.train.tiles_per_scan)]
@@ -106,11 +112,25 @@ def batch(job: Job) -> Batch:
             row["slices"] = volume[slice_indices(size[0], data.slices)]
             if job.reads.tiles == "all":
                 volume, lesion = _filled(volume, data), _filled(lesion, data)
+                slabs = (-1, data.tile[0], *size[1:])
+                row["volume"], row["lesion"] = volume.reshape(slabs), lesion.reshape(slabs)
                 row["tiles"], row["lesions"] = (cut_tiles(x, data.tile) for x in (volume, lesion))
                 row["origins"] = tile_corners(volume.shape, data.tile)
         rows.append(row)
-    wanted = fields(job.reads, data, count_tiles(job.reads, config, size[0]))
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name in wanted}
+    tiles = count_tiles(job.reads, config, size[0])
+    if travels:
+        wanted = fields(job.reads, data, tiles, data.bucket(size[0]))
+    else:
+        wanted = seen(job.reads, data, tiles)
+    return {
+        name: np.stack([_as(row[name], field) for row in rows]) for name, field in wanted.items()
+    }
+
+
+def _as(values: np.ndarray | np.int32, field: Field) -> np.ndarray:
+    """Intensities of 16 bits are levels, as in a store."""
+    levels = np.rint(values * np.float32(LEVELS)) if field.dtype == np.uint16 else values
+    return np.asarray(levels).astype(field.dtype)
 
 
 def _filled(volume: np.ndarray, data: DataConfig) -> np.ndarray:

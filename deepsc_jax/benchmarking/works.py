@@ -20,6 +20,7 @@ from deepsc_jax.config import Config, PlatformConfig
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.batch import Batch as HostBatch
+from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.layers.layout import resolve_dtype
@@ -101,6 +102,7 @@ def count_flops(job: Job) -> dict[str, int]:
     variables = jax.eval_shape(lambda: initial(system))
 
     def program(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        batch = decode(batch, stage.reads, system.config.data)
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
@@ -190,7 +192,7 @@ def _step(job: Job, mesh: Mesh) -> Callable[[Batch], Scalars]:
 def _train(job: Job) -> Built:
     mesh = device_mesh.make_mesh(job.config.platform)
     step = _step(job, mesh)
-    batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
+    batch = device_mesh.put_batch(jobs.batch(job, travels=True), mesh, DEPTH_AXES)
 
     def run() -> Scalars:
         return jax.block_until_ready(step(batch))
@@ -209,6 +211,7 @@ def _forward(job: Job) -> Built:
     device_mesh.check_batch(flag, stage.batch, system.config.platform.accumulation, mesh)
 
     def program(variables: Variables, _: Variables, batch: Batch) -> dict[str, jax.Array]:
+        batch = decode(batch, stage.reads, system.config.data)
         out = system.outputs(stage, variables, batch)
         return {name: out[name] for name in OUTPUTS if name in out}
 
@@ -219,7 +222,7 @@ def _forward(job: Job) -> Built:
         ),
     )
     variables = jax.device_put(_weights(job, system), device_mesh.replicated(mesh))
-    batch = device_mesh.put_batch(jobs.batch(job), mesh, DEPTH_AXES)
+    batch = device_mesh.put_batch(jobs.batch(job, travels=True), mesh, DEPTH_AXES)
 
     def summary(out: dict[str, jax.Array]) -> dict[str, float]:
         first = {"lesion": lambda x: x.mean(), "logits": lambda x: x[0, 0]}
@@ -293,8 +296,8 @@ def _filled_depth(job: Job, batch: HostBatch) -> int:
     """What the depth of a batch's scans was filled up to; only whole scans depend on it."""
     if job.reads.tiles != "all":
         return job.scan_size[0]
-    _, rows, columns = job.config.data.tile_counts(1)
-    return batch["tiles"].shape[1] // (rows * columns) * job.config.data.tile[0]
+    slabs, depth = batch["volume"].shape[1:3]
+    return slabs * depth
 
 
 def _batches(job: Job) -> grain.IterDataset:

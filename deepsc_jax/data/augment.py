@@ -1,4 +1,8 @@
-"""Random changes of a training scan, drawn once per scan: its tiles and slices get the same."""
+"""Random changes of a training scan, drawn once per scan: its tiles and slices get the same.
+
+They are drawn here, on the host, by counter, travel as a short vector, and happen on the device
+(`decoding`).
+"""
 
 import dataclasses
 
@@ -12,40 +16,30 @@ class Augmentation:
     """What happens to one scan [assumed; the paper names no augmentation].
 
     Attributes:
-      flip: mirror left and right.
+      flip: mirror left and right: 0 or 1.
       scale, shift: intensities become `value * scale + shift`.
     """
 
-    flip: bool = False
+    flip: float = 0.0
     scale: float = 1.0
     shift: float = 0.0
 
+    def vector(self) -> np.ndarray:
+        """As it travels, (len(NAMES),) float32."""
+        return np.asarray(dataclasses.astuple(self), np.float32)
 
-NONE = Augmentation()
+
+NAMES = tuple(field.name for field in dataclasses.fields(Augmentation))
 
 
 def draw(rng: np.random.Generator, train: TrainConfig) -> Augmentation:
     """Draw an augmentation of the extents that `train` gives."""
     flip, scale, shift = rng.random(3)
     return Augmentation(
-        flip=bool(flip < train.flip_probability),
+        flip=float(flip < train.flip_probability),
         scale=1 + train.intensity_scale * (2 * scale - 1),
         shift=train.intensity_shift * (2 * shift - 1),
     )
-
-
-def change_intensity(volume: np.ndarray, augmentation: Augmentation) -> None:
-    """Scale and shift a float32 volume in [0, 1], of any shape, in place.
-
-    Voxels that are 0 are outside the lungs or padding and stay 0; the others stay within [0, 1].
-    """
-    if augmentation.scale == 1 and augmentation.shift == 0:
-        return
-    inside = volume > 0
-    volume *= np.float32(augmentation.scale)
-    volume += np.float32(augmentation.shift)
-    np.clip(volume, 0, 1, out=volume)
-    volume *= inside
 
 
 def mirrored_starts(starts: np.ndarray, box_width: int, width: int) -> np.ndarray:

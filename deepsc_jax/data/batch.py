@@ -1,18 +1,27 @@
-"""What a batch holds: the only description of it.
+"""What a batch holds: the only description of it, as it travels and as a system sees it.
 
-A batch is a dictionary of arrays whose first axis is the example's, in this order of names:
+A batch is a dictionary of arrays whose first axis is the example's. It travels from the store to
+the device as it is stored, and `decoding` makes of it, within the jitted step, what a system sees:
 
-    tiles    (B, K, d, h, w) float32   masked, normalised intensities of K tiles
-    lesions  (B, K, d, h, w) float32   0 or 1
-    origins  (B, K, 3) int32           working-grid voxel of each tile's corner
-    slices   (B, T, H, W) float32      C_i = V[floor(i D / T)]
-    depth    (B,) int32                the scan's true number of slices, D
-    label    (B,) int32                index into the data set's classes
-    valid    (B,) bool                 evaluation: False for what only fills up the last batch
-    case     (B,) int32                evaluation: index into store.cases(split)
+    name          axes            travels as  is seen as
+    volume        (S, d, H, W)    uint16                   the scan, in slabs of a tile's depth
+    lesion        (S, d, H, W)    uint8                    its lesion mask
+    tiles         (K, d, h, w)    uint16      float32      masked, normalised intensities of K tiles
+    lesions       (K, d, h, w)    uint8       float32      0 or 1
+    origins       (K, 3)          int32       int32        working-grid voxel of each tile's corner
+    slices        (T, H, W)       uint16      float32      C_i = V[floor(i D / T)]
+    augmentation  (A,)            float32                  training: `augment.NAMES`
+    depth         ()              int32       int32        the scan's true number of slices, D
+    label         ()              int32       int32        index into the data set's classes
+    valid         ()              bool        bool         False for what only fills up a batch
+    case          ()              int32       int32        index into store.cases(split)
 
-A stage says what it reads (`Reads`); `fields` gives every array's shape, type and depth axis, from
-which initialisation, shardings, plans, benchmarks, prefetching and the pipeline are made.
+Where all tiles are read the scan travels once, and its tiles and slices are cut on the device; else
+tiles and slices travel as such. `valid` and `case` are an evaluation's.
+
+A stage says what it reads (`Reads`); `fields` gives the shape and type of every array that
+travels, from which shardings, plans, prefetching and the pipeline are made, and `seen` of every
+array that a system sees, from which networks are initialised and benchmarks drawn.
 """
 
 import dataclasses
@@ -22,22 +31,39 @@ from typing import Literal
 import numpy as np
 
 from deepsc_jax.config import Config, DataConfig
+from deepsc_jax.data import augment
 
 Batch = dict[str, np.ndarray]
 
-# The axes of one example's array, by name; what is split over devices along depth has such an axis.
-_AXES: dict[str, tuple[str, ...]] = {
-    "tiles": ("tile", "depth", "height", "width"),
-    "lesions": ("tile", "depth", "height", "width"),
-    "origins": ("tile", "axis"),
-    "slices": ("depth", "height", "width"),
-    "depth": (),
-    "label": (),
-    "valid": (),
-    "case": (),
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """A row of the table: one example's axes, and the types; None where it is not there."""
+
+    axes: tuple[str, ...]
+    travels: str | None
+    seen: str | None
+
+
+_TILE = ("tile", "depth", "height", "width")
+_ARRAYS: dict[str, _Array] = {
+    "volume": _Array(("slab", "depth", "height", "width"), "uint16", None),
+    "lesion": _Array(("slab", "depth", "height", "width"), "uint8", None),
+    "tiles": _Array(_TILE, "uint16", "float32"),
+    "lesions": _Array(_TILE, "uint8", "float32"),
+    "origins": _Array(("tile", "axis"), "int32", "int32"),
+    "slices": _Array(("depth", "height", "width"), "uint16", "float32"),
+    "augmentation": _Array(("column",), "float32", None),
+    "depth": _Array((), "int32", "int32"),
+    "label": _Array((), "int32", "int32"),
+    "valid": _Array((), "bool", "bool"),
+    "case": _Array((), "int32", "int32"),
 }
-# Of a batch's array, so counted with the example's axis.
-DEPTH_AXES = {name: axes.index("depth") + 1 for name, axes in _AXES.items() if "depth" in axes}
+# The axis that is split over devices where depth is, of those arrays of a batch that have it; so
+# counted with the example's axis. A slab is as deep as a tile, so that cutting moves nothing.
+DEPTH_AXES = {
+    name: array.axes.index("depth") + 1 for name, array in _ARRAYS.items() if "depth" in array.axes
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,28 +102,52 @@ class Field:
 
 
 def fields(
-    reads: Reads, data: DataConfig, tiles: int, *, evaluation: bool = False
+    reads: Reads, data: DataConfig, tiles: int, depth: int, *, evaluation: bool = False
 ) -> dict[str, Field]:
-    """Every array of a batch, by name.
+    """Every array of a batch that travels, by name.
 
     Args:
       reads: what the stage reads.
       data: the sizes of tiles and slices.
       tiles: of an example (`count_tiles`).
-      evaluation: with the facts that an evaluation needs.
+      depth: to which scans are padded, a multiple of a tile's; of no effect unless all tiles are
+        read.
+      evaluation: with the facts that an evaluation needs, and nothing of augmentation.
     """
-    named: dict[str, Field] = {}
-    if reads.lesions:
-        named["tiles"] = Field((tiles, *data.tile), np.dtype(np.float32))
-        named["lesions"] = Field((tiles, *data.tile), np.dtype(np.float32))
-        named["origins"] = Field((tiles, 3), np.dtype(np.int32))
-    if reads.slices:
-        named["slices"] = Field((data.slices, *data.working_size), np.dtype(np.float32))
-    named["depth"] = named["label"] = Field((), np.dtype(np.int32))
-    if evaluation:
-        named["valid"] = Field((), np.dtype(np.bool_))
-        named["case"] = Field((), np.dtype(np.int32))
-    return named
+    names: list[str] = []
+    if reads.tiles == "all":
+        names += ["volume", "lesion", "origins"]
+    if reads.tiles == "drawn":
+        names += ["tiles", "lesions", "origins"]
+    if reads.slices and reads.tiles != "all":
+        names += ["slices"]
+    names += ["depth", "label"]
+    names += ["valid", "case"] if evaluation else ["augmentation"]
+    named = {name: (_ARRAYS[name].axes, _ARRAYS[name].travels) for name in names}
+    return _shaped(named, data, tiles, depth)
+
+
+def seen(reads: Reads, data: DataConfig, tiles: int) -> dict[str, Field]:
+    """Every array of a batch that a system's losses see, by name; arguments as `fields`."""
+    names = ["tiles", "lesions", "origins"] if reads.lesions else []
+    names += ["slices"] if reads.slices else []
+    named = {name: (_ARRAYS[name].axes, _ARRAYS[name].seen) for name in [*names, "depth", "label"]}
+    return _shaped(named, data, tiles, data.tile[0])
+
+
+def _shaped(
+    named: dict[str, tuple[tuple[str, ...], str | None]], data: DataConfig, tiles: int, depth: int
+) -> dict[str, Field]:
+    def shape(axes: tuple[str, ...]) -> tuple[int, ...]:
+        volume = dict(zip(("height", "width"), data.working_size, strict=True))
+        sizes = {"tile": tiles, "axis": 3, "column": len(augment.NAMES), "depth": data.slices}
+        if axes[:1] == ("tile",):
+            volume = dict(zip(_TILE[1:], data.tile, strict=True))
+        elif axes[:1] == ("slab",):
+            volume |= {"slab": depth // data.tile[0], "depth": data.tile[0]}
+        return tuple((sizes | volume)[axis] for axis in axes)
+
+    return {name: Field(shape(axes), np.dtype(kind)) for name, (axes, kind) in named.items()}
 
 
 def count_tiles(reads: Reads, config: Config, depth: int) -> int:
@@ -111,9 +161,9 @@ def count_tiles(reads: Reads, config: Config, depth: int) -> int:
 
 
 def zeros(reads: Reads, data: DataConfig, batch: int = 1) -> Batch:
-    """A batch of zeros of scans one tile deep, of one tile each, for a network's shapes."""
+    """A batch as seen, of zeros, of scans one tile deep, of one tile each: a network's shapes."""
     arrays = {
         name: np.zeros((batch, *field.shape), field.dtype)
-        for name, field in fields(reads, data, 1).items()
+        for name, field in seen(reads, data, 1).items()
     }
     return arrays | {"depth": np.full((batch,), data.tile[0], np.int32)}

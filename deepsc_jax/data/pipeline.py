@@ -8,7 +8,7 @@ epoch-wise shuffle, and every random choice made for it. Process p of P takes th
 p + 2P, ...: its batch n holds elements of the global batch n. So a run may go on with another
 number of processes: with the same global batch size each step sees the same scans, tiles and
 augmentation, only their place within the batch differs. An iterator's state is its count of
-batches, the same in every process. With the same number of processes and devices a restarted run
+examples, the same in every process. With the same number of processes and devices a restarted run
 computes the same numbers to the last bit; with another number, sums are taken in another order.
 """
 
@@ -27,8 +27,8 @@ from deepsc_jax.runtime.errors import InputError
 
 ORIGIN_STEP = 8  # in-plane origins of random tiles: the pooled grids of tile and scan then align
 
-_PREFETCHED_BYTES = 2 * 2**30
-_PREFETCHED_BATCHES = 8
+_READ_BYTES = 2 * 2**30  # of examples that are read ahead of the batch that is put together
+_READ_BATCHES = 8
 
 Example = dict[str, np.ndarray | np.generic]
 
@@ -65,8 +65,9 @@ def batches(
         batch filled up by its last case, and as many batches for every process.
       process_index: which of the processes this one is.
       process_count: the number of processes.
-      read_threads: threads that make batches ahead of time, 0 for none; by default as many as there
-        are cores, within 2 GiB of batches. The batches do not depend on it.
+      read_threads: threads that read examples ahead of time, 0 for none; by default as many as
+        there are cores, within 2 GiB of examples. Besides these, one batch is put together ahead.
+        The batches do not depend on it.
 
     Returns:
       A dataset whose iterators have `get_state` and `set_state` (a small JSON-able dictionary).
@@ -95,26 +96,21 @@ def batches(
         filled = -(-len(cases) // global_batch) * global_batch
         dataset = grain.MapDataset.range(filled).map(reader.evaluation_example)
     dataset = dataset.slice(slice(process_index, None, process_count))
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    ahead = int(
-        np.clip(_PREFETCHED_BYTES // (batch_size * reader.example_bytes()), 2, _PREFETCHED_BATCHES)
-    )
+    # Examples, not batches, are read in parallel, and one batch is put together ahead of time.
+    ahead = int(np.clip(_READ_BYTES // reader.example_bytes(), 2, _READ_BATCHES * batch_size))
     threads = os.cpu_count() or 1 if read_threads is None else read_threads
-    return dataset.to_iter_dataset(
+    examples = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
     )
+    collected = examples.batch(batch_size, drop_remainder=True)
+    if not threads:
+        return collected
+    return grain.experimental.ThreadPrefetchIterDataset(collected, prefetch_buffer_size=1)
 
 
 def padded_depth(store: Store, split: str, config: Config) -> int:
     """The depth, in slices, to which every scan of the split is padded: its largest bucket."""
     return max((config.data.bucket(case.depth) for case in store.cases(split)), default=0)
-
-
-def cut_tiles(volume: np.ndarray, tile: tuple[int, int, int]) -> np.ndarray:
-    """(D, H, W) into the tiles (K, d, h, w) at its `tile_corners`; sides must divide."""
-    (depth, height, width), (d, h, w) = volume.shape, tile
-    blocks = volume.reshape(depth // d, d, height // h, h, width // w, w)
-    return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(-1, d, h, w)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,22 +124,24 @@ class _Reader:
     padded_depth: int
 
     def train_example(self, index: int, rng: np.random.Generator) -> Example:
-        """A shuffled, augmented example."""
+        """A shuffled example, and how it is augmented."""
         case = self.cases[index]
         augmentation = augment.draw(rng, self.config.train)
-        return self._example(case, augmentation, rng) | _facts(case)
+        example = self._example(case, augmentation, rng) | _facts(case)
+        return example | {"augmentation": augmentation.vector()}
 
     def evaluation_example(self, index: int) -> Example:
         """The case at `index` as it is, or the last one beyond the end."""
         row = min(index, len(self.cases) - 1)
         case = self.cases[row]
         extra = {"valid": np.bool_(index == row), "case": np.int32(row)}
-        return self._example(case, augment.NONE, None) | _facts(case) | extra
+        return self._example(case, augment.Augmentation(), None) | _facts(case) | extra
 
     def example_bytes(self) -> int:
         """The size of an example."""
         tiles = count_tiles(self.reads, self.config, self.padded_depth)
-        return sum(field.nbytes for field in fields(self.reads, self.config.data, tiles).values())
+        arrays = fields(self.reads, self.config.data, tiles, self.padded_depth)
+        return sum(field.nbytes for field in arrays.values())
 
     def _example(
         self,
@@ -153,18 +151,20 @@ class _Reader:
     ) -> Example:
         """What is read of a scan; tiles are drawn, or put in random order, if there is an `rng`."""
         if self.reads.tiles == "all":
-            return self._whole_scan(case, augmentation, rng)
+            return self._whole_scan(case, rng)
         example: Example = {}
         if self.reads.tiles == "drawn":
             assert rng is not None
             example |= self._random_tiles(case, augmentation, rng)
         if self.reads.slices:
-            example["slices"] = self._slices(case, augmentation)
+            indices = slice_indices(case.depth, self.config.data.slices)
+            example["slices"] = self.store.read_slices(case.name, indices)
         return example
 
     def _random_tiles(
         self, case: StoredCase, augmentation: augment.Augmentation, rng: np.random.Generator
     ) -> Example:
+        """Tiles of the scan as augmented; a mirrored scan's are mirrored on the device."""
         tile = self.config.data.tile
         width = case.shape[2]
         lesion_voxels = self.store.lesion_voxels(case.name)
@@ -174,10 +174,7 @@ class _Reader:
         starts = augment.mirrored_starts(origins, tile[2], width) if augmentation.flip else origins
         tiles = self.store.read_boxes(case.name, "volume", starts, tile)
         lesions = self.store.read_boxes(case.name, "lesion", starts, tile)
-        if augmentation.flip:
-            tiles, lesions = tiles[..., ::-1], lesions[..., ::-1]
-        augment.change_intensity(tiles, augmentation)
-        return {"tiles": tiles, "lesions": lesions.astype(np.float32), "origins": origins}
+        return {"tiles": tiles, "lesions": lesions, "origins": origins}
 
     def _random_origins(
         self, shape: tuple[int, int, int], lesion_voxels: np.ndarray, rng: np.random.Generator
@@ -196,38 +193,20 @@ class _Reader:
             origins[:centred] = np.clip((corner + step // 2) // step, 0, last)
         return (origins * step).astype(np.int32)
 
-    def _whole_scan(
-        self,
-        case: StoredCase,
-        augmentation: augment.Augmentation,
-        rng: np.random.Generator | None,
-    ) -> Example:
-        """All tiles, in random order if there is an `rng`, and the slices where they are read."""
+    def _whole_scan(self, case: StoredCase, rng: np.random.Generator | None) -> Example:
+        """The scan in slabs, and the corners of all tiles, in random order if there is an `rng`."""
         data = self.config.data
         padded = (self.padded_depth, *case.shape[1:])
-        volume = self.store.read(case.name, "volume", (0, 0, 0), padded)
-        lesion = self.store.read(case.name, "lesion", (0, 0, 0), padded)
-        if augmentation.flip:
-            volume, lesion = volume[..., ::-1], lesion[..., ::-1]
-        augment.change_intensity(volume, augmentation)
+        slabs = (self.padded_depth // data.tile[0], data.tile[0], *case.shape[1:])
+        volume = self.store.read_boxes(case.name, "volume", [(0, 0, 0)], padded)
+        lesion = self.store.read_boxes(case.name, "lesion", [(0, 0, 0)], padded)
         origins = tile_corners(padded, data.tile)
         order = np.arange(len(origins)) if rng is None else rng.permutation(len(origins))
-        example = {
-            "tiles": cut_tiles(volume, data.tile)[order],
-            "lesions": cut_tiles(lesion, data.tile)[order].astype(np.float32),
+        return {
+            "volume": volume.reshape(slabs),
+            "lesion": lesion.reshape(slabs),
             "origins": origins[order],
         }
-        if self.reads.slices:
-            example["slices"] = volume[slice_indices(case.depth, data.slices)]
-        return example
-
-    def _slices(self, case: StoredCase, augmentation: augment.Augmentation) -> np.ndarray:
-        indices = slice_indices(case.depth, self.config.data.slices)
-        slices = self.store.read_slices(case.name, indices)
-        if augmentation.flip:
-            slices = slices[..., ::-1]
-        augment.change_intensity(slices, augmentation)
-        return slices
 
 
 def _facts(case: StoredCase) -> Example:

@@ -219,30 +219,34 @@ class Store:
         start = (0, 0, 0) if start is None else start
         stop = (shape[0], shape[1], shape[2]) if stop is None else stop
         size = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
-        return self.read_boxes(case, array, [start], size)[0]
+        return _decode(self.read_boxes(case, array, [start], size)[0], array)
 
     def read_boxes(
         self, case: str, array: ArrayName, starts: Sequence[Ints3] | np.ndarray, size: Ints3
     ) -> np.ndarray:
-        """Boxes of one size, (len(starts), *size), fetched together; otherwise as `read`."""
+        """Boxes of one size as they are stored, (len(starts), *size), fetched together.
+
+        What lies outside of the array is 0. Returns uint16 for `volume`, else uint8.
+        """
         source = self._array(case, array)
-        boxes = np.zeros((len(starts), *size), np.float32 if array == "volume" else np.uint8)
+        boxes = np.zeros((len(starts), *size), DTYPES[array])
         pending = []
         for box, start in zip(boxes, np.asarray(starts, int), strict=True):
             low = np.clip(start, 0, source.shape)
             high = np.clip(start + np.asarray(size), low, source.shape)
             inside = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
             wanted = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-            pending.append((box[inside], source[wanted].read()))
-        for target, future in pending:
-            target[...] = _decode(self._result(future, case, array), array)
+            # Chunks are unpacked to where they belong: no box is held a second time.
+            pending.append(ts.array(box[inside]).write(source[wanted]))
+        for future in pending:
+            self._result(future, case, array)
         return boxes
 
     def read_slices(self, case: str, indices: np.ndarray) -> np.ndarray:
-        """Whole slices of the volume, (len(indices), H, W) float32 in [0, 1], repeats allowed."""
+        """Slices of the volume as stored, (len(indices), H, W) uint16, repeats allowed."""
         unique, place = np.unique(indices, return_inverse=True)
         future = self._array(case, "volume")[unique].read()
-        return _decode(self._result(future, case, "volume"), "volume")[place]
+        return np.asarray(self._result(future, case, "volume"))[place]
 
     def lesion_voxels(self, case: str) -> np.ndarray:
         """Up to `SAMPLED_VOXELS` lesion voxels, (N, 3) int32."""
@@ -332,7 +336,7 @@ class Store:
                 opened = self._open[case, array] = self._result(opening, case, array)
         return opened
 
-    def _result(self, future: ts.Future, case: str, array: str) -> Untyped:
+    def _result(self, future: ts.Future | ts.WriteFutures, case: str, array: str) -> Untyped:
         try:
             return future.result()
         except (ValueError, OSError) as error:

@@ -26,3 +26,10 @@ def tile_corners(shape: Ints3, tile: Ints3) -> np.ndarray:
         np.arange(0, side, step, dtype=np.int32) for side, step in zip(shape, tile, strict=True)
     ]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def cut_tiles(volume: np.ndarray, tile: Ints3) -> np.ndarray:
+    """(D, H, W) into the tiles (K, d, h, w) at its `tile_corners`; sides must divide."""
+    (depth, height, width), (d, h, w) = volume.shape, tile
+    blocks = volume.reshape(depth // d, d, height // h, h, width // w, w)
+    return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(-1, d, h, w)

@@ -22,11 +22,12 @@ from monai.networks.nets.unet import UNet
 
 from deepsc_jax.config import Config
 from deepsc_jax.data import pipeline
+from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import choose_threshold
-from deepsc_jax.geometry.sampling import tile_corners
+from deepsc_jax.geometry.sampling import cut_tiles, tile_corners
 from deepsc_jax.metrics.summary import table
 from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
@@ -48,7 +49,7 @@ class Peer:
         data = self.config.data
         padded = np.pad(volume, [(0, data.bucket(len(volume)) - len(volume)), (0, 0), (0, 0)])
         lesion = np.zeros_like(padded)
-        tiles = pipeline.cut_tiles(padded, data.tile)
+        tiles = cut_tiles(padded, data.tile)
         origins = tile_corners(padded.shape, data.tile)
         with torch.no_grad():
             for tile, (z, y, x) in zip(tiles, origins, strict=True):
@@ -95,9 +96,9 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     )
     progress = Progress("MONAI UNet", steps, lines=True)
     for step in range(1, steps + 1):
-        batch = next(batches)
+        batch = decode(next(batches), stage.reads, settings.data)
         tiles, lesions = (
-            batch[name].reshape(-1, *settings.data.tile) for name in ("tiles", "lesions")
+            np.array(batch[name]).reshape(-1, *settings.data.tile) for name in ("tiles", "lesions")
         )
         loss = loss_fn(network(_inputs(tiles, settings)), torch.from_numpy(lesions[:, None]))
         optimizer.zero_grad()

@@ -59,7 +59,7 @@ class Program:
 def batch_shapes(
     config: Config, stage: Stage, scans: int, depth: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch of `stage`, by shapes alone.
+    """A training batch of `stage` as it travels, by shapes alone.
 
     Args:
       config: its tiles, slices and working grid.
@@ -67,10 +67,10 @@ def batch_shapes(
       scans: in the batch.
       depth: slices of the deepest scan; its bucket decides the number of tiles.
     """
-    tiles = count_tiles(stage.reads, config, depth)
+    tiles, padded = count_tiles(stage.reads, config, depth), config.data.bucket(depth)
     return {
         name: jax.ShapeDtypeStruct((scans, *field.shape), field.dtype)
-        for name, field in fields(stage.reads, config.data, tiles).items()
+        for name, field in fields(stage.reads, config.data, tiles, padded).items()
     }
 
 

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from deepsc_jax.data.decoding import decode
 from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.system import Batch, Facts, Stage, System, Variables
@@ -27,7 +28,8 @@ def make_train_step(
     Args:
       system: the losses and the optimizer.
       stage: one of its stages.
-      mesh: over which the batch, laid out as `device_mesh.put_batch` does, is split.
+      mesh: over which the batch, as it travels and as `device_mesh.put_batch` lays it out, is
+        split.
       facts: of the training split (`System.facts`).
       state_sharding: of the state, before and after the step (`states.sharding`); by default every
         device has a copy.
@@ -42,6 +44,7 @@ def make_train_step(
     def share_of_loss(
         params: PyTree, carried: Variables, batch: Batch
     ) -> tuple[Array, tuple[Scalars, Variables]]:
+        batch = decode(batch, stage.reads, system.config.data)
         terms, carried = system.losses(stage, {"params": params, **carried}, batch, facts)
         means = jax.tree.map(lambda x: x.sum() / stage.batch, terms)
         return means["loss"], (means, carried)
@@ -103,7 +106,7 @@ def make_eval_step(
     """A function from variables and a global batch to `System.measures` of its examples."""
 
     def program(own: Variables, _: Variables, batch: Batch) -> dict[str, Array]:
-        return system.measures(stage, own, batch)
+        return system.measures(stage, own, decode(batch, stage.reads, system.config.data))
 
     whole = device_mesh.replicated(mesh)
     measures = device_mesh.over_data(program, mesh, gathered=True)

@@ -9,8 +9,8 @@ import stored
 from stored import Scan
 
 from deepsc_jax.config import Config, DataConfig, TrainConfig
+from deepsc_jax.data import augment, pipeline
 from deepsc_jax.data import batch as batches
-from deepsc_jax.data import pipeline
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.deepsc.config import Options
@@ -26,6 +26,7 @@ EVERY = [
 ]
 every_reads = pytest.mark.parametrize("reads", EVERY, ids=str)
 FLOAT, INT, BOOL = (np.dtype(kind) for kind in ("float32", "int32", "bool"))
+LEVELS, BYTE = np.dtype("uint16"), np.dtype("uint8")
 Described = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -40,29 +41,57 @@ TILES: Described = {
     "origins": ((7, 3), INT),
 }
 SLICES: Described = {"slices": ((12, 32, 48), FLOAT)}
+AUGMENTATION: Described = {"augmentation": ((len(augment.NAMES),), FLOAT)}
+EVALUATION: Described = {"valid": ((), BOOL), "case": ((), INT)}
+# What travels, by the tiles that are read.
+TRAVELS: dict[str, Described] = {
+    "none": {},
+    "drawn": {
+        "tiles": ((7, 8, 16, 24), LEVELS),
+        "lesions": ((7, 8, 16, 24), BYTE),
+        "origins": ((7, 3), INT),
+    },
+    "all": {
+        "volume": ((4, 8, 32, 48), LEVELS),
+        "lesion": ((4, 8, 32, 48), BYTE),
+        "origins": ((7, 3), INT),
+    },
+}
 
 
 @every_reads
-def test_the_fields_are_those_of_what_is_read_in_order(reads: Reads):
+def test_a_system_sees_what_its_stage_reads(reads: Reads):
     expected = (TILES if reads.tiles != "none" else {}) | (SLICES if reads.slices else {}) | FACTS
-    found = described(batches.fields(reads, CONFIG.data, 7))
+    found = described(batches.seen(reads, CONFIG.data, 7))
     assert found == expected
     assert list(found) == list(expected)
-    found = described(batches.fields(reads, CONFIG.data, 7, evaluation=True))
-    assert found == expected | {"valid": ((), BOOL), "case": ((), INT)}
+
+
+@every_reads
+def test_scans_travel_once_and_as_they_are_stored(reads: Reads):
+    expected = dict(TRAVELS[reads.tiles])
+    if reads.slices and reads.tiles != "all":
+        expected["slices"] = ((12, 32, 48), LEVELS)
+    found = described(batches.fields(reads, CONFIG.data, 7, 32))
+    assert found == expected | FACTS | AUGMENTATION
+    found = described(batches.fields(reads, CONFIG.data, 7, 32, evaluation=True))
+    assert found == expected | FACTS | EVALUATION
 
 
 def test_a_fields_bytes_are_those_of_one_example():
-    found = batches.fields(Reads("all", slices=True), CONFIG.data, 2)
-    assert found["tiles"].nbytes == 2 * 8 * 16 * 24 * 4
+    found = batches.fields(Reads("all", slices=True), CONFIG.data, 2, 16)
+    assert found["volume"].nbytes == 16 * 32 * 48 * 2
+    assert found["lesion"].nbytes == 16 * 32 * 48
     assert found["origins"].nbytes == 2 * 3 * 4
     assert found["depth"].nbytes == 4
 
 
-def test_depth_is_an_axis_of_tiles_lesions_and_slices():
-    assert batches.DEPTH_AXES == {"tiles": 2, "lesions": 2, "slices": 1}
+def test_depth_is_an_axis_of_scans_tiles_and_slices():
+    expected = {"volume": 2, "lesion": 2, "tiles": 2, "lesions": 2, "slices": 1}
+    assert expected == batches.DEPTH_AXES
     arrays = batches.zeros(Reads("all", slices=True), CONFIG.data, batch=3)
-    depths = {name: arrays[name].shape[axis] for name, axis in batches.DEPTH_AXES.items()}
+    axes = {name: axis for name, axis in batches.DEPTH_AXES.items() if name in arrays}
+    depths = {name: arrays[name].shape[axis] for name, axis in axes.items()}
     assert depths == {"tiles": 8, "lesions": 8, "slices": 12}
 
 
@@ -86,7 +115,7 @@ def test_tiles_are_counted_by_what_is_read(depth: int, padded: int):
 def test_zeros_are_scans_of_one_tile(reads: Reads):
     found = batches.zeros(reads, CONFIG.data, batch=3)
     assert {name: (x.shape[1:], x.dtype) for name, x in found.items()} == described(
-        batches.fields(reads, CONFIG.data, 1)
+        batches.seen(reads, CONFIG.data, 1)
     )
     assert {len(x) for x in found.values()} == {3}
     assert found.pop("depth").tolist() == [8, 8, 8]
@@ -119,7 +148,8 @@ def test_the_pipelines_batches_are_as_described(store: Store, reads: Reads, spli
     read = reads.whole() if evaluation else reads
     deepest = max(case.depth for case in store.cases(split))
     tiles = batches.count_tiles(read, CONFIG, deepest)
-    fields = batches.fields(read, CONFIG.data, tiles, evaluation=evaluation)
+    padded = CONFIG.data.bucket(deepest)
+    fields = batches.fields(read, CONFIG.data, tiles, padded, evaluation=evaluation)
     expected = {name: ((2, *field.shape), field.dtype) for name, field in fields.items()}
     taken = list(itertools.islice(iter(dataset), 3))
     assert len(taken) == (2 if evaluation else 3)  # an evaluation ends, and is filled up

@@ -1,18 +1,21 @@
 """Batches: what they hold, that they repeat bit for bit, and how processes share them."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from deepsc_jax.config import Config, DataConfig, TrainConfig
-from deepsc_jax.data import augment, pipeline, store
+from deepsc_jax.data import pipeline, store
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.datasets import Case
+from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
-from deepsc_jax.geometry.sampling import slice_indices
+from deepsc_jax.geometry.sampling import cut_tiles, slice_indices
 from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.runtime.errors import InputError
 
@@ -32,6 +35,10 @@ CONFIG = Config(
 )
 FLIPPED = dataclasses.replace(CONFIG, train=dataclasses.replace(PLAIN, flip_probability=1.0))
 AUGMENTED = dataclasses.replace(CONFIG, train=TrainConfig(tiles_per_scan=5, intensity_scale=0.2))
+DECODE = {
+    stage: jax.jit(functools.partial(decode, reads=reads, data=CONFIG.data))
+    for stage, reads in STAGES.items()
+}
 # Name, split, label, depth, whether a lesion mask is given.
 CASES = [
     ("a", "train", 0, 21, True),
@@ -63,11 +70,21 @@ def opened(tmp_path_factory) -> store.Store:
     return store.Store(out, cache_mib=64)
 
 
-def take(opened, count, stage, config=CONFIG, *, seed=7, batch_size=2, **keywords):
+def sent(opened, count, stage, config=CONFIG, *, seed=7, batch_size=2, **keywords):
+    """Batches as they travel."""
     batches = pipeline.batches(
         opened, "train", STAGES[stage], config, seed=seed, batch_size=batch_size, **keywords
     )
     return list(itertools.islice(batches, count))
+
+
+def take(opened, count, stage, config=CONFIG, **keywords):
+    """Batches as a network sees them."""
+    return [as_seen(batch, stage) for batch in sent(opened, count, stage, config, **keywords)]
+
+
+def as_seen(batch, stage):
+    return jax.device_get(DECODE[stage](batch))
 
 
 def scan_of(opened, batch, row):
@@ -204,6 +221,19 @@ def test_slices_repeat_where_the_scan_has_fewer(opened):
             np.testing.assert_array_equal(batch["slices"][row], volume[chosen])
 
 
+def test_a_scan_travels_once_as_it_is_stored(opened):
+    travels = {
+        "segmentation": {"tiles": np.uint16, "lesions": np.uint8, "origins": np.int32},
+        "classification": {"slices": np.uint16},
+        "joint": {"volume": np.uint16, "lesion": np.uint8, "origins": np.int32},
+    }
+    facts = {"depth": np.int32, "label": np.int32, "augmentation": np.float32}
+    for stage, expected in travels.items():
+        (batch,) = sent(opened, 1, stage)
+        assert {name: x.dtype.type for name, x in batch.items()} == expected | facts
+    assert batch["volume"].shape == (2, 32 // 8, 8, HEIGHT, WIDTH)
+
+
 def test_intensities_change_alike_in_tiles_and_slices_and_zero_stays_zero(opened):
     changed = 0
     for batch in take(opened, 6, "joint", AUGMENTED):
@@ -226,19 +256,13 @@ def test_intensities_change_alike_in_tiles_and_slices_and_zero_stays_zero(opened
     assert changed > 6
 
 
-def test_change_intensity_by_hand():
-    values = np.array([0.0, 0.25, 0.5, 0.95], np.float32)
-    augment.change_intensity(values, augment.Augmentation(scale=1.5, shift=-0.5))
-    np.testing.assert_allclose(values, [0, 0, 0.25, 0.925], atol=1e-7)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others(opened, stage):
-    once, again = take(opened, 4, stage, AUGMENTED), take(opened, 4, stage, AUGMENTED)
+    once, again = sent(opened, 4, stage, AUGMENTED), sent(opened, 4, stage, AUGMENTED)
     for left, right in zip(once, again, strict=True):
         assert_same(left, right)
-    other = take(opened, 4, stage, AUGMENTED, seed=8)
-    main = "slices" if stage == "classification" else "tiles"
+    other = sent(opened, 4, stage, AUGMENTED, seed=8)
+    main = {"segmentation": "tiles", "classification": "slices", "joint": "volume"}[stage]
     assert not np.array_equal(once[0][main], other[0][main])
 
 
@@ -258,17 +282,17 @@ def test_resumes_bit_for_bit_from_a_saved_state(opened, stage):
 
 
 def test_threads_do_not_change_the_batches(opened):
-    none = take(opened, 4, "joint", AUGMENTED, read_threads=0)
+    none = sent(opened, 4, "joint", AUGMENTED, read_threads=0)
     for threads in (1, 4):
-        many = take(opened, 4, "joint", AUGMENTED, read_threads=threads)
+        many = sent(opened, 4, "joint", AUGMENTED, read_threads=threads)
         for left, right in zip(none, many, strict=True):
             assert_same(left, right)
 
 
 def test_processes_share_the_global_batch_of_one(opened):
-    whole = take(opened, 3, "joint", AUGMENTED, batch_size=4)
+    whole = sent(opened, 3, "joint", AUGMENTED, batch_size=4)
     shares = [
-        take(opened, 3, "joint", AUGMENTED, batch_size=2, process_index=p, process_count=2)
+        sent(opened, 3, "joint", AUGMENTED, batch_size=2, process_index=p, process_count=2)
         for p in range(2)
     ]
     for step in range(3):
@@ -282,11 +306,11 @@ def test_an_epoch_of_all_processes_has_every_case_once(opened):
     epoch = [
         depth
         for p in range(2)
-        for batch in take(opened, 2, "joint", batch_size=1, process_index=p, process_count=2)
+        for batch in sent(opened, 2, "joint", batch_size=1, process_index=p, process_count=2)
         for depth in batch["depth"]
     ]
     assert sorted(epoch) == [5, 16, 17, 21]
-    with_all = np.concatenate([b["depth"] for b in take(opened, 5, "classification", batch_size=1)])
+    with_all = np.concatenate([b["depth"] for b in sent(opened, 5, "classification", batch_size=1)])
     assert sorted(with_all) == [5, 16, 17, 21, 30]
 
 
@@ -316,7 +340,7 @@ def test_evaluation_has_each_case_once_in_order_and_fills_up(opened, stage, proc
     assert {len(batches) for batches in parts} == {3 if processes == 1 else 2}
     cases = opened.cases("test")
     seen = []
-    for batch in itertools.chain(*parts):
+    for batch in (as_seen(batch, stage) for batch in itertools.chain(*parts)):
         assert ("tiles" in batch, "slices" in batch) == READ[stage]
         for row in range(2):
             case = cases[batch["case"][row]]
@@ -324,7 +348,7 @@ def test_evaluation_has_each_case_once_in_order_and_fills_up(opened, stage, proc
             padded = opened.read(case.name, "volume", (0, 0, 0), (16, HEIGHT, WIDTH))
             if "tiles" in batch:
                 assert batch["tiles"].shape == (2, 2 * 2 * 2, *TILE)
-                np.testing.assert_array_equal(batch["tiles"][row], pipeline.cut_tiles(padded, TILE))
+                np.testing.assert_array_equal(batch["tiles"][row], cut_tiles(padded, TILE))
             if "slices" in batch:
                 chosen = slice_indices(case.depth, 12)
                 np.testing.assert_array_equal(batch["slices"][row], padded[chosen])
@@ -337,12 +361,20 @@ def test_evaluation_has_each_case_once_in_order_and_fills_up(opened, stage, proc
 
 
 def test_the_segmentation_stage_never_reads_whole_scans_nor_slices(opened, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("a whole scan was read")
+    sizes = []
 
-    monkeypatch.setattr(store.Store, "read", refuse)
+    def read_boxes(self, case, array, starts, size):
+        sizes.append(size)
+        return unwatched(self, case, array, starts, size)
+
+    def refuse(*_, **__):
+        raise AssertionError("slices were read")
+
+    unwatched = store.Store.read_boxes
+    monkeypatch.setattr(store.Store, "read_boxes", read_boxes)
     monkeypatch.setattr(store.Store, "read_slices", refuse)
-    take(opened, 2, "segmentation")
+    sent(opened, 2, "segmentation")
+    assert set(sizes) == {TILE}
 
 
 def test_refuses_a_store_of_other_preprocessing_and_an_empty_split(opened):

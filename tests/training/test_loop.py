@@ -21,6 +21,7 @@ from handful import CONFIG
 from deepsc_jax.config import CLASSES
 from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
+from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import choose_threshold
@@ -287,7 +288,7 @@ def test_inference_in_chunks_equals_the_whole_network(
     batches = pipeline.batches(
         store, "test", stage.reads, CONFIG, seed=0, batch_size=1, train=False
     )
-    inputs = {k: jnp.asarray(v) for k, v in next(iter(batches)).items()}
+    inputs = decode(next(iter(batches)), stage.reads, CONFIG.data)
     out = jax.jit(functools.partial(SYSTEM.outputs, stage))(predictor.variables, inputs)
     assert prediction.classes is not None
     assert prediction.lesion is not None
