@@ -5,7 +5,7 @@ value, `code:` where its authors' code does, `assumed:` where the choice is ours
 cannot work is refused when the flags are parsed. A model's own options stand beside its network.
 """
 
-from deepsc_jax.config.data import CLASSES, DataConfig
+from deepsc_jax.config.data import CLASSES, DataConfig, VoxelClass
 from deepsc_jax.config.options import Ints3, ModelOptions, StageOptions, option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.run import Config
@@ -22,6 +22,7 @@ __all__ = [
     "StageConfig",
     "StageOptions",
     "TrainConfig",
+    "VoxelClass",
     "option",
     "require",
 ]

@@ -13,6 +13,7 @@ from deepsc_jax.config import DataConfig, Ints3
 from deepsc_jax.data import augment
 from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Reads
+from deepsc_jax.data.classes import MIRRORED_IDS
 from deepsc_jax.geometry.sampling import slice_indices
 
 Batch = dict[str, Array]
@@ -36,19 +37,22 @@ def decode(batch: Batch, reads: Reads, data: DataConfig) -> Batch:
     vector = batch.pop("augmentation", None)
     columns = {} if vector is None else dict(zip(augment.NAMES, vector.T, strict=True))
     if "volume" in batch:
-        volume, lesion = (_mirrored(batch.pop(name), columns) for name in ("volume", "lesion"))
+        of_tiles, of_scan = reads.truth
+        volume, truth = (_mirrored(batch.pop(name), columns) for name in ("volume", of_scan))
         origins = batch["origins"]
-        batch["tiles"], batch["lesions"] = (cut(x, origins, data.tile) for x in (volume, lesion))
+        batch["tiles"], batch[of_tiles] = (cut(x, origins, data.tile) for x in (volume, truth))
         if reads.slices:
             batch["slices"] = sampled(volume, batch["depth"], data.slices)
     else:
-        named = ("tiles", "lesions", "slices")
+        named = ("tiles", "lesions", "classes", "slices")
         batch |= {name: _mirrored(batch[name], columns) for name in named if name in batch}
     for name in ("tiles", "slices"):
         if name in batch and batch[name].dtype == jnp.uint16:
             batch[name] = _intensities(unit(batch[name]), columns)
     if "lesions" in batch and batch["lesions"].dtype == jnp.uint8:
         batch["lesions"] = batch["lesions"].astype(jnp.float32)
+    if "classes" in batch and batch["classes"].dtype == jnp.uint8:
+        batch["classes"] = _sides(batch["classes"].astype(jnp.int32), columns)
     return batch
 
 
@@ -95,6 +99,14 @@ def _mirrored(x: Array, columns: Columns) -> Array:
     if not columns:
         return x
     return jnp.where(_per_scan(columns["flip"], x) > 0, x[..., ::-1], x)
+
+
+def _sides(classes: Array, columns: Columns) -> Array:
+    """The left lung is the right one in the scans that are mirrored."""
+    if not columns:
+        return classes
+    swapped = jnp.asarray(MIRRORED_IDS, classes.dtype)[classes]
+    return jnp.where(_per_scan(columns["flip"], classes) > 0, swapped, classes)
 
 
 def _intensities(values: Array, columns: Columns) -> Array:

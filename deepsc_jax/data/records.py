@@ -36,6 +36,7 @@ class StoredCase:
       lesions_known: whether the stored lesion mask is the truth: drawn, or of the lesion-free
         class.
       lesion_voxels, lung_voxels: voxels of each on the working grid.
+      intensity: `intensity_of` the stored volume.
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
     """
@@ -53,6 +54,7 @@ class StoredCase:
     lesions_known: bool
     lesion_voxels: int
     lung_voxels: int
+    intensity: tuple[float, float, float]
     sums: dict[str, str]
     files: dict[str, tuple[int, str]]
 
@@ -108,6 +110,8 @@ def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
+    least, mean, deviation = values["intensity"]
+    values["intensity"] = (float(least), float(mean), float(deviation))
     values["shape"], values["chunk"] = tuple(values["shape"]), tuple(values["chunk"])
     values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
     values["files"] = {name: (size, digest) for name, (size, digest) in values["files"].items()}
