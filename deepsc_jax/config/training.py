@@ -42,15 +42,11 @@ class Plateau:
     floor: float
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.factor < 1, f"plateau_factor is {self.factor:g}: give one between 0 and 1"
-        )
+        require(0 < self.factor < 1, f"plateau_factor is {self.factor:g}: give one between 0 and 1")
         for name, least in (("window", 1), ("patience", 1), ("cooldown", 0), ("floor", 0)):
             value = getattr(self, name)
             require(value >= least, f"plateau_{name} is {value:g}: give at least {least}")
-        require(
-            self.min_delta > 0, f"plateau_min_delta is {self.min_delta:g}: it must be above 0"
-        )
+        require(self.min_delta > 0, f"plateau_min_delta is {self.min_delta:g}: it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)

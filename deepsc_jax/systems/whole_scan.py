@@ -1,8 +1,8 @@
 """A whole scan through a network that sees tiles: cut, dispatched in chunks, put together.
 
 Tiles are at a stride of their own size, so that every voxel has one, or of less: then a voxel has
-the mean of all that cover it. Chunks are of one size, so that a second scan never compiles again, and only two of them are on the
-device, so that memory does not grow with the scan.
+the mean of all that cover it. Chunks are of one size, so that a second scan never compiles again,
+and only two of them are on the device, so that memory does not grow with the scan.
 """
 
 from collections.abc import Iterator

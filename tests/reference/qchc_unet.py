@@ -1,7 +1,7 @@
 """QC-HC U-Net and its loss in plain PyTorch, from the paper's text."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class QCHCUNet(nn.Module):
         if options.hypercolumn_bottleneck:
             levels = range(lowest + 1)
         for i in levels:
-            self.scores[str(i)] = nn.Conv3d(widths[i], options.classes, 1)
+            self.scores[str(i)] = nn.Conv3d(widths[i], len(options.voxel_classes), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
@@ -167,3 +167,72 @@ def sliding_windows(
         count[box] += 1
     inside = tuple(slice(b, b + s) for b, s in zip(before, volume.shape, strict=True))
     return (total / count)[:, *inside]
+
+
+def z_scores(batch: dict[str, Tensor]) -> Tensor:
+    """All tiles in a row, `(N, 1, d, h, w)`; what lies beyond a scan is its minimum."""
+    rows = []
+    for tiles, (least, mean, deviation) in zip(batch["tiles"], batch["intensity"], strict=True):
+        rows.append((tiles.clamp(min=least) - mean) / (deviation + 1e-6))
+    return torch.cat(rows)[:, None]
+
+
+def train(
+    network: nn.Module,
+    config: Config,
+    stage: str,
+    batches: Iterable[dict[str, Tensor]],
+    class_weights: Tensor,
+) -> Iterator[dict[str, float]]:
+    """One step a batch; yields the means of the losses before the step, and the rate of it."""
+    del class_weights
+    model, options, of_stage = options_of(config), config.train, config.stage(stage)
+    optimizer = torch.optim.Adam(
+        network.parameters(),
+        of_stage.learning_rate,
+        (options.adam_b1, options.adam_b2),
+        options.adam_eps,
+    )
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        factor=model.plateau_factor,
+        patience=model.plateau_patience - 1,  # torch reduces after one more
+        threshold=model.plateau_min_delta,
+        threshold_mode="abs",
+        cooldown=model.plateau_cooldown,
+        min_lr=model.plateau_floor,
+    )
+    window: list[float] = []
+    for batch in batches:
+        logits, truths = network(z_scores(batch)), batch["classes"].flatten(0, 1)
+        rows = [loss(z[None], t[None], model) for z, t in zip(logits, truths, strict=True)]
+        means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+        optimizer.zero_grad()
+        means["loss"].backward()
+        window.append(means["loss"].item())
+        if len(window) == model.plateau_window:
+            schedule.step(sum(window) / len(window))
+            window.clear()
+        optimizer.step()
+        rate = optimizer.param_groups[0]["lr"]
+        yield {name: value.item() for name, value in means.items()} | {"learning_rate": rate}
+
+
+def forward(
+    network: nn.Module, config: Config, batch: dict[str, Tensor], stage: str
+) -> dict[str, Tensor]:
+    """`lesion` of all tiles."""
+    names = options_of(config).voxel_classes
+    probability = network(z_scores(batch)).softmax(dim=1)[:, names.index("lesion")]
+    return {"lesion": probability.reshape(batch["tiles"].shape)}
+
+
+def predict(
+    network: nn.Module, config: Config, volume: Tensor
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The probabilities of a whole scan, but for the background's."""
+    shown = (volume - volume.mean()) / (volume.std(correction=0) + 1e-6)
+    with torch.no_grad():
+        found = sliding_windows(network, shown, config.data.tile, shown.min().item())
+    names = options_of(config).voxel_classes
+    return {name: found[i] for i, name in enumerate(names) if name != "background"}, None

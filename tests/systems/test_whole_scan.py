@@ -35,13 +35,13 @@ def test_a_chunk_is_as_many_tiles_as_a_device_takes_at_once():
 def test_chunks_are_of_one_size_and_their_real_tiles_cover_the_scan_once(depth: int):
     covered = np.zeros((depth, *DATA.working_size), int)
     deep = -(-depth // 8) * 8
-    for origins, corners in chunks(DATA, depth):
+    for origins, real in chunks(DATA, depth):
         assert origins.shape == (CPU_TILES, 3)
         assert origins.dtype == np.int32
-        np.testing.assert_array_equal(origins[: len(corners)], corners)
-        assert (corners < (deep, *DATA.working_size)).all()
-        assert (origins[len(corners) :, 0] >= depth).all()  # what fills it up is no voxel's
-        for d, h, w in corners:
+        np.testing.assert_array_equal(origins[: len(real)], real)
+        assert (real < (deep, *DATA.working_size)).all()
+        assert (origins[len(real) :, 0] >= depth).all()  # what fills it up is no voxel's
+        for d, h, w in real:
             covered[d : d + 8, h : h + 16, w : w + 8] += 1
     assert (covered == 1).all()
 

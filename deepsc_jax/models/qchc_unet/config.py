@@ -1,9 +1,10 @@
 """The options of QC-HC U-Net: network, ablations, loss and stage."""
 
 import dataclasses
+import itertools
 from typing import ClassVar
 
-from deepsc_jax.config.data import DataConfig
+from deepsc_jax.config.data import DataConfig, VoxelClass
 from deepsc_jax.config.options import option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.training import Plateau, StageConfig
@@ -26,12 +27,12 @@ class Options:
 
     widths: tuple[int, ...] = option(
         (32, 64, 128, 256, 512),
-        "paper: feature maps of each level, finest first; each has half the sides of the one before",
+        "paper: feature maps of each level, finest first; each has half the sides of the last",
     )
-    classes: int = option(
-        4,
-        "paper: outputs of a voxel: background, left lung, right lung, infection; 2 for background "
-        "and infection",
+    voxel_classes: tuple[VoxelClass, ...] = option(
+        ("background", "left_lung", "right_lung", "lesion"),
+        "paper: background,left_lung,right_lung,lesion, what a voxel may be; background,lesion "
+        "where the lungs are given (--mask=lungs)",
     )
     shortcut: bool = option(
         True, "paper: on, quick connection from a block's first Conv-BN to its last; off: ablation"
@@ -67,6 +68,9 @@ class Options:
         "code (DRU-net): on, batch norm and ReLU follow a transposed convolution; off, as in "
         "MIScnn, which has neither but a bias",
     )
+    overlap: float = option(
+        0.5, "paper: share of a tile that its neighbours cover as well, in prediction"
+    )
     tversky_alpha: float = option(0.5, "paper: weight of false negatives in the Tversky index")
     tversky_beta: float = option(0.5, "paper: weight of false positives in the Tversky index")
     tversky_epsilon: float = option(
@@ -94,7 +98,7 @@ class Options:
             f"widths is {self.widths}: give at least two levels' feature maps",
         )
         require(
-            not self.cascade or all(b == 2 * a for a, b in zip(self.widths, self.widths[1:])),
+            not self.cascade or all(b == 2 * a for a, b in itertools.pairwise(self.widths)),
             f"widths is {self.widths}: with cascade each level works on what the one before "
             "concatenated: give each twice the one before",
         )
@@ -107,10 +111,13 @@ class Options:
             not self.hypercolumn_bottleneck or self.hypercolumns,
             "hypercolumn_bottleneck is on and hypercolumns off: give both",
         )
+        names = self.voxel_classes
         require(
-            self.classes > 1,
-            f"classes is {self.classes}: give the background and at least one",
+            names[:1] == ("background",) and "lesion" in names and len(set(names)) == len(names),
+            f"voxel_classes is {','.join(names)}: give background first, lesion among the others, "
+            "and each once",
         )
+        require(0 <= self.overlap < 1, f"overlap is {self.overlap:g}: give a share below 1")
         require(
             self.tversky_alpha >= 0 and self.tversky_beta >= 0,
             f"tversky_alpha is {self.tversky_alpha:g} and tversky_beta {self.tversky_beta:g}: "
@@ -150,6 +157,11 @@ class Options:
           ValueError: naming the option.
         """
         factor = self.tile_step
+        require(
+            data.mask == "none" or not {"left_lung", "right_lung"} & set(self.voxel_classes),
+            f"mask is {data.mask} and voxel_classes has a lung: what is given needs not be found: "
+            "give --mask=none, or voxel_classes background,lesion",
+        )
         require(
             all(side % factor == 0 for side in data.tile)
             and data.tile[0] % (factor * platform.space) == 0,

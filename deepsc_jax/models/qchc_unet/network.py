@@ -151,7 +151,7 @@ class QCHCUNet(nn.Module):
         """The class scores of a level, brought to full resolution: both are linear."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         head = nn.Dense(
-            self.options.classes,
+            len(self.options.voxel_classes),
             dtype=wide,
             precision=EXACT,
             kernel_init=glorot,

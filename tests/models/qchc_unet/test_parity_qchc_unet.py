@@ -1,4 +1,4 @@
-"""QC-HC U-Net against PyTorch: parts, ablations, loss, running statistics, numbers of parameters."""
+"""QC-HC U-Net against PyTorch: parts, ablations, loss, running statistics, parameter counts."""
 
 import dataclasses
 from collections.abc import Callable
