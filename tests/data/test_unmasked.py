@@ -1,4 +1,4 @@
-"""Scans that are not masked by their lungs: their grid, their values, and the sides of the lungs."""
+"""Scans that are not masked by their lungs: grid, values, and the sides of the lungs."""
 
 import nibabel as nib
 import numpy as np
