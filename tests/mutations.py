@@ -155,9 +155,9 @@ MUTATIONS = (
         "overlapping tiles averaged in pairs",
         "systems/whole_scan.py",
         "            total[..., *box] += tile[..., *inside]\n            count[box] += 1",
-        "            seen = count[box] > 0\n"
-        "            total[..., *box] = (total[..., *box] * seen + tile[..., *inside]) / (1 + seen)\n"
-        "            count[box] = 1",
+        "            both = count[box] > 0\n"
+        "            mean = (total[..., *box] * both + tile[..., *inside]) / (1 + both)\n"
+        "            total[..., *box], count[box] = mean, 1",
     ),
 )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.labels import class_map
+from deepsc_jax.data.plausibility import check_lungs
 from deepsc_jax.data.preprocess import (
     Prepared,
     Triple,
@@ -60,12 +61,15 @@ def prepare(
             f"{scan.path or scan.name}: its lung mask is empty on the working grid, expected "
             "lungs: give another mask, or check that the file is a chest CT"
         )
+    notes = scan.notes
+    if data.intensity == "hu":
+        notes += check_lungs(scan, lung, allow)
     lesions = None if lesion is None else to_working(lesion, grid) >= 0.5
     depth_mm, height_mm, width_mm = (
         step * mm for step, mm in zip(grid.step, scan.spacing_mm, strict=True)
     )
     classes = class_map(lungs, lesions, (depth_mm, height_mm, width_mm))
-    return Prepared(volume, lungs, lesions, grid, scan.notes, classes)
+    return Prepared(volume, lungs, lesions, grid, notes, classes)
 
 
 def whole_grid(

@@ -97,7 +97,8 @@ def averaged(
     total, count = np.zeros(0), np.zeros(shape, np.uint8)
     for tiles, places in one_behind(dispatched):
         if not total.size:
-            total = np.zeros((*tiles.shape[1:-3], *shape), tiles.dtype)
+            wide = np.result_type(tiles.dtype, np.float32)
+            total = np.zeros((*tiles.shape[1:-3], *shape), wide)
         for tile, corner in zip(tiles, places, strict=False):
             box, inside = _overlap(shape, corner, tile.shape[-3:])
             total[..., *box] += tile[..., *inside]

@@ -50,7 +50,7 @@ def test_nothing_is_masked_and_lesions_may_lie_outside_of_the_lungs():
     values[:, 4:20, 1:47] = 0
     lesion = np.zeros(SHAPE, bool)
     lesion[3:5, 0:6, 20:28] = True
-    prepared = prepare(scan_of(values), lungs(), DATA, lesion)
+    prepared = prepare(scan_of(values), lungs(), DATA, lesion, {"lungs", "intensity"})
     low, high = DATA.hu_window
     np.testing.assert_allclose(prepared.volume[4, 8, 16], (0 - low) / (high - low), atol=1e-6)
     assert prepared.lesion is not None

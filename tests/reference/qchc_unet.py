@@ -186,6 +186,7 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """One step a batch; yields the means of the losses before the step, and the rate of it."""
     del class_weights
+    network.train()
     model, options, of_stage = options_of(config), config.train, config.stage(stage)
     optimizer = torch.optim.Adam(
         network.parameters(),
@@ -221,7 +222,8 @@ def train(
 def forward(
     network: nn.Module, config: Config, batch: dict[str, Tensor], stage: str
 ) -> dict[str, Tensor]:
-    """`lesion` of all tiles."""
+    """`lesion` of all tiles, by running statistics."""
+    network.eval()
     names = options_of(config).voxel_classes
     probability = network(z_scores(batch)).softmax(dim=1)[:, names.index("lesion")]
     return {"lesion": probability.reshape(batch["tiles"].shape)}
@@ -231,6 +233,7 @@ def predict(
     network: nn.Module, config: Config, volume: Tensor
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """The probabilities of a whole scan, but for the background's."""
+    network.eval()
     shown = (volume - volume.mean()) / (volume.std(correction=0) + 1e-6)
     with torch.no_grad():
         found = sliding_windows(network, shown, config.data.tile, shown.min().item())
