@@ -195,7 +195,8 @@ class System(abc.ABC):
         rate = jnp.asarray(self.learning_rate(stage)(step))
         if self.plateau(stage) is None:
             return rate
-        return rate * optax.tree.get(opt_state, "scale")
+        # By the state's name: a norm's parameters have a `scale` as well.
+        return rate * optax.tree.get(opt_state, "ReduceLROnPlateauState").scale
 
     @abc.abstractmethod
     def volumes(self, stage: Stage) -> tuple[str, ...]:
