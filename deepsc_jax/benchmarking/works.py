@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-import grain
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -300,7 +299,7 @@ def _filled_depth(job: Job, batch: HostBatch) -> int:
     return slabs * depth
 
 
-def _batches(job: Job) -> grain.IterDataset:
+def _batches(job: Job) -> pipeline.Batches:
     config, system = job.config, build_system(job.config)
     if not flags.FLAGS.is_parsed():  # grain's threads ask for flags
         flags.FLAGS.mark_as_parsed()

@@ -51,6 +51,11 @@ class DataConfig:
     )
     slices: int = option(64, "assumed: T, the slices sampled for classification")
     depth_bucket: int = option(64, "assumed: depths are padded to a multiple of this many slices")
+    depth_buckets: int = option(
+        3,
+        "assumed: depths, at most, to which scans of a split are padded, one in a batch, each "
+        "compiled apart; 1 pads all to the deepest one's",
+    )
 
     def __post_init__(self) -> None:
         self._check_classes()
@@ -76,6 +81,11 @@ class DataConfig:
         require(
             self.depth_bucket > 0 and self.depth_bucket % depth == 0,
             f"depth_bucket is {self.depth_bucket}: give a multiple of the tile depth {depth}",
+        )
+
+        require(
+            self.depth_buckets >= 1,
+            f"depth_buckets is {self.depth_buckets}: give at least 1 (all to the deepest one's)",
         )
 
     def _check_classes(self) -> None:

@@ -1,26 +1,27 @@
-"""Batches from a store: random access, counter-based randomness, one shape for a whole run.
+"""Batches from a store: random access, counter-based randomness, a few shapes for a whole run.
 
-`batch` says what one holds. Every scan of a split is padded with zeros to the largest depth bucket
-of the split, so that a run compiles one shape.
+`batch` says what one holds, and `buckets` to which depth its scans are padded with zeros.
 
-Order. Element g of the endless global stream is a pure function of (seed, g): which scan, from an
-epoch-wise shuffle, and every random choice made for it. Process p of P takes the elements p, p + P,
-p + 2P, ...: its batch n holds elements of the global batch n. So a run may go on with another
-number of processes: with the same global batch size each step sees the same scans, tiles and
-augmentation, only their place within the batch differs. An iterator's state is its count of
-examples, the same in every process. With the same number of processes and devices a restarted run
-computes the same numbers to the last bit; with another number, sums are taken in another order.
+Order. Element g of the endless global stream is a pure function of (seed, g) and the size of a
+global batch: which scan, from epoch-wise shuffles, and every random choice made for it. Process p
+of P takes the elements p, p + P, p + 2P, ...: its batch n holds elements of the global batch n. So
+a run may go on with another number of processes: with the same global batch size each step sees the
+same scans, tiles and augmentation, only their place within the batch differs. An iterator's state
+is its count of batches, the same in every process. With the same number of processes and devices a
+restarted run computes the same numbers to the last bit; with another number, sums are taken in
+another order.
 """
 
 import dataclasses
 import os
+from collections.abc import Iterator, Mapping
 
 import grain
 import numpy as np
 
 from deepsc_jax.config import Config
-from deepsc_jax.data import augment
-from deepsc_jax.data.batch import Reads, count_tiles, fields
+from deepsc_jax.data import augment, buckets
+from deepsc_jax.data.batch import Batch, Reads, fields
 from deepsc_jax.data.store import ArrayName, Store, StoredCase
 from deepsc_jax.geometry.sampling import slice_indices, tile_corners
 from deepsc_jax.runtime.errors import InputError
@@ -48,7 +49,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     read_threads: int | None = None,
-) -> grain.IterDataset:
+) -> "Batches":
     """The batches of one process, read ahead by threads.
 
     Args:
@@ -59,8 +60,9 @@ def batches(
       config: its `data` and `train` sections are used.
       seed: of order, tiles and augmentation, below 2**32.
       batch_size: scans in a batch of this process.
-      train: endless, shuffled and augmented; else each case once, in order, as it is, the last
-        batch filled up by its last case, and as many batches for every process.
+      train: endless, shuffled and augmented; else each case once, as it is, bucket by bucket in
+        order, the last batch of each filled up by its last case, and as many batches for every
+        process.
       process_index: which of the processes this one is.
       process_count: the number of processes.
       read_threads: threads that read examples ahead of time, 0 for none; by default as many as
@@ -68,7 +70,7 @@ def batches(
         The batches do not depend on it.
 
     Returns:
-      A dataset whose iterators have `get_state` and `set_state` (a small JSON-able dictionary).
+      What can be iterated over, by iterators with `get_state` and `set_state`.
 
     Raises:
       InputError: the split has no case to offer, or the store was made with other preprocessing.
@@ -81,18 +83,18 @@ def batches(
             f"{store.path}: split {split} has no {kind}, at least 1 expected: prepare a case list "
             "that has one"
         )
-    reader = _Reader(
-        store, cases, reads if train else reads.whole(), config, padded_depth(store, split, config)
-    )
+    global_batch = batch_size * process_count
+    reads = reads if train else reads.whole()
+    padded = buckets.of_cases(cases, reads, config.data, global_batch)
+    reader = _Reader(store, cases, reads, config, padded)
     dataset: grain.MapDataset
     if train:
-        dataset = grain.MapDataset.range(len(cases)).seed(seed).shuffle().repeat()
+        order = buckets.TrainingOrder(padded, seed, global_batch)
         # Before the slice: the random numbers belong to the global element.
-        dataset = dataset.random_map(reader.train_example)
+        dataset = grain.MapDataset.source(order).seed(seed).random_map(reader.train_example)
     else:
-        global_batch = batch_size * process_count
-        filled = -(-len(cases) // global_batch) * global_batch
-        dataset = grain.MapDataset.range(filled).map(reader.evaluation_example)
+        rows = buckets.evaluation_order(padded, global_batch)
+        dataset = grain.MapDataset.source(rows).map(reader.evaluation_example)
     dataset = dataset.slice(slice(process_index, None, process_count))
     # Examples, not batches, are read in parallel, and one batch is put together ahead of time.
     ahead = int(np.clip(_READ_BYTES // reader.example_bytes(), 2, _READ_BATCHES * batch_size))
@@ -101,14 +103,59 @@ def batches(
         grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
     )
     collected = examples.batch(batch_size, drop_remainder=True)
-    if not threads:
-        return collected
-    return grain.experimental.ThreadPrefetchIterDataset(collected, prefetch_buffer_size=1)
+    if threads:
+        collected = grain.experimental.ThreadPrefetchIterDataset(collected, prefetch_buffer_size=1)
+    return Batches(collected, batch_size, padded)
 
 
-def padded_depth(store: Store, split: str, config: Config) -> int:
-    """The depth, in slices, to which every scan of the split is padded: its largest bucket."""
-    return max((config.data.bucket(case.depth) for case in store.cases(split)), default=0)
+class Batches:
+    """Batches, from the first one on, each time that it is iterated over."""
+
+    def __init__(
+        self, dataset: grain.IterDataset, batch_size: int, padded: tuple[buckets.Bucket, ...]
+    ):
+        """The batches of `dataset`, which counts its examples; each is of one of the buckets."""
+        self._dataset, self._batch_size, self.buckets = dataset, batch_size, padded
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(iter(self._dataset), self._batch_size)
+
+    def shapes(self) -> str:
+        """A line for the log: into how many shapes, each compiled apart, scans are padded."""
+        if not self.buckets[0].tiles:
+            return "1 shape of batches"
+        parts = [
+            f"{len(bucket.members)} scans padded to {bucket.depth} slices, {bucket.tiles} tiles"
+            for bucket in self.buckets
+        ]
+        plural = "s" if len(parts) > 1 else ""
+        return f"{len(parts)} shape{plural} of batches: {'; '.join(parts)}"
+
+
+class BatchIterator(Iterator[Batch]):
+    """Goes through batches; its state is their count, whatever this process's share of them."""
+
+    def __init__(self, batches: grain.DatasetIterator, batch_size: int):
+        """Through `batches`, whose own state counts examples."""
+        self._batches, self._batch_size, self._taken = batches, batch_size, 0
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """How many batches were taken."""
+        return {"next_index": self._taken}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Go on after so many batches."""
+        self._taken = int(state["next_index"])
+        self._batches.set_state({"next_index": self._taken * self._batch_size})
+
+    def close(self) -> None:
+        """Stop to read ahead."""
+        self._batches.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +166,7 @@ class _Reader:
     cases: list[StoredCase]
     reads: Reads
     config: Config
-    padded_depth: int
+    buckets: tuple[buckets.Bucket, ...]
 
     def train_example(self, index: int, rng: np.random.Generator) -> Example:
         """A shuffled example, and how it is augmented."""
@@ -128,11 +175,11 @@ class _Reader:
         example = self._example(case, augmentation, rng) | self._facts(case)
         return example | {"augmentation": augmentation.vector()}
 
-    def evaluation_example(self, index: int) -> Example:
-        """The case at `index` as it is, or the last one beyond the end."""
-        row = min(index, len(self.cases) - 1)
-        case = self.cases[row]
-        extra = {"valid": np.bool_(index == row), "case": np.int32(row)}
+    def evaluation_example(self, row: tuple[int, bool]) -> Example:
+        """A case as it is, and whether it counts or only fills up a batch."""
+        index, valid = row
+        case = self.cases[index]
+        extra = {"valid": np.bool_(valid), "case": np.int32(index)}
         return self._example(case, augment.Augmentation(), None) | self._facts(case) | extra
 
     @property
@@ -141,9 +188,9 @@ class _Reader:
         return "classes" if self.reads.classes else "lesion"
 
     def example_bytes(self) -> int:
-        """The size of an example."""
-        tiles = count_tiles(self.reads, self.config, self.padded_depth)
-        arrays = fields(self.reads, self.config.data, tiles, self.padded_depth)
+        """The size of the largest example."""
+        tiles = self.buckets[-1].tiles or self.config.train.tiles_per_scan
+        arrays = fields(self.reads, self.config.data, tiles, self.buckets[-1].depth)
         return sum(field.nbytes for field in arrays.values())
 
     def _example(
@@ -154,7 +201,7 @@ class _Reader:
     ) -> Example:
         """What is read of a scan; tiles are drawn, or put in random order, if there is an `rng`."""
         if self.reads.tiles == "all":
-            return self._whole_scan(case, rng)
+            return self._whole_scan(case, augmentation, rng)
         example: Example = {}
         if self.reads.tiles == "drawn":
             assert rng is not None
@@ -196,19 +243,32 @@ class _Reader:
             origins[:centred] = np.clip((corner + step // 2) // step, 0, last)
         return (origins * step).astype(np.int32)
 
-    def _whole_scan(self, case: StoredCase, rng: np.random.Generator | None) -> Example:
-        """The scan in slabs, and the corners of all tiles, in random order if there is an `rng`."""
+    def _whole_scan(
+        self,
+        case: StoredCase,
+        augmentation: augment.Augmentation,
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """The scan in slabs, and the corners of its tiles, in random order if there is an `rng`.
+
+        Those that hold lung come first, and of the others as many as fill up the bucket's number.
+        """
         data = self.config.data
-        padded = (self.padded_depth, *case.shape[1:])
-        slabs = (self.padded_depth // data.tile[0], data.tile[0], *case.shape[1:])
+        bucket = next(bucket for bucket in self.buckets if case.depth <= bucket.depth)
+        padded = (bucket.depth, *case.shape[1:])
+        slabs = (bucket.depth // data.tile[0], data.tile[0], *case.shape[1:])
         volume = self.store.read_boxes(case.name, "volume", [(0, 0, 0)], padded)
         truth = self.store.read_boxes(case.name, self._truth, [(0, 0, 0)], padded)
         origins = tile_corners(padded, data.tile)
         order = np.arange(len(origins)) if rng is None else rng.permutation(len(origins))
+        lung = buckets.lung_tiles(case, data, bucket.depth)
+        if augmentation.flip:
+            lung = lung.reshape(data.tile_counts(bucket.depth))[..., ::-1].ravel()
+        first = np.argsort(~lung[order], kind="stable")[: bucket.tiles]
         return {
             "volume": volume.reshape(slabs),
             self.reads.truth[1]: truth.reshape(slabs),
-            "origins": origins[order],
+            "origins": origins[order[first]],
         }
 
     def _facts(self, case: StoredCase) -> Example:

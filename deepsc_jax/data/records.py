@@ -19,7 +19,7 @@ from deepsc_jax.runtime.types import JsonObject
 
 Ints3 = tuple[int, int, int]
 
-VERSION = 3
+VERSION = 4
 SOURCES = ("scan", "lesion_mask", "lung_mask")
 
 
@@ -37,6 +37,7 @@ class StoredCase:
         class.
       lesion_voxels, lung_voxels: voxels of each on the working grid.
       intensity: `intensity_of` the stored volume.
+      lung_blocks: where its lungs are, as `occupancy.pack` says it.
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
     """
@@ -55,6 +56,7 @@ class StoredCase:
     lesion_voxels: int
     lung_voxels: int
     intensity: tuple[float, float, float]
+    lung_blocks: str
     sums: dict[str, str]
     files: dict[str, tuple[int, str]]
 

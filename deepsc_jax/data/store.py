@@ -35,6 +35,7 @@ import tensorstore as ts
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.config.options import from_document
+from deepsc_jax.data import occupancy
 from deepsc_jax.data.arrays import DTYPES, LEVELS, array_spec, kvstore, reason, write_array
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.preprocess import Prepared, intensity_of
@@ -51,7 +52,15 @@ SAMPLED_VOXELS = 2000
 
 # The fields of DataConfig that decide nothing about what is stored, only how it is read.
 READ_FIELDS = frozenset(
-    {"allow", "intensity_mean", "intensity_sd", "tile", "slices", "depth_bucket"}
+    {
+        "allow",
+        "intensity_mean",
+        "intensity_sd",
+        "tile",
+        "slices",
+        "depth_bucket",
+        "depth_buckets",
+    }
 )
 
 
@@ -112,6 +121,7 @@ def write_case(
         lesion_voxels=int(lesion.sum()),
         lung_voxels=int(prepared.lung.sum()),
         intensity=intensity_of(prepared.volume),
+        lung_blocks=occupancy.pack(prepared.lung),
         sums=dict(sums or {}),
         files=files,
     )

@@ -125,15 +125,22 @@ def _take_steps(
     preempted = validates() and not checkpoints.is_scored(step) and validate()
     clock = StepClock(step)
     since: list[Scalars] = []
+    shapes: list[dict[str, tuple[int, ...]]] = []
     quiet = not run.log.writer
     with Progress(stage.name, stage.steps, step, quiet=quiet, lines=True) as progress:
         while step < stage.steps and not preempted:
             batch = device_mesh.put_batch(next(ready.batches), run.mesh, DEPTH_AXES)
-            state, scalars = ready.step(state, batch)
-            if step == first:  # it has just been compiled, which is no step's time
-                heeding.enter_context(signals.heeded(f"training of {stage.name}"))
-                compiler.give_back_memory()
-                clock.restart()
+            shape = {name: x.shape for name, x in batch.items()}
+            if shape in shapes:
+                state, scalars = ready.step(state, batch)
+            else:  # it is compiled first, which is no step's time
+                with run.watchdog.paused(), clock.paused():
+                    state, scalars = ready.step(state, batch)
+                    compiler.give_back_memory()
+                shapes.append(shape)
+                if step == first:
+                    heeding.enter_context(signals.heeded(f"training of {stage.name}"))
+                    clock.restart()
             since.append(scalars)
             step += 1
             preempted = run.preemption.agreed()

@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
-import grain
 import jax
 from jax.sharding import Mesh
 
@@ -41,7 +40,7 @@ class ReadyStage:
     """What the steps of a stage need, at the step from which it goes on."""
 
     state: states.State
-    batches: grain.DatasetIterator
+    batches: pipeline.BatchIterator
     step: Callable[..., tuple[states.State, Scalars]]
     validate: Callable[[states.State], Record | None] | None
 
@@ -57,7 +56,9 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     shard = system.config.platform.shard_optimizer
     where = states.sharding(state, run.mesh, shard_optimizer=shard)
     state = jax.device_put(state, where)
-    batches = iter(_batches(run, "train", stage, train=True))
+    read = _batches(run, "train", stage, train=True)
+    run.log.say(f"{stage.name}: {read.shapes()}")
+    batches = iter(read)
     scored = reached is not None and checkpoints.is_scored(reached)
     run.log.resume(stage.name, reached or 0, scored=scored)
     if reached is not None:
@@ -103,7 +104,7 @@ def _trained(run: Run, name: str, fresh: Variables) -> Variables:
     return load_variables(folder, jax.device_put(like, device_mesh.replicated(run.mesh)))[0]
 
 
-def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> grain.IterDataset:
+def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> pipeline.Batches:
     return pipeline.batches(
         run.store,
         split,

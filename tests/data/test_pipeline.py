@@ -117,7 +117,7 @@ def test_every_stage_has_the_agreed_arrays(opened):
     expected = {
         "segmentation": (names | tiles, (2, 5)),
         "classification": (names | {"slices"}, None),
-        "joint": (names | tiles | {"slices"}, (2, 4 * 2 * 2)),  # bucket 32: 4 x 2 x 2 tiles
+        "joint": (names | tiles | {"slices"}, None),
     }
     for stage in STAGES:
         (batch,) = take(opened, 1, stage)
@@ -193,7 +193,7 @@ def test_all_tiles_of_a_scan_reassemble_to_it_in_an_order_drawn_anew(opened):
     for batch in take(opened, 4, "joint"):
         for row in range(2):
             _, volume, _ = scan_of(opened, batch, row)
-            rebuilt = np.full((32, HEIGHT, WIDTH), np.nan, np.float32)
+            rebuilt = np.zeros((32, HEIGHT, WIDTH), np.float32)  # past its end none
             for tile, origin in zip(batch["tiles"][row], batch["origins"][row], strict=True):
                 assert (origin % TILE == 0).all()
                 crop(rebuilt, origin)[...] = tile
@@ -201,6 +201,68 @@ def test_all_tiles_of_a_scan_reassemble_to_it_in_an_order_drawn_anew(opened):
             assert not rebuilt[batch["depth"][row] :].any()
             orders.add(batch["origins"][row].tobytes())
     assert len(orders) == 8
+
+
+@pytest.mark.parametrize("config", [CONFIG, FLIPPED], ids=["as it is", "flipped"])
+def test_tiles_without_lung_are_left_out_and_no_other(tmp_path, config):
+    """Scans with lung in one half only; the batch has as many tiles as hold lung in one of them."""
+    records = []
+    for seed, (depth, left) in enumerate([(16, 40), (15, 20), (14, 10)]):
+        lung = np.zeros((depth, HEIGHT, WIDTH), bool)
+        lung[:, 20:30, left : left + 6] = True
+        rng = np.random.default_rng(seed)
+        volume = rng.uniform(0.1, 0.9, lung.shape).astype(np.float32) * lung
+        grid = WorkingGrid(lung.shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), lung.shape)
+        case = Case(str(seed), str(seed), "train", 2, tmp_path / "scan.nii.gz")
+        prepared = Prepared(volume, lung, np.zeros_like(lung), grid)
+        records.append(store.write_case(tmp_path, case, prepared))
+    store.write_index(tmp_path, CONFIG.data, records, tmp_path)
+    opened = store.Store(tmp_path)
+    for batch in take(opened, 3, "joint", config, batch_size=3):
+        # 20..26 lies in both halves of 24 columns, with blocks of 32: of 2 x 2 x 2 tiles, 4.
+        assert batch["tiles"].shape == (3, 4, *TILE)
+        for row in range(3):
+            _, volume, _ = scan_of(opened, batch, row)
+            if config is FLIPPED:
+                volume = volume[..., ::-1]
+            rebuilt = np.zeros_like(volume)
+            for tile, origin in zip(batch["tiles"][row], batch["origins"][row], strict=True):
+                crop(rebuilt, origin)[...] = tile
+            np.testing.assert_array_equal(rebuilt, volume)
+
+
+def test_a_batch_is_of_one_bucket_in_all_processes(opened):
+    whole = sent(opened, 8, "joint", batch_size=2)
+    shapes = [batch["volume"].shape[1:] for batch in whole]
+    assert set(shapes) == {(2, 8, HEIGHT, WIDTH), (4, 8, HEIGHT, WIDTH)}
+    for p in range(2):
+        part = sent(opened, 8, "joint", batch_size=1, process_index=p, process_count=2)
+        assert [batch["volume"].shape[1:] for batch in part] == shapes
+
+
+def test_a_resumed_run_may_have_another_number_of_processes(opened):
+    def reading(p, processes):
+        return iter(
+            pipeline.batches(
+                opened,
+                "train",
+                STAGES["joint"],
+                AUGMENTED,
+                seed=7,
+                batch_size=4 // processes,
+                process_index=p,
+                process_count=processes,
+            )
+        )
+
+    alone = reading(0, 1)
+    for _ in range(3):
+        next(alone)
+    state, expected = alone.get_state(), next(alone)
+    for p in range(2):
+        share = reading(p, 2)
+        share.set_state(state)
+        assert_same(next(share), {name: array[p::2] for name, array in expected.items()})
 
 
 def test_the_order_of_tiles_ignores_truth_and_label(opened):
@@ -231,7 +293,8 @@ def test_a_scan_travels_once_as_it_is_stored(opened):
     for stage, expected in travels.items():
         (batch,) = sent(opened, 1, stage)
         assert {name: x.dtype.type for name, x in batch.items()} == expected | facts
-    assert batch["volume"].shape == (2, 32 // 8, 8, HEIGHT, WIDTH)
+    depth = CONFIG.data.bucket(batch["depth"].max())
+    assert batch["volume"].shape == (2, depth // 8, 8, HEIGHT, WIDTH)
 
 
 def test_intensities_change_alike_in_tiles_and_slices_and_zero_stays_zero(opened):

@@ -265,13 +265,13 @@ def test_memory_is_one_devices_share_and_leaves_out_what_is_not_read():
 
 @pytest.fixture(scope="module")
 def config_and_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, store.Store]:
-    """One case of 21 slices, in a bucket of 32."""
+    """One case of 32 slices, all of them lung."""
     config = Config(
         Options(),
         data=DataConfig(working_size=(32, 48), tile=(8, 16, 24), slices=12, depth_bucket=16),
         train=TrainConfig(tiles_per_scan=5),
     )
-    folder, shape = tmp_path_factory.mktemp("store"), (21, 32, 48)
+    folder, shape = tmp_path_factory.mktemp("store"), (32, 32, 48)
     lesion = np.zeros(shape, bool)
     lesion[10, 20, 20] = True
     grid = WorkingGrid(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
@@ -289,7 +289,7 @@ def test_the_planned_batch_is_the_one_that_training_reads(config_and_store, stag
         opened, "train", stage.reads, config, seed=0, batch_size=2, read_threads=0
     )
     batch = next(iter(read))
-    planned = batch_shapes(config, stage, scans=2, depth=21)
+    planned = batch_shapes(config, stage, scans=2, depth=32)
     assert {name: (a.shape, a.dtype) for name, a in batch.items()} == {
         name: (a.shape, a.dtype) for name, a in planned.items()
     }
