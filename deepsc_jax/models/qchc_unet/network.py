@@ -46,7 +46,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Volume, train: bool) -> Volume:
         x = Conv(self.features, self.kernel, 1, self.layout, glorot, name="conv")(x)
         if self.bias:
-            x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            x += self.param("conv_bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return BatchNorm(self.layout, name="norm")(x, train=train)
 
 

@@ -16,7 +16,7 @@ def _norm_names(ours: str, theirs: str) -> tuple[Rule, ...]:
 def _unit_names(ours: str, theirs: str) -> tuple[Rule, ...]:
     return (
         Rule(f"{ours}/conv/kernel", f"{theirs}.conv.weight", CONV),
-        Rule(f"{ours}/bias", f"{theirs}.conv.bias"),
+        Rule(f"{ours}/conv_bias", f"{theirs}.conv.bias"),
         *_norm_names(f"{ours}/norm", f"{theirs}.norm"),
     )
 
