@@ -1,4 +1,4 @@
-"""Small errors, put into the network one at a time: a parity test must catch each.
+"""Small errors, put into the networks one at a time: a parity test must catch each.
 
     python tests/mutations.py        # or `make mutations`: some minutes
 
@@ -120,6 +120,68 @@ MUTATIONS = (
         "systems/system.py",
         "return counts.sum() / (counts.shape[0] * counts)",
         "return 1 / counts",
+    ),
+    Mutation(
+        "a running variance that is biased",
+        "models/layers/batch_norm.py",
+        "/ jnp.maximum(count - 1, 1)",
+        "/ jnp.maximum(count, 1)",
+    ),
+    Mutation(
+        "batch norm's momentum the other way round",
+        "models/layers/batch_norm.py",
+        "MOMENTUM = 0.1",
+        "MOMENTUM = 0.9",
+    ),
+    Mutation(
+        "a quick connection's block after its input",
+        "models/qchc_unet/network.py",
+        "jnp.concatenate([y, x], axis=-1)",
+        "jnp.concatenate([x, y], axis=-1)",
+    ),
+    Mutation(
+        "a quick connection taken after the ReLU",
+        "models/qchc_unet/network.py",
+        "            total += a\n        if options.identity:",
+        "            total += nn.relu(a)\n        if options.identity:",
+    ),
+    Mutation(
+        "a decoder's projection dropped",
+        "models/qchc_unet/network.py",
+        "            total += ConvNorm(self.features, 1,",
+        "            total += 0 * ConvNorm(self.features, 1,",
+    ),
+    Mutation(
+        "a level left out of the hypercolumns",
+        "models/qchc_unet/network.py",
+        "scores = added if scores is None else scores + added",
+        "scores = added if scores is None else scores + (i != 1) * added",
+    ),
+    Mutation(
+        "upsampling with aligned corners",
+        "geometry/grids.py",
+        "shift = (k + 0.5) / factor - 0.5",
+        "shift = k / factor",
+    ),
+    Mutation(
+        "the mean of the classes' Tversky indices for their sum",
+        "models/qchc_unet/losses.py",
+        "(1 - index).sum(axis=-1)",
+        "(1 - index).mean(axis=-1)",
+    ),
+    Mutation(
+        "alpha and beta of the Tversky index exchanged",
+        "models/qchc_unet/losses.py",
+        "alpha * missed + beta * spurious",
+        "beta * missed + alpha * spurious",
+    ),
+    Mutation(
+        "overlapping tiles averaged in pairs",
+        "systems/whole_scan.py",
+        "            total[..., *box] += tile[..., *inside]\n            count[box] += 1",
+        "            both = count[box] > 0\n"
+        "            mean = (total[..., *box] * both + tile[..., *inside]) / (1 + both)\n"
+        "            total[..., *box], count[box] = mean, 1",
     ),
 )
 

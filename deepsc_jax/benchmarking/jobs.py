@@ -14,6 +14,7 @@ from deepsc_jax.config import Config, DataConfig, Ints3
 from deepsc_jax.data import augment
 from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Batch, Field, Reads, count_tiles, fields, seen
+from deepsc_jax.data.classes import IDS
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
 
 Work = Literal[
@@ -26,6 +27,7 @@ PEERS: dict[str, tuple[Work, ...]] = {
     "monai": ("train", "inference", "loading"),
     "forms": ("train", "forward", "inference"),
 }
+INTENSITY = (0.0, 0.15, 0.2)  # of drawn scans: least value, mean and deviation, about
 OURS = ("ours", "forms")  # the sides that are this project's own
 VARIANTS = {
     "torch": ("eager", "channels_last", "compiled"),
@@ -103,6 +105,8 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
     depth, height, width = (t + 2 * m for t, m in zip(data.tile, margin, strict=True))
     box, flat = (depth, height, width), job.reads.slices and job.reads.tiles != "all"
     classes = [i for i in range(len(data.classes)) if i != data.lesion_free_id][:2]
+    of_tiles, of_scan = job.reads.truth
+    lesion_id = IDS["lesion"] if job.reads.classes else 1
     for index in range(job.scans):
         row: dict[str, np.ndarray | np.int32] = {
             "depth": np.int32(size[0]),
@@ -110,11 +114,13 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
             "augmentation": augment.draw(
                 np.random.default_rng(index), config.train, data, spacing, flat=flat
             ).vector(),
+            "intensity": np.asarray(INTENSITY, np.float32),
         }
         if job.reads.tiles == "drawn":
             count = config.train.tiles_per_scan
             drawn = [draw_scan(box if travels else data.tile, index + k) for k in range(count)]
-            row["tiles"], row["lesions"] = (np.stack(x) for x in zip(*drawn, strict=True))
+            row["tiles"], lesion = (np.stack(x) for x in zip(*drawn, strict=True))
+            row[of_tiles] = lesion * lesion_id
             row["origins"] = np.zeros((count, 3), np.int32)
             row["starts"] = row["origins"] - np.asarray(margin, np.int32)
         else:
@@ -123,8 +129,12 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
             if job.reads.tiles == "all":
                 volume, lesion = _filled(volume, data), _filled(lesion, data)
                 slabs = (-1, data.tile[0], *size[1:])
-                row["volume"], row["lesion"] = volume.reshape(slabs), lesion.reshape(slabs)
-                row["tiles"], row["lesions"] = (cut_tiles(x, data.tile) for x in (volume, lesion))
+                row["volume"], row[of_scan] = (
+                    volume.reshape(slabs),
+                    lesion.reshape(slabs) * lesion_id,
+                )
+                row["tiles"], lesion = (cut_tiles(x, data.tile) for x in (volume, lesion))
+                row[of_tiles] = lesion * lesion_id
                 row["origins"] = tile_corners(volume.shape, data.tile)
         rows.append(row)
     tiles = count_tiles(job.reads, config, size[0])

@@ -5,11 +5,11 @@ value, `code:` where its authors' code does, `assumed:` where the choice is ours
 cannot work is refused when the flags are parsed. A model's own options stand beside its network.
 """
 
-from deepsc_jax.config.data import CLASSES, DataConfig
+from deepsc_jax.config.data import CLASSES, DataConfig, VoxelClass
 from deepsc_jax.config.options import Ints3, ModelOptions, StageOptions, option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.run import Config
-from deepsc_jax.config.training import StageConfig, TrainConfig
+from deepsc_jax.config.training import Plateau, StageConfig, TrainConfig
 
 __all__ = [
     "CLASSES",
@@ -17,10 +17,12 @@ __all__ = [
     "DataConfig",
     "Ints3",
     "ModelOptions",
+    "Plateau",
     "PlatformConfig",
     "StageConfig",
     "StageOptions",
     "TrainConfig",
+    "VoxelClass",
     "option",
     "require",
 ]

@@ -6,6 +6,7 @@ from typing import Literal
 from deepsc_jax.config.options import Ints3, option, require
 
 CLASSES = ("covid-19", "cap", "non-pneumonia")
+VoxelClass = Literal["background", "left_lung", "right_lung", "lesion"]  # as they are stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,11 @@ class DataConfig:
         (),
         "assumed: none. Of voxels,lungs,intensity: kinds of doubt about a scan (voxel sizes and "
         "positions, volume of the lungs, values that are no HU) to note and not to refuse",
+    )
+    mask: Literal["lungs", "none"] = option(
+        "lungs",
+        "paper: lungs, outside of which a network sees nothing (DeepSC-COVID); none, for networks "
+        "that find the lungs, which see z-scores of the whole scan (QC-HC U-Net)",
     )
     hu_window: tuple[float, float] = option(
         (-1400.0, 200.0), "paper: CT numbers are clipped to this range and scaled to [0, 1] (V-A)"

@@ -23,6 +23,34 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plateau:
+    """When a learning rate is reduced: where the training loss no longer falls.
+
+    Attributes:
+      factor: of a reduction.
+      window: steps over which the loss is averaged, such as an epoch.
+      patience: windows without improvement, after which the rate is reduced.
+      min_delta: by less than this a loss is not improved.
+      cooldown: windows after a reduction that do not count against patience.
+      floor: the lowest rate.
+    """
+
+    factor: float
+    window: int
+    patience: int
+    min_delta: float
+    cooldown: int
+    floor: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.factor < 1, f"plateau_factor is {self.factor:g}: give one between 0 and 1")
+        for name, least in (("window", 1), ("patience", 1), ("cooldown", 0), ("floor", 0)):
+            value = getattr(self, name)
+            require(value >= least, f"plateau_{name} is {value:g}: give at least {least}")
+        require(self.min_delta > 0, f"plateau_min_delta is {self.min_delta:g}: it must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """What all stages of all models share."""
 

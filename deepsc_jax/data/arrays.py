@@ -11,7 +11,13 @@ import tensorstore as ts
 
 from deepsc_jax.runtime.types import JsonObject
 
-DTYPES = {"volume": "uint16", "lesion": "uint8", "lung": "uint8", "lesion_voxels": "int16"}
+DTYPES = {
+    "volume": "uint16",
+    "lesion": "uint8",
+    "lung": "uint8",
+    "classes": "uint8",
+    "lesion_voxels": "int16",
+}
 LEVELS = 65535
 """Volumes are stored as this times what they are."""
 

@@ -6,11 +6,14 @@ the device as it is stored, and `decoding` makes of it, within the jitted step, 
     name          axes            travels as  is seen as
     volume        (S, d, H, W)    uint16                   the scan, in slabs of a tile's depth
     lesion        (S, d, H, W)    uint8                    its lesion mask
+    class_map     (S, d, H, W)    uint8                    the class of every voxel, in its place
     tiles         (K, d, h, w)    uint16      float32      masked, normalised intensities of K tiles
     lesions       (K, d, h, w)    uint8       float32      0 or 1
+    classes       (K, d, h, w)    uint8       int32        ids of `classes.IDS`, in their place
     origins       (K, 3)          int32       int32        working-grid voxel of each tile's corner
     slices        (T, H, W)       uint16      float32      C_i = V[floor(i D / T)]
     starts        (K, 3)          int32                    corners of what drawn tiles are cut from
+    intensity     (3,)            float32     float32      without mask: `preprocess.intensity_of`
     augmentation  (A,)            float32                  training: `augment.Augmentation`
     depth         ()              int32       int32        the scan's true number of slices, D
     label         ()              int32       int32        index into the data set's classes
@@ -51,11 +54,14 @@ _TILE = ("tile", "depth", "height", "width")
 _ARRAYS: dict[str, _Array] = {
     "volume": _Array(("slab", "depth", "height", "width"), "uint16", None),
     "lesion": _Array(("slab", "depth", "height", "width"), "uint8", None),
+    "class_map": _Array(("slab", "depth", "height", "width"), "uint8", None),
     "tiles": _Array(_TILE, "uint16", "float32"),
     "lesions": _Array(_TILE, "uint8", "float32"),
+    "classes": _Array(_TILE, "uint8", "int32"),
     "origins": _Array(("tile", "axis"), "int32", "int32"),
     "starts": _Array(("tile", "axis"), "int32", None),
     "slices": _Array(("depth", "height", "width"), "uint16", "float32"),
+    "intensity": _Array(("axis",), "float32", "float32"),
     "augmentation": _Array(("column",), "float32", None),
     "depth": _Array((), "int32", "int32"),
     "label": _Array((), "int32", "int32"),
@@ -76,10 +82,19 @@ class Reads:
     Attributes:
       tiles: none, `drawn` at random (`train.tiles_per_scan`), or `all`, with their lesions.
       slices: whether the T sampled slices.
+      classes: the class of every voxel of the tiles, in place of their lesions.
+      origin_step: of which the in-plane origins of random tiles are multiples.
     """
 
     tiles: Literal["none", "drawn", "all"] = "none"
     slices: bool = False
+    classes: bool = False
+    origin_step: int = 8  # the pooled grids of tile and scan then align
+
+    @property
+    def truth(self) -> tuple[Literal["lesions", "classes"], Literal["lesion", "class_map"]]:
+        """The names of what is true of the tiles, and of a scan in slabs."""
+        return ("classes", "class_map") if self.classes else ("lesions", "lesion")
 
     @property
     def lesions(self) -> bool:
@@ -126,11 +141,12 @@ def fields(
     """
     names: list[str] = []
     if reads.tiles == "all":
-        names += ["volume", "lesion", "origins"]
+        names += ["volume", reads.truth[1], "origins"]
     if reads.tiles == "drawn":
-        names += ["tiles", "lesions", "origins"] + (["starts"] if any(margin) else [])
+        names += ["tiles", reads.truth[0], "origins"] + (["starts"] if any(margin) else [])
     if reads.slices and reads.tiles != "all":
         names += ["slices"]
+    names += ["intensity"] if data.mask == "none" else []
     names += ["depth", "label"]
     names += ["valid", "case"] if evaluation else ["augmentation"]
     named = {name: (_ARRAYS[name].axes, _ARRAYS[name].travels) for name in names}
@@ -139,8 +155,9 @@ def fields(
 
 def seen(reads: Reads, data: DataConfig, tiles: int) -> dict[str, Field]:
     """Every array of a batch that a system's losses see, by name; arguments as `fields`."""
-    names = ["tiles", "lesions", "origins"] if reads.lesions else []
+    names = ["tiles", reads.truth[0], "origins"] if reads.lesions else []
     names += ["slices"] if reads.slices else []
+    names += ["intensity"] if data.mask == "none" else []
     named = {name: (_ARRAYS[name].axes, _ARRAYS[name].seen) for name in [*names, "depth", "label"]}
     return _shaped(named, data, tiles, data.tile[0])
 

@@ -65,8 +65,10 @@ def of_cases(
 
 
 def lung_tiles(case: StoredCase, data: DataConfig, depth: int) -> np.ndarray:
-    """Which of the tiles of the case, padded to `depth`, hold lung, (K,) bool."""
+    """Which of the tiles of the case, padded to `depth`, hold lung, (K,) bool; all unmasked."""
     corners = tile_corners((depth, *case.shape[1:]), data.tile)
+    if data.mask == "none":
+        return np.ones(len(corners), bool)
     return occupancy.occupied(case.lung_blocks, case.shape, corners, data.tile)
 
 

@@ -16,6 +16,7 @@ from deepsc_jax.data import augment
 from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.changes import Columns, moved, textured, unit
+from deepsc_jax.data.classes import MIRRORED_IDS
 from deepsc_jax.geometry.sampling import slice_indices
 
 Batch = dict[str, Array]
@@ -35,11 +36,12 @@ def decode(batch: Batch, reads: Reads, data: DataConfig, train: TrainConfig) -> 
     batch = dict(batch)
     vectors = batch.pop("augmentation", None)
     columns = {} if vectors is None else augment.columns(vectors)
+    of_tiles, of_scan = reads.truth
     if columns:
-        batch = _changed(batch, columns, data, train)
+        batch = _changed(batch, reads, columns, data, train)
     if "volume" in batch:
-        volume, lesion, origins = batch.pop("volume"), batch.pop("lesion"), batch["origins"]
-        batch["tiles"], batch["lesions"] = (cut(x, origins, data.tile) for x in (volume, lesion))
+        volume, truth, origins = batch.pop("volume"), batch.pop(of_scan), batch["origins"]
+        batch["tiles"], batch[of_tiles] = (cut(x, origins, data.tile) for x in (volume, truth))
         if reads.slices:
             batch["slices"] = sampled(volume, batch["depth"], data.slices)
     for name in ("tiles", "slices"):
@@ -47,13 +49,18 @@ def decode(batch: Batch, reads: Reads, data: DataConfig, train: TrainConfig) -> 
             batch[name] = _intensities(unit(batch[name]), columns)
     if "lesions" in batch and batch["lesions"].dtype == jnp.uint8:
         batch["lesions"] = batch["lesions"].astype(jnp.float32)
+    if "classes" in batch and batch["classes"].dtype == jnp.uint8:
+        batch["classes"] = _sides(batch["classes"].astype(jnp.int32), columns)
     return batch
 
 
-def _changed(batch: Batch, columns: Columns, data: DataConfig, train: TrainConfig) -> Batch:
+def _changed(
+    batch: Batch, reads: Reads, columns: Columns, data: DataConfig, train: TrainConfig
+) -> Batch:
     """The same batch of changed scans, their scale and shift apart, as it would travel."""
     starts = batch.pop("starts", None)
-    named = [("volume", "lesion"), ("tiles", "lesions"), ("slices", None)]
+    of_tiles, of_scan = reads.truth
+    named = [("volume", of_scan), ("tiles", of_tiles), ("slices", None)]
     present = [(name, mask) for name, mask in named if name in batch]
     if not (augment.moves(train) or augment.textures(train)):
         for name in itertools.chain.from_iterable(present):
@@ -153,6 +160,14 @@ def sampled(
         return volume[indices // deep, indices % deep]
 
     return jax.vmap(of_scan)(volume, depth)
+
+
+def _sides(classes: Array, columns: Columns) -> Array:
+    """The left lung is the right one in the scans that are mirrored."""
+    if not columns:
+        return classes
+    swapped = jnp.asarray(MIRRORED_IDS, classes.dtype)[classes]
+    return jnp.where(_per_scan(columns["flip"], classes) > 0, swapped, classes)
 
 
 def _intensities(values: Array, columns: Columns) -> Array:

@@ -22,11 +22,9 @@ import numpy as np
 from deepsc_jax.config import Config, Ints3
 from deepsc_jax.data import augment, buckets
 from deepsc_jax.data.batch import Batch, Reads, fields
-from deepsc_jax.data.store import Store, StoredCase
+from deepsc_jax.data.store import ArrayName, Store, StoredCase
 from deepsc_jax.geometry.sampling import slice_indices, tile_corners
 from deepsc_jax.runtime.errors import InputError
-
-ORIGIN_STEP = 8  # in-plane origins of random tiles: the pooled grids of tile and scan then align
 
 _READ_BYTES = 2 * 2**30  # of examples that are read ahead of the batch that is put together
 _READ_BATCHES = 8
@@ -189,7 +187,7 @@ class _Reader:
             case.spacing_mm,
             flat=self.reads.slices and self.reads.tiles != "all",
         )
-        example = self._example(case, augmentation, rng) | _facts(case)
+        example = self._example(case, augmentation, rng) | self._facts(case)
         return example | {"augmentation": augmentation.vector()}
 
     def evaluation_example(self, row: tuple[int, bool]) -> Example:
@@ -197,7 +195,12 @@ class _Reader:
         index, valid = row
         case = self.cases[index]
         extra = {"valid": np.bool_(valid), "case": np.int32(index)}
-        return self._example(case, augment.Augmentation(), None) | _facts(case) | extra
+        return self._example(case, augment.Augmentation(), None) | self._facts(case) | extra
+
+    @property
+    def _truth(self) -> ArrayName:
+        """The stored array of what is true of voxels."""
+        return "classes" if self.reads.classes else "lesion"
 
     def example_bytes(self) -> int:
         """The size of the largest example."""
@@ -235,8 +238,8 @@ class _Reader:
         origins = self._random_origins(case.shape, voxels, rng)
         starts = augment.moved_starts(origins, augmentation, case.shape, tile, box)
         tiles = self.store.read_boxes(case.name, "volume", starts, box)
-        lesions = self.store.read_boxes(case.name, "lesion", starts, box)
-        example: Example = {"tiles": tiles, "lesions": lesions, "origins": origins}
+        truth = self.store.read_boxes(case.name, self._truth, starts, box)
+        example: Example = {"tiles": tiles, self.reads.truth[0]: truth, "origins": origins}
         return example | ({"starts": starts} if any(self.margin) else {})
 
     def _random_origins(
@@ -245,7 +248,7 @@ class _Reader:
         """Corners of the tiles, (K, 3) int32: those centred on a lesion voxel come first."""
         count = self.config.train.tiles_per_scan
         tile = np.asarray(self.config.data.tile)
-        step = np.array([1, ORIGIN_STEP, ORIGIN_STEP])
+        step = np.array([1, self.reads.origin_step, self.reads.origin_step])
         last = np.maximum(np.asarray(shape) - tile, 0) // step
         origins = rng.integers(0, last, size=(count, 3), endpoint=True)
         # The expected share is exact whatever the count; drawn even where there is no lesion.
@@ -271,7 +274,7 @@ class _Reader:
         padded = (bucket.depth, *case.shape[1:])
         slabs = (bucket.depth // data.tile[0], data.tile[0], *case.shape[1:])
         volume = self.store.read_boxes(case.name, "volume", [(0, 0, 0)], padded)
-        lesion = self.store.read_boxes(case.name, "lesion", [(0, 0, 0)], padded)
+        truth = self.store.read_boxes(case.name, self._truth, [(0, 0, 0)], padded)
         origins = tile_corners(padded, data.tile)
         order = np.arange(len(origins)) if rng is None else rng.permutation(len(origins))
         lung = buckets.lung_tiles(case, data, bucket.depth)
@@ -280,10 +283,12 @@ class _Reader:
         first = np.argsort(~lung[order], kind="stable")[: bucket.tiles]
         return {
             "volume": volume.reshape(slabs),
-            "lesion": lesion.reshape(slabs),
+            self.reads.truth[1]: truth.reshape(slabs),
             "origins": origins[order[first]],
         }
 
-
-def _facts(case: StoredCase) -> Example:
-    return {"depth": np.int32(case.depth), "label": np.int32(case.label)}
+    def _facts(self, case: StoredCase) -> Example:
+        facts: Example = {"depth": np.int32(case.depth), "label": np.int32(case.label)}
+        if self.config.data.mask == "none":
+            facts["intensity"] = np.asarray(case.intensity, np.float32)
+        return facts

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from deepsc_jax import __version__, config
-from deepsc_jax.data import lungs, records, scans, store
+from deepsc_jax.data import lungs, records, scans, store, unmasked
 from deepsc_jax.data.datasets import Case
-from deepsc_jax.data.preprocess import Prepared, prepare_scan
+from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.sums import meanwhile
 from deepsc_jax.runtime import lock
 from deepsc_jax.runtime.errors import InputError
@@ -30,7 +30,7 @@ _OURS = re.compile(
     r"|(partial-[0-9a-f]{8}-)?salt"
     r"|records/[^/]+\.json"
     r"|cases/[^/]+/(partial-)?record\.json"  # of earlier versions
-    r"|cases/[^/]+/(volume|lesion|lung|lesion_voxels)/(zarr\.json|c(/\d+)+)(\.__lock)?"
+    r"|cases/[^/]+/(volume|lesion|lung|classes|lesion_voxels)/(zarr\.json|c(/\d+)+)(\.__lock)?"
 )
 
 
@@ -196,13 +196,13 @@ def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
                 f"--exclude={case.name}"
             )
         outside = (lesion & ~lung).sum() / max(voxels, 1)
-        if outside > _LESION_OUTSIDE:
+        if data.mask == "lungs" and outside > _LESION_OUTSIDE:
             print(
                 f"note: {case.name}: {outside:.0%} of its lesion voxels lie outside of its lung "
                 "mask, where the network sees nothing: check the lung mask",
                 file=sys.stderr,
             )
-    prepared = prepare_scan(scan, lung, data, lesion, data.allow)
+    prepared = unmasked.prepare(scan, lung, data, lesion, data.allow)
     for note in prepared.notes:
         print(f"note: {shown(case.name)}: {shown(note)}", file=sys.stderr)
     return prepared

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Bool, Float32, Int64, Num
+from jaxtyping import Bool, Float32, Int64, Num, UInt8
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.plausibility import check_lungs
@@ -54,6 +54,8 @@ class Prepared:
     """The scan's, and what is to be said of its lungs: a line each."""
     spacing_mm: Triple = (1.0, 1.0, 1.0)
     """Of a working voxel."""
+    classes: UInt8[np.ndarray, "depth height width"] | None = None
+    """`labels.class_map`, of a scan that is not masked."""
 
 
 def working_grid(
@@ -135,6 +137,13 @@ def normalise(
     scaled -= np.float32(low)
     scaled /= np.float32(high - low)
     return scaled
+
+
+def intensity_of(volume: Volume) -> Triple:
+    """What a z-score needs of a normalised scan: its least value, mean and deviation."""
+    mean = float(volume.mean(dtype=np.float64))
+    squares = sum(float(np.square(plane - mean, dtype=np.float64).sum()) for plane in volume)
+    return float(volume.min()), mean, (squares / volume.size) ** 0.5
 
 
 def prepare_scan(

@@ -37,6 +37,7 @@ class StoredCase:
       lesions_known: whether the stored lesion mask is the truth: drawn, or of the lesion-free
         class.
       lesion_voxels, lung_voxels: voxels of each on the working grid.
+      intensity: `intensity_of` the stored volume.
       lung_blocks: where its lungs are, as `occupancy.pack` says it.
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
@@ -56,6 +57,7 @@ class StoredCase:
     lesions_known: bool
     lesion_voxels: int
     lung_voxels: int
+    intensity: tuple[float, float, float]
     lung_blocks: str
     sums: dict[str, str]
     files: dict[str, tuple[int, str]]
@@ -112,6 +114,8 @@ def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
+    least, mean, deviation = values["intensity"]
+    values["intensity"] = (float(least), float(mean), float(deviation))
     for name in ("shape", "chunk", "spacing_mm"):
         values[name] = tuple(values[name])
     values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})

@@ -6,6 +6,7 @@ A store is a folder:
     cases/NAME/volume         (D, H, W) uint16: the masked, normalised scan times 65535
     cases/NAME/lesion         (D, H, W) uint8, 0 or 1
     cases/NAME/lung           (D, H, W) uint8, 0 or 1
+    cases/NAME/classes        (D, H, W) uint8: ids of voxels' classes, of scans that are not masked
     cases/NAME/lesion_voxels  (N, 3) int16: up to `SAMPLED_VOXELS` lesion voxels, to centre tiles on
 
 Each array is a zarr v3 array of one file (a shard) whose chunks are read on their own: a reader
@@ -37,14 +38,14 @@ from deepsc_jax.config.options import from_document
 from deepsc_jax.data import occupancy
 from deepsc_jax.data.arrays import DTYPES, LEVELS, array_spec, kvstore, reason, write_array
 from deepsc_jax.data.datasets import SPLITS, Case
-from deepsc_jax.data.preprocess import Prepared
+from deepsc_jax.data.preprocess import Prepared, intensity_of
 from deepsc_jax.data.records import Ints3, StoredCase, index_bytes, parse_index, record_from_json
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.types import JsonObject, Untyped
 
-ArrayName = Literal["volume", "lesion", "lung"]
+ArrayName = Literal["volume", "lesion", "lung", "classes"]
 
 CHUNK: Ints3 = (16, 64, 64)
 SAMPLED_VOXELS = 2000
@@ -94,6 +95,8 @@ def write_case(
         "lung": prepared.lung,
         "lesion_voxels": sample_lesion_voxels(lesion, case.name),
     }
+    if prepared.classes is not None:
+        arrays["classes"] = prepared.classes
     files: dict[str, tuple[int, str]] = {}
     for name, array in arrays.items():
         files |= write_array(
@@ -118,6 +121,7 @@ def write_case(
         lesions_known=case.lesion_mask is not None or case.label == lesion_free,
         lesion_voxels=int(lesion.sum()),
         lung_voxels=int(prepared.lung.sum()),
+        intensity=intensity_of(prepared.volume),
         lung_blocks=occupancy.pack(prepared.lung),
         sums=dict(sums or {}),
         files=files,

@@ -4,15 +4,21 @@ import json
 import pathlib
 
 import numpy as np
+from jaxtyping import UInt8
 
 from deepsc_jax.data import preprocess, scans
+from deepsc_jax.data.classes import IDS
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.evaluation import baselines
 from deepsc_jax.inference.predictor import SegmentsScans
+from deepsc_jax.metrics.overlap import dice
 from deepsc_jax.metrics.summary import per_scan, summarise
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.types import JsonObject
+
+LUNGS = {"left_lung": "right_lung", "right_lung": "left_lung"}  # each with the other
 
 
 def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, list[dict]]:
@@ -36,15 +42,16 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
             progress.advance()
     labels = np.array([case.label for case in cases])
     probabilities = [list(row["probabilities"].values()) for row in rows if "probabilities" in row]
-    return (
-        summarise(
-            [row for row in rows if "has_lesion" in row],
-            labels if probabilities else None,
-            np.array(probabilities) if probabilities else None,
-            store.data.classes,
-        ),
-        rows,
+    summary = summarise(
+        [row for row in rows if "has_lesion" in row],
+        labels if probabilities else None,
+        np.array(probabilities) if probabilities else None,
+        store.data.classes,
     )
+    sides = [row["lungs"] for row in rows if "lungs" in row]
+    if sides:
+        summary["lungs"] = {name: float(np.mean([s[name] for s in sides])) for name in sides[0]}
+    return summary, rows
 
 
 def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> JsonObject:
@@ -54,12 +61,40 @@ def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> JsonObject
     if prediction.lesion is not None and case.lesions_known:
         truth = source_case(store, case, predictor.config.data.intensity)
         probability = preprocess.to_source(prediction.lesion, case.grid)
-        lesion = (probability >= predictor.threshold) & truth.lung
+        lesion = probability >= predictor.threshold
+        if store.data.mask == "lungs":
+            lesion &= truth.lung
         row |= per_scan(lesion, truth.lesion, truth.lung, truth.spacing_mm)
+    if LUNGS.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
+        row["lungs"] = lung_dice(prediction, store.read(case.name, "classes"))
     if prediction.classes is not None:
         named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
         row["probabilities"] = dict(named)
     return row
+
+
+def lung_dice(
+    prediction: Prediction, classes: UInt8[np.ndarray, "depth height width"]
+) -> dict[str, float]:
+    """The DSC of each lung on the working grid, and the share of its voxels on the wrong side.
+
+    A voxel is of its most probable class.
+
+    Args:
+      prediction: of a network that finds the lungs.
+      classes: the true ids of `classes.IDS`.
+    """
+    names = [name for name in IDS if name in prediction.volumes]
+    found = np.stack([prediction.volumes[name] for name in names])
+    background = 1 - found.sum(axis=0, keepdims=True)
+    ids = np.array([IDS["background"], *(IDS[name] for name in names)])
+    chosen = ids[np.concatenate([background, found]).argmax(axis=0)]
+    figures: dict[str, float] = {}
+    for name, other in LUNGS.items():
+        truth = classes == IDS[name]
+        figures[f"{name}_dsc"] = dice(chosen == IDS[name], truth)
+        figures[f"{name}_wrong_side"] = float((chosen[truth] == IDS[other]).mean())
+    return figures
 
 
 def source_case(

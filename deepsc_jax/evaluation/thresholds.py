@@ -33,9 +33,10 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
         if lesion is None or not truth.lesion.any():
             continue
         probability = preprocess.to_source(lesion, case.grid)
+        inside = truth.lung if store.data.mask == "lungs" else np.ones_like(truth.lung)
         predicted, hits = (
             np.histogram(probability[voxels], edges)[0][::-1].cumsum()[::-1][1:]
-            for voxels in (truth.lung, truth.lung & truth.lesion)
+            for voxels in (inside, inside & truth.lesion)
         )
         rows[i] = 2 * hits / (predicted + truth.lesion.sum())
     rows = np.concatenate(cluster.by_process(rows))

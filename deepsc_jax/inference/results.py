@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 
 from deepsc_jax import __version__
 from deepsc_jax.config import DataConfig
-from deepsc_jax.data import lungs, preprocess, scans
+from deepsc_jax.data import lungs, preprocess, scans, unmasked
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.scans import Scan
@@ -180,13 +180,16 @@ def predict_scan(
     )
     ours(out)
     scan = scans.load_scan(request.path, network.data.intensity, allow)
-    if request.lung_mask is None:
-        lung = lungs.find_lungs(scan, network.data.intensity)
-    else:
+    lung = None
+    if request.lung_mask is not None:
         lung = scans.load_mask(request.lung_mask, scan, "lung mask")
+    elif not finds_lungs(network.volumes):
+        lung = lungs.find_lungs(scan, network.data.intensity)
     sources.require_unchanged()
-    prepared = preprocess.prepare_scan(scan, lung, network.data, allow=allow)
+    prepared = unmasked.prepare(scan, lung, network.data, allow=allow)
     prediction = compute(prepared.volume)
+    if lung is None:
+        lung = found_lungs(prediction, prepared.grid)
     with folder_aside(out, ours) as folder:
         result = sources.facts() | _write(folder, scan, lung, prepared, prediction, network)
         result |= {
@@ -197,6 +200,19 @@ def predict_scan(
         result = identity.signed(result)
         write_json(result, folder / identity.RESULT)
     return result
+
+
+def finds_lungs(volumes: Collection[str]) -> bool:
+    """Whether a network that gives these needs no lungs."""
+    return {"left_lung", "right_lung"} <= set(volumes)
+
+
+def found_lungs(
+    prediction: Prediction, grid: preprocess.WorkingGrid
+) -> Bool[np.ndarray, "depth height width"]:
+    """Both lungs, lesions included, as a network found them, on the source's grid."""
+    both = sum(prediction.volumes[name] for name in ("left_lung", "right_lung", "lesion"))
+    return preprocess.to_source(np.asarray(both), grid) >= 0.5
 
 
 def _write(
@@ -217,14 +233,19 @@ def _write(
     }
     probability = mask = shown = classes = None
     if prediction.lesion is not None:
-        # Outside of the lungs the network sees nothing.
-        probability = np.where(lung, preprocess.to_source(prediction.lesion, prepared.grid), 0)
+        probability = preprocess.to_source(prediction.lesion, prepared.grid)
+        if network.data.mask == "lungs":  # outside of them the network sees nothing
+            probability = np.where(lung, probability, 0)
         mask = probability >= network.threshold
         scans.save_like(probability, scan, folder / "lesion_probability.nii.gz", np.float32)
         scans.save_like(mask, scan, folder / "lesion_mask.nii.gz", np.uint8)
         lesion_ml = float(mask.sum()) * voxel_ml
         result |= {"lesion_ml": lesion_ml, "lesion_threshold": network.threshold}
-        result["lesion_share_of_lung"] = float(mask.sum() / lung.sum())
+        result["lesion_share_of_lung"] = float(mask.sum() / max(lung.sum(), 1))
+    for name in network.volumes:
+        if name in prediction.volumes and name != "lesion":
+            side = preprocess.to_source(prediction.volumes[name], prepared.grid) >= 0.5
+            scans.save_like(side, scan, folder / f"{name}.nii.gz", np.uint8)
     if prediction.classes is not None:
         given: list[float] = prediction.classes.tolist()
         classes = dict(zip(network.data.classes, given, strict=True))

@@ -37,6 +37,12 @@ MODELS = {
         "deepsc_jax.models.deepsc.network",
         "deepsc_jax.systems.joint:Joint",
     ),
+    "qchc_unet": Row(
+        "QC-HC U-Net",
+        "deepsc_jax.models.qchc_unet.config:Options",
+        "deepsc_jax.models.qchc_unet.network",
+        "deepsc_jax.systems.patch_segmentation:PatchSegmentation",
+    ),
     "unet3d": Row(
         "3D U-Net (MLPerf)",
         "deepsc_jax.models.comparators.unet3d:Options",

@@ -20,7 +20,7 @@ from deepsc_jax.models.deepsc.network import DeepSC, evidence
 from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.system import Outputs, Stage, Variables
-from deepsc_jax.systems.whole_scan import chunks, cut, one_behind, paste
+from deepsc_jax.systems.whole_scan import averaged, chunks, cut
 
 SHARED = ("scan_features", "scan_lesion")  # what tiles add up to on the slice grid
 
@@ -95,7 +95,6 @@ class JointPredictor:
     def _lesions(
         self, volume: np.ndarray, depth: Array, features: Array | None
     ) -> tuple[np.ndarray, dict[str, Array] | None]:
-        lesion = np.zeros_like(volume)
         sums = None
 
         def segmented() -> Iterator[tuple[Array, np.ndarray]]:
@@ -109,20 +108,15 @@ class JointPredictor:
                     sums = share if sums is None else jax.tree.map(jnp.add, sums, share)
                 yield out["lesion"][0, ..., 0], corners
 
-        for tiles, corners in one_behind(segmented()):
-            paste(lesion, tiles, corners)
+        lesion = averaged(volume.shape, segmented())
         return lesion, sums
 
     def _evidence_masks(
         self, masks: tuple[Array, ...], depth: Array, volume: np.ndarray
     ) -> dict[str, Volume]:
-        whole = np.zeros((len(masks), len(volume), *self._data.working_size), volume.dtype)
         masked = (
             (self._evidence(masks, jnp.asarray(origins), depth), corners)
             for origins, corners in chunks(self._data, len(volume))
         )
-        for tiles, corners in one_behind(masked):
-            for level in range(len(masks)):
-                paste(whole[level], tiles[:, level], corners)
-        whole *= volume > 0
+        whole = averaged(volume.shape, masked) * (volume > 0)
         return {f"evidence_{level}": mask for level, mask in enumerate(whole, start=1)}

@@ -2,21 +2,27 @@
 
 The model's module has `build(options, data, layout)`, whose network takes tiles `(N, d, h, w, 1)`
 and the real slices of each, and gives `logits (N, d, h, w, class)`, background first; and
-`losses(options, logits, truth, valid)`, per tile.
+`losses(options, logits, truth, valid)`, per tile. Its options are `PatchOptions`.
+
+Where the lungs are given, tiles are masked by them (`standardise`); where they are to be found as
+well (`--mask=none`), tiles are z-scores of the whole scan, whose minimum lies beyond its end.
 """
 
 import functools
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import Config
+from deepsc_jax.config import Config, ModelOptions, Plateau, VoxelClass
 from deepsc_jax.data.batch import Reads
+from deepsc_jax.data.classes import IDS
 from deepsc_jax.data.prediction import Prediction
+from deepsc_jax.data.preprocess import intensity_of
 from deepsc_jax.models.layers.blocks import standardise
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import compiler
@@ -33,7 +39,28 @@ from deepsc_jax.systems.system import (
     dice_at_thresholds,
     without_perturbations,
 )
-from deepsc_jax.systems.whole_scan import chunks, cut, one_behind, paste
+from deepsc_jax.systems.whole_scan import averaged, chunks, cut
+
+DEVIATION_EPSILON = 1e-6  # of a z-score, MIScnn's
+
+
+class PatchOptions(ModelOptions, Protocol):
+    """What this task asks of a model's options."""
+
+    @property
+    def voxel_classes(self) -> tuple[VoxelClass, ...]:
+        """What the network's outputs are of, background first, `lesion` among the others."""
+        ...
+
+    @property
+    def overlap(self) -> float:
+        """Share of a tile that its neighbours cover as well, in prediction."""
+        ...
+
+    @property
+    def plateau(self) -> Plateau | None:
+        """When the learning rate is reduced; None where it goes by the step alone."""
+        ...
 
 
 class PatchSegmentation(System):
@@ -41,14 +68,22 @@ class PatchSegmentation(System):
 
     def __init__(self, config: Config, layout: Layout, model: ModuleType):
         super().__init__(config, layout, model)
+        self.options = cast(PatchOptions, config.model)
         self.network = model.build(config.model, config.data, layout)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One."""
         of_stage = self.config.stage("segmentation")
-        reads = Reads(tiles="drawn")
+        lungs = {"left_lung", "right_lung"} & set(self.options.voxel_classes)
+        step = 1 if self.config.data.mask == "none" else Reads.origin_step
+        reads = Reads(tiles="drawn", classes=bool(lungs), origin_step=step)
         return (Stage("segmentation", reads, ("lesions",), of_stage.steps, of_stage.batch),)
+
+    def plateau(self, stage: Stage) -> Plateau | None:
+        """As the model's options say."""
+        del stage
+        return self.options.plateau
 
     def init(self, key: Array, batch: Batch) -> Variables:
         """Fresh variables of the network."""
@@ -64,57 +99,82 @@ class PatchSegmentation(System):
         out, changed = self.network.apply(
             variables, tiles, valid, train=True, mutable=carried_of(variables)
         )
-        truth = batch["lesions"].reshape(tiles.shape[:-1]).astype(jnp.int32)
+        truth = self._truth(batch).reshape(tiles.shape[:-1])
         terms = self.model.losses(self.config.model, out["logits"], truth, valid)
         scans = len(batch["depth"])
         return {name: x.reshape(scans, -1).mean(axis=1) for name, x in terms.items()}, dict(changed)
 
     def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
-        """`lesion (scan, tile, d, h, w)`: the probability of the first class but the background."""
+        """`lesion (scan, tile, d, h, w)`, `probabilities (..., class)`, the network's `maps`."""
         del stage
         tiles, valid = self._inputs(batch)
         out = self.network.apply(variables, tiles, valid, train=False)
-        lesion = jax.nn.softmax(out["logits"])[..., 1]
-        return {"lesion": lesion.reshape(batch["tiles"].shape), "maps": out["maps"]}
+        probabilities = jax.nn.softmax(out["logits"])
+        probabilities = probabilities.reshape(*batch["tiles"].shape, -1)
+        lesion = probabilities[..., self.options.voxel_classes.index("lesion")]
+        return {"lesion": lesion, "probabilities": probabilities, "maps": out["maps"]}
 
     def measures(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
         """DSC at every threshold, over all tiles of a scan."""
         lesion = self.outputs(stage, variables, batch)["lesion"]
-        real = batch["tiles"] > 0  # outside of the lungs nothing is predicted
-        return {"dice": dice_at_thresholds(lesion * real, batch["lesions"])}
+        if self.config.data.mask == "lungs":
+            real = batch["tiles"] > 0  # outside of the lungs nothing is predicted
+        else:
+            slices = batch["origins"][..., 0, None] + jnp.arange(lesion.shape[2])
+            real = (slices < batch["depth"][:, None, None])[..., None, None]
+        truth = self._truth(batch) == self.options.voxel_classes.index("lesion")
+        return {"dice": dice_at_thresholds(lesion * real, truth)}
 
     def volumes(self, stage: Stage) -> tuple[str, ...]:
-        """The lesion probability."""
+        """The lesion probability, and those of the lungs where they are found."""
         del stage
-        return ("lesion",)
+        others = [n for n in self.options.voxel_classes if n not in ("background", "lesion")]
+        return ("lesion", *others)
 
     def predictor(self, stage: Stage, variables: Variables) -> Predict:
         """The network over a whole scan, chunk by chunk of its tiles."""
-        data = self.config.data
+        data, names = self.config.data, self.volumes(stage)
+        ids = jnp.asarray([self.options.voxel_classes.index(cast(VoxelClass, n)) for n in names])
         options = compiler.options(jax.default_backend(), data.tile, self.layout.form)
+        depth, height, width = (max(1, int(n * (1 - self.options.overlap))) for n in data.tile)
 
         @functools.partial(jax.jit, compiler_options=options)
         def program(variables: Variables, batch: Batch) -> Array:
-            return self.outputs(stage, variables, batch)["lesion"][0]
+            probabilities = self.outputs(stage, variables, batch)["probabilities"][0]
+            return jnp.moveaxis(probabilities[..., ids], -1, 1)
 
         def segmented(volume: np.ndarray) -> Iterator[tuple[Array, np.ndarray]]:
-            depth = jnp.asarray([len(volume)], jnp.int32)
-            for origins, corners in chunks(data, len(volume)):
-                tiles = jnp.asarray(cut(volume, origins, data.tile)[None])
-                batch = {"tiles": tiles, "origins": jnp.asarray(origins[None]), "depth": depth}
+            facts, fill = {"depth": jnp.asarray([len(volume)], jnp.int32)}, 0.0
+            if data.mask == "none":
+                intensity = intensity_of(volume)
+                facts["intensity"], fill = jnp.asarray([intensity], jnp.float32), intensity[0]
+            for origins, corners in chunks(data, len(volume), (depth, height, width)):
+                tiles = jnp.asarray(cut(volume, origins, data.tile, fill)[None])
+                batch = {"tiles": tiles, "origins": jnp.asarray(origins[None]), **facts}
                 yield program(variables, batch), corners
 
         def predict(volume: Float[np.ndarray, "depth height width"]) -> Prediction:
-            lesion = np.zeros_like(volume)
-            for tiles, corners in one_behind(segmented(volume)):
-                paste(lesion, tiles, corners)
-            return Prediction({"lesion": lesion})
+            found = averaged(volume.shape, segmented(volume))
+            return Prediction(dict(zip(names, found, strict=True)))
 
         return predict
+
+    def _truth(self, batch: Batch) -> Int[Array, "scan tile d h w"]:
+        """The network's class of every voxel; what it does not tell apart is background."""
+        if "classes" not in batch:
+            return batch["lesions"].astype(jnp.int32)
+        names = self.options.voxel_classes
+        ours = [names.index(cast(VoxelClass, n)) if n in names else 0 for n in IDS]
+        return jnp.asarray(ours, jnp.int32)[batch["classes"]]
 
     def _inputs(self, batch: Batch) -> tuple[Array, Array]:
         """All tiles in a row, `(N, d, h, w, 1)`, and the real slices of each, `(N,)`."""
         data, tiles = self.config.data, batch["tiles"]
-        shown = standardise(tiles, data.intensity_mean, data.intensity_sd)
+        if data.mask == "none":
+            least, mean, deviation = batch["intensity"].T[..., None, None, None, None]
+            # What lies beyond a scan is its minimum.
+            shown = (jnp.maximum(tiles, least) - mean) / (deviation + DEVIATION_EPSILON)
+        else:
+            shown = standardise(tiles, data.intensity_mean, data.intensity_sd)
         valid = jnp.clip(batch["depth"][:, None] - batch["origins"][..., 0], 0, tiles.shape[2])
         return shown.reshape(-1, *tiles.shape[2:], 1), valid.reshape(-1)

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from deepsc_jax.config import Config
+from deepsc_jax.config import Config, Plateau
 from deepsc_jax.data import batch as batches
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
@@ -157,13 +157,37 @@ class System(abc.ABC):
         record["score"] = (record["dsc"] or 0.0) + (record["auc"] or 0.0)
         return record
 
-    def learning_rate(self, stage: Stage) -> optax.Schedule:
-        """The learning rate by step, as `optimizer` has it."""
-        return optimizers.learning_rate(self.config.train, self.config.stage(stage.name))
+    def plateau(self, stage: Stage) -> Plateau | None:
+        """When the learning rate is reduced; None where it goes by the step alone."""
+        del stage
+        return None
 
-    def optimizer(self, stage: Stage) -> optax.GradientTransformation:
-        """The optimizer of `stage`: here Adam, or AdamW."""
-        return optimizers.adam(self.config.train, self.learning_rate(stage))
+    def learning_rate(self, stage: Stage) -> optax.Schedule:
+        """The learning rate by step, but for what a plateau takes from it.
+
+        By the shared options, or, where there is a `plateau`, constant.
+        """
+        of_stage = self.config.stage(stage.name)
+        if self.plateau(stage) is not None:
+            return optax.constant_schedule(of_stage.learning_rate)
+        return optimizers.learning_rate(self.config.train, of_stage)
+
+    def optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
+        """The optimizer of `stage`, which is told the loss as `value`: here Adam, or AdamW."""
+        adam = optimizers.adam(self.config.train, self.learning_rate(stage))
+        plateau = self.plateau(stage)
+        if plateau is None:
+            return optax.with_extra_args_support(adam)
+        rate = self.config.stage(stage.name).learning_rate
+        return optax.chain(adam, reduction(plateau, rate))
+
+    def rate_taken(self, stage: Stage, step: Array, opt_state: optax.OptState) -> Array:
+        """The learning rate of a step, given the optimizer's state after it."""
+        rate = jnp.asarray(self.learning_rate(stage)(step))
+        if self.plateau(stage) is None:
+            return rate
+        # By the state's name: a norm's parameters have a `scale` as well.
+        return rate * optax.tree.get(opt_state, "ReduceLROnPlateauState").scale
 
     @abc.abstractmethod
     def volumes(self, stage: Stage) -> tuple[str, ...]:
@@ -180,6 +204,19 @@ class System(abc.ABC):
     def seed(self, stage: Stage) -> int:
         """Of the stage's order, tiles and augmentation: another one for every run and stage."""
         return self.config.train.seed * len(self.stages) + self.stages.index(stage) + 1
+
+
+def reduction(plateau: Plateau, rate: float) -> optax.GradientTransformationExtraArgs:
+    """Scales updates that were made with `rate`; the last step of a window is the first reduced."""
+    return optax.contrib.reduce_on_plateau(
+        factor=plateau.factor,
+        patience=plateau.patience,
+        rtol=0.0,
+        atol=plateau.min_delta,
+        cooldown=plateau.cooldown,
+        accumulation_size=plateau.window,
+        min_scale=min(1.0, plateau.floor / rate) if rate > 0 else 0.0,
+    )
 
 
 def inverse_frequency(counts: Float[Array, "class"]) -> Float[Array, "class"]:

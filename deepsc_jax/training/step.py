@@ -39,7 +39,7 @@ def make_train_step(
       A function to the next state and the scalars `loss`, its terms, `learning_rate` and
       `gradient_norm`.
     """
-    optimizer, schedule = system.optimizer(stage), system.learning_rate(stage)
+    optimizer = system.optimizer(stage)
     parts, decay = system.config.platform.accumulation, system.config.train.average_decay
 
     def share_of_loss(
@@ -82,9 +82,11 @@ def make_train_step(
 
     def step(state: State, batch: Batch) -> tuple[State, Scalars]:
         (gradient, means), carried = gradients(state.params, state.carried, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.params, value=means["loss"]
+        )
         params = optax.apply_updates(state.params, updates)
-        means["learning_rate"] = jnp.asarray(schedule(state.step))
+        means["learning_rate"] = system.rate_taken(stage, state.step, opt_state)
         means["gradient_norm"] = optax.tree.norm(gradient)
         taken = state.step + 1
         average = optimizers.averaged(state.average, params, taken, decay) if decay else {}

@@ -93,7 +93,8 @@ def test_a_fields_bytes_are_those_of_one_example():
 
 
 def test_depth_is_an_axis_of_scans_tiles_and_slices():
-    expected = {"volume": 2, "lesion": 2, "tiles": 2, "lesions": 2, "slices": 1}
+    slabs, tiles = ("volume", "lesion", "class_map"), ("tiles", "lesions", "classes")
+    expected = dict.fromkeys((*slabs, *tiles), 2) | {"slices": 1}
     assert expected == batches.DEPTH_AXES
     arrays = batches.zeros(Reads("all", slices=True), CONFIG.data, batch=3)
     axes = {name: axis for name, axis in batches.DEPTH_AXES.items() if name in arrays}

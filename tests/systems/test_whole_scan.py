@@ -1,4 +1,4 @@
-"""A whole scan in chunks of tiles: every voxel once, and nothing of what lies beyond."""
+"""A whole scan in chunks of tiles: nothing of what lies beyond, and a mean where they overlap."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,15 @@ import pytest
 from jaxtyping import Array
 
 from deepsc_jax.config import DataConfig
-from deepsc_jax.systems.whole_scan import CPU_TILES, chunk_tiles, chunks, cut, one_behind, paste
+from deepsc_jax.systems.whole_scan import (
+    CPU_TILES,
+    averaged,
+    chunk_tiles,
+    chunks,
+    corners,
+    cut,
+    one_behind,
+)
 
 DATA = DataConfig(working_size=(16, 24), tile=(8, 16, 8), slices=8, depth_bucket=8)
 # Tiles of three to a slab of eight slices: below, at and above a chunk of four tiles.
@@ -27,32 +35,47 @@ def test_a_chunk_is_as_many_tiles_as_a_device_takes_at_once():
 def test_chunks_are_of_one_size_and_their_real_tiles_cover_the_scan_once(depth: int):
     covered = np.zeros((depth, *DATA.working_size), int)
     deep = -(-depth // 8) * 8
-    for origins, corners in chunks(DATA, depth):
+    for origins, real in chunks(DATA, depth):
         assert origins.shape == (CPU_TILES, 3)
         assert origins.dtype == np.int32
-        np.testing.assert_array_equal(origins[: len(corners)], corners)
-        assert (corners < (deep, *DATA.working_size)).all()
-        assert (origins[len(corners) :, 0] >= depth).all()  # what fills it up is no voxel's
-        for d, h, w in corners:
+        np.testing.assert_array_equal(origins[: len(real)], real)
+        assert (real < (deep, *DATA.working_size)).all()
+        assert (origins[len(real) :, 0] >= depth).all()  # what fills it up is no voxel's
+        for d, h, w in real:
             covered[d : d + 8, h : h + 16, w : w + 8] += 1
     assert (covered == 1).all()
 
 
 @depths
-def test_what_was_cut_is_pasted_back(depth: int):
+def test_what_was_cut_is_put_together_by_the_same_bits(depth: int):
     volume = np.random.default_rng(depth).uniform(1, 2, (depth, *DATA.working_size))
     volume = volume.astype(np.float32)
-    rebuilt = np.zeros_like(volume)
-    for origins, corners in chunks(DATA, depth):
-        tiles = cut(volume, origins, DATA.tile)
-        assert tiles.shape == (CPU_TILES, *DATA.tile)
-        assert tiles.dtype == np.float32
-        for tile, (d, h, w) in zip(tiles, origins, strict=True):
-            inside = volume[d : d + 8, h : h + 16, w : w + 8]
-            np.testing.assert_array_equal(tile[: len(inside)], inside)
-            assert not tile[len(inside) :].any()
-        paste(rebuilt, np.where(tiles == 0, 9, tiles), corners)  # no 9 may get into the scan
-    np.testing.assert_array_equal(rebuilt, volume)
+
+    def tiles() -> Iterator[tuple[Array, np.ndarray]]:
+        for origins, places in chunks(DATA, depth):
+            parts = cut(volume, origins, DATA.tile)
+            assert parts.shape == (CPU_TILES, *DATA.tile)
+            assert parts.dtype == np.float32
+            for part, (d, h, w) in zip(parts, origins, strict=True):
+                inside = volume[d : d + 8, h : h + 16, w : w + 8]
+                np.testing.assert_array_equal(part[: len(inside)], inside)
+                assert not part[len(inside) :].any()
+            yield jnp.where(parts == 0, 9, parts), places  # no 9 may get into the scan
+
+    np.testing.assert_array_equal(averaged(volume.shape, tiles()), volume)
+
+
+def test_overlapping_tiles_end_where_the_volume_does_and_their_mean_is_taken():
+    # By hand: along depth at 0, 2, 4 and 5 of 9 slices, and the lone tile in the middle of 2 rows.
+    places = corners((9, 2, 4), (4, 4, 4), (2, 2, 2))
+    assert places.tolist() == [[0, -1, 0], [2, -1, 0], [4, -1, 0], [5, -1, 0]]
+    values = np.broadcast_to(np.float32([1, 2, 3, 4])[:, None, None, None], (4, 4, 4, 4))
+    mean = averaged((9, 2, 4), iter([(jnp.asarray(values), places)]))
+    expected = [1, 1, 1.5, 1.5, 2.5, 3, 3.5, 3.5, 4]
+    np.testing.assert_array_equal(mean, np.broadcast_to(np.reshape(expected, (9, 1, 1)), (9, 2, 4)))
+    assert cut(np.ones((9, 2, 4), np.float32), places, (4, 4, 4), 7.0)[0, 0, :, 0].tolist() == [
+        7, 1, 1, 7,
+    ]  # fmt: skip
 
 
 def test_each_item_is_read_once_the_next_is_dispatched():

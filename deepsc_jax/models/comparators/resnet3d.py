@@ -51,7 +51,8 @@ class Options:
         Raises:
           ValueError: widths and blocks do not pair, or too few of something.
         """
-        del data  # any sides will do
+        if data.mask != "lungs":
+            raise ValueError(f"mask is {data.mask}: this network sees the lungs alone: give lungs")
         if not 0 < len(self.widths) == len(self.blocks):
             raise ValueError(
                 f"widths is {self.widths} and blocks is {self.blocks}: give each layer one of both"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import DataConfig, PlatformConfig, StageConfig, option
+from deepsc_jax.config import DataConfig, PlatformConfig, StageConfig, VoxelClass, option
 from deepsc_jax.models.layers.blocks import (
     EXACT,
     ConvNormAct,
@@ -54,6 +54,10 @@ class Options:
         1e-6, "code: added above and below the fraction of the Dice loss"
     )
     segmentation: Training = dataclasses.field(default_factory=Training)
+
+    overlap: ClassVar[float] = 0.0
+    plateau: ClassVar[None] = None
+    voxel_classes: ClassVar[tuple[VoxelClass, ...]] = ("background", "lesion")
 
     @property
     def tile_step(self) -> int:

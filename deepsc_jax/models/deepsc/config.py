@@ -189,6 +189,10 @@ class Options:
         """
         space = platform.space
         require(
+            data.mask == "lungs",
+            f"mask is {data.mask}: this network sees the lungs alone: give lungs",
+        )
+        require(
             all(t % POOLING == 0 for t in data.tile),
             f"tile is {data.tile}: each side must be a positive multiple of {POOLING}, because the "
             "lesion subnet pools three times by 2",

@@ -243,12 +243,12 @@ class Deconv(nn.Module):
     features: int
     layout: Layout = Layout()
     bias: bool = False
+    kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Volume) -> Volume:
         batch, depth, height, width, channels = x.shape
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
-        kernel = self.param("kernel", init, (2, 2, 2, channels, self.features))
+        kernel = self.param("kernel", self.kernel_init, (2, 2, 2, channels, self.features))
         flat = kernel.transpose(3, 0, 1, 2, 4).reshape(channels, -1)
 
         def product(x: Volume, flat: Array, _: int) -> Volume:
