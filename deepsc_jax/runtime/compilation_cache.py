@@ -12,6 +12,7 @@ import os
 import pathlib
 import secrets
 import sys
+import time
 
 import jax
 from jax._src import compilation_cache
@@ -20,6 +21,8 @@ from jax._src.compilation_cache_interface import CacheInterface
 MOST_BYTES = 10 * 2**30
 _SUFFIX = "-cache"
 _MARK = b"sha256:"
+_PARTIAL = "partial"
+_ABANDONED_SECONDS = 3600  # after which nobody writes a file any more
 
 
 class CompilationCache(CacheInterface):
@@ -66,7 +69,7 @@ class CompilationCache(CacheInterface):
         size = len(value) + len(_MARK) + hashlib.sha256().digest_size
         if not self._writable or (self._most_bytes is not None and size > self._most_bytes):
             return
-        partial = self.path / f"partial-{secrets.token_hex(8)}"
+        partial = self.path / f"{_PARTIAL}-{secrets.token_hex(8)}"
         try:
             with partial.open("xb") as file:
                 file.write(value)
@@ -91,7 +94,11 @@ class CompilationCache(CacheInterface):
         )
 
     def _evict(self) -> None:
-        """Remove what was used least recently until all is within the bound."""
+        """Remove what killed processes left, and what was used least recently beyond the bound."""
+        for partial in self.path.glob(f"{_PARTIAL}-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                    partial.unlink()
         if self._most_bytes is None:
             return
         programs = []

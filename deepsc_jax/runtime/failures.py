@@ -73,12 +73,14 @@ def report(error: BaseException, who: str = "") -> int:
     """
     explained = explain(error)
     if explained is None:
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
         code = exit_codes.UNCAUGHT
         line = f"{error!r}: an error of this program's: please report it with the lines above"
     else:
         code, line = explained
-    print(f"error: {who}{shown(line)}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # standard error may be gone, and the code is what is left
+        print(f"error: {who}{shown(line)}", file=sys.stderr, flush=True)
     return code
 
 
