@@ -41,8 +41,8 @@ def step(title: str, module: str, *arguments: str) -> None:
 def run_passing_signals(command: list[str]) -> int:
     """Run a program to its end, as `Popen.returncode` says it, and pass on what this one is sent.
 
-    The program may have to save: it is waited for. It is in a group of its own, so that a terminal's
-    Ctrl-C comes here alone, and to the program once.
+    The program may have to save: it is waited for. It is in a group of its own, so that a
+    terminal's Ctrl-C comes here alone, and to the program once.
     """
     sent: list[int] = []
     started: list[subprocess.Popen] = []

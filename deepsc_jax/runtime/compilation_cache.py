@@ -38,7 +38,7 @@ class CompilationCache(CacheInterface):
     def __init__(self, folder: pathlib.Path, most_bytes: int | None = MOST_BYTES):
         self._path = self.path = folder
         self._most_bytes = most_bytes
-        self._writable = True
+        self._writable = self._readable = True
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is read here is run
         except OSError as error:
@@ -49,10 +49,12 @@ class CompilationCache(CacheInterface):
         path = self._entry(key)
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            print(f"{path}: cannot be read ({error.strerror}): compiled anew", file=sys.stderr)
+            if self._readable:
+                print(f"{path}: cannot be read ({error.strerror}): compiled anew", file=sys.stderr)
+            self._readable = False  # once for all of them
             return None
         value = _checked(content)
         if value is None:
