@@ -96,6 +96,8 @@ def read(workdir: pathlib.Path) -> Record:
         )
     config, path = load(workdir / "config.json", registry.options), workdir / "run.json"
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no file of that name")
         facts: JsonObject = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):
