@@ -18,6 +18,7 @@ import os
 import pathlib
 import resource
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -121,19 +122,23 @@ def lose_output() -> None:
     os.close(writer)
 
 
+HOLDER = """
+import pathlib, sys, time
+from deepsc_jax.runtime.lock import locked
+
+with locked(pathlib.Path(sys.argv[1]), "training"):
+    print("held", flush=True)
+    time.sleep(20)
+"""
+
+
 def take_folder_over() -> None:
     """Remove the lock, and have another process take it."""
-    path = pathlib.Path(WANTED["workdir"], lock.NAME)
-    path.unlink()
-    ready, says = os.pipe()
-    if os.fork() == 0:
-        with lock.locked(path.parent, "training"):
-            os.write(says, b"held")
-            for descriptor in (1, 2):
-                os.close(descriptor)  # which its parent's reader waits for
-            time.sleep(20)
-        os._exit(0)
-    os.read(ready, 4)
+    pathlib.Path(WANTED["workdir"], lock.NAME).unlink()
+    command = [sys.executable, "-c", HOLDER, WANTED["workdir"]]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert other.stdout is not None
+    other.stdout.readline()
 
 
 def be_infinite() -> None:

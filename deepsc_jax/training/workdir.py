@@ -64,7 +64,7 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 "give another folder, or the same --data_dir to go on"
             )
         record = dataclasses.replace(begun, config=config)
-    elif kept := sorted({sums.parts[-3] for sums in workdir.glob(f"*/*/{checksums.SUMS}")}):
+    elif kept := _stages_saved(workdir):
         raise InputError(
             f"{workdir}: checkpoints of {', '.join(kept)}, and no config.json that says what they "
             "are of: copy the whole folder of their run, or name another folder"
@@ -73,6 +73,12 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
     if writer:
         write(workdir, record)
+
+
+def _stages_saved(workdir: pathlib.Path) -> list[str]:
+    """The stages with complete checkpoints."""
+    saved = [sums.parent for sums in workdir.glob(f"*/*/{checksums.SUMS}")]
+    return sorted({step.parent.name for step in saved if step.name.isdecimal()})
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:
