@@ -149,7 +149,7 @@ def be_infinite() -> None:
 
 # What is done to a training: by name.
 DONE: dict[str, Callable[[], Any]] = {
-    "its folder is removed": lambda: shutil.rmtree(WANTED["workdir"]),
+    "its folder is moved": lambda: os.rename(WANTED["workdir"], f"{WANTED['workdir']}-moved"),
     "its store is removed": lambda: shutil.rmtree(pathlib.Path(WANTED["data"], "store")),
     "its lock is removed": lambda: pathlib.Path(WANTED["workdir"], lock.NAME).unlink(),
     "its folder is taken over": take_folder_over,

@@ -156,7 +156,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_next_run_goes_on(
 
 
 ODDS = [
-    ("its folder is removed", exit_codes.FILE_SYSTEM, "No such file or directory"),
+    ("its folder is moved", exit_codes.FILE_SYSTEM, "No such file or directory"),
     ("its lock is removed", exit_codes.DONE, ""),
     ("its folder is taken over", exit_codes.BAD_INPUT, "training, process "),
     ("its output is gone", exit_codes.DONE, "standard output is gone (Broken pipe)"),
