@@ -192,7 +192,7 @@ def save_run(
         workdirs.write(partial, workdirs.Record(system.config, "unknown data", "", thresholds))
         checkpoints = Checkpoints(partial / stage.name, writer=True)
         state = states.create(system, stage, jax.tree.map(jnp.asarray, variables))
-        checkpoints.save(state, {"next_index": 0}, None)
+        checkpoints.save(state, {"next_index": 0})
         checkpoints.wait()
         checkpoints.close()
 
