@@ -74,12 +74,14 @@ def report(error: BaseException, who: str = "") -> int:
     """
     explained = explain(error)
     if explained is None:
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
         code = exit_codes.UNCAUGHT
         line = f"{error!r}: an error of this program's: please report it with the lines above"
     else:
         code, line = explained
-    print(f"error: {who}{shown(line)}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # standard error may be gone, and the code is what is left
+        print(f"error: {who}{shown(line)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -111,7 +113,7 @@ def be_quiet() -> None:
 
 
 def _chain(error: BaseException | None, *, implicit: bool = True) -> Iterator[BaseException]:
-    """An error, those in a group, what it was raised from, and, `implicit`, what was handled then."""
+    """An error, those in a group, what it was raised from, and, if `implicit`, while what."""
     seen: list[BaseException] = []
     waiting = [error]
     while waiting:

@@ -8,13 +8,15 @@ In a run's folder:
 """
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from deepsc_jax.runtime import cluster
+from deepsc_jax.runtime import cluster, failures
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.output import tell
 from deepsc_jax.runtime.types import JsonObject, JsonValue, PyTree, Untyped
 from deepsc_jax.systems.system import Variables
 from deepsc_jax.training import checksums
@@ -110,9 +112,22 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def load(self, like: State, step: int) -> dict[str, PyTree]:
-        """`state`, laid out as `like` is, and `data` of the checkpoint at `step`."""
+        """`state`, laid out as `like` is, and `data` of the checkpoint at `step`.
+
+        Raises:
+          InputError: it is of another network or optimizer, or of another version.
+        """
         wanted = {"state": jax.tree.map(_abstract, like), "data": None}
-        return self._checkpointer.load_checkpointables(step, wanted)
+        try:
+            return self._checkpointer.load_checkpointables(step, wanted)
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            if failures.explain(error) is not None:
+                raise
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise InputError(
+                f"{self.directory / str(step)}: not a checkpoint of this network ({reason}): copy "
+                "the whole folder of its run, or move it away"
+            ) from error
 
     def wait(self) -> None:
         """Return when everything is on disk."""
@@ -154,14 +169,15 @@ def _set_damaged_aside(directory: pathlib.Path) -> None:
         folder.rename(aside)
         before = "the one before it is used" if step > steps[0] else "the stage starts anew"
         then = "" if usable else f", {before}"
-        print(f"{folder}: {damage}: set aside as {aside.name}{then}", flush=True)
+        tell(f"{folder}: {damage}: set aside as {aside.name}{then}")
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
     """The steps of a stage's complete checkpoints, in order."""
     if not directory.is_dir():
         return []
-    return sorted(int(child.name) for child in directory.iterdir() if child.name.isdecimal())
+    names = [child.name for child in directory.iterdir()]
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
 
 def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

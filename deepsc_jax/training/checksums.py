@@ -26,9 +26,7 @@ def write_sums(folder: pathlib.Path) -> None:
 def add_record(folder: pathlib.Path, record: JsonObject) -> None:
     """Add a validation result to a checkpoint, and its sum to the others, at which it counts."""
     write_json(record, folder / RECORD)
-    others = [
-        f"{digest}  {name}\n" for name, digest in _listed(folder).items() if name != RECORD
-    ]
+    others = [f"{digest}  {name}\n" for name, digest in _listed(folder).items() if name != RECORD]
     with aside(folder / SUMS) as partial:
         partial.write_text("".join([*others, f"{_sum(folder / RECORD)}  {RECORD}\n"]), "utf-8")
 

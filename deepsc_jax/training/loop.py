@@ -2,8 +2,7 @@
 
 import contextlib
 import pathlib
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -29,6 +28,7 @@ def train(
     workdir: pathlib.Path,
     stages: Sequence[Stage],
     step_timeout: float = 0,
+    require_held: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
@@ -41,6 +41,7 @@ def train(
       workdir: where checkpoints and logs go.
       stages: of the system.
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
+      require_held: called before something is written; raises where another run has `workdir` now.
 
     Returns:
       Whether it got to the end; False after a signal.
@@ -60,7 +61,7 @@ def train(
     log = MetricsLog(workdir, writer=cluster.is_writer())
     watchdog = Watchdog(step_timeout, workdir, jax.process_index())
     with watchdog, contextlib.closing(log):
-        run = Run(system, store, workdir, mesh, log, Preemption(mesh), watchdog)
+        run = Run(system, store, workdir, mesh, log, Preemption(mesh), watchdog, require_held)
         return all(train_stage(run, stage) for stage in stages)
 
 
@@ -84,8 +85,7 @@ def train_stage(run: Run, stage: Stage) -> bool:
             step = _take_steps(run, stage, checkpoints, ready, heeding)
     stopped = run.preemption.agreed_now()
     if stopped:
-        told = (signals.received or signal.SIGTERM).name
-        run.log.say(f"{stage.name}: {told}: saved at step {step}; start it again to go on")
+        run.log.say(f"{stage.name}: {signals.told}: saved at step {step}; start it again to go on")
     return not stopped
 
 
@@ -117,6 +117,7 @@ def _take_steps(
             record = ready.validate(state) if ready.validate else None
         if record is not None:
             heeding.enter_context(signals.heeded(f"training of {stage.name}"))
+            run.require_held()
             _log_record(run, stage, step, record)
             checkpoints.add_record(step, record)
         return record is None
@@ -143,6 +144,7 @@ def _take_steps(
             if saves or step % train.log_every == 0:
                 values = take_means(since)
                 require_finite(values, stage.name, step)
+                run.require_held()
                 values |= clock.rates(step, stage.batch)
                 run.log.write(stage.name, step, values)
                 progress.show(step, loss=values["loss"])

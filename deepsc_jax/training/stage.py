@@ -25,7 +25,10 @@ from deepsc_jax.training.validation import Record, validate
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all stages of a training run share."""
+    """What all stages of a training run share.
+
+    `require_held` raises where another run has taken the folder over; called before it is written.
+    """
 
     system: System
     store: Store
@@ -34,6 +37,7 @@ class Run:
     log: MetricsLog
     preemption: Preemption
     watchdog: Watchdog
+    require_held: Callable[[], None]
 
 
 @dataclasses.dataclass

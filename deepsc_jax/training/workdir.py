@@ -19,6 +19,7 @@ from deepsc_jax.models import registry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 from deepsc_jax.runtime.types import JsonObject
+from deepsc_jax.training import checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
     Of the processes of a job one is the writer; the others only look whether they may go on.
 
     Raises:
-      InputError: the folder holds a run of other settings, or on another store.
+      InputError: the folder holds a run of other settings, or on another store, or checkpoints of
+        a run that it does not say.
     """
     if (workdir / "config.json").exists():
         begun = read(workdir)
@@ -62,6 +64,11 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 "give another folder, or the same --data_dir to go on"
             )
         record = dataclasses.replace(begun, config=config)
+    elif kept := sorted({sums.parts[-3] for sums in workdir.glob(f"*/*/{checksums.SUMS}")}):
+        raise InputError(
+            f"{workdir}: checkpoints of {', '.join(kept)}, and no config.json that says what they "
+            "are of: copy the whole folder of their run, or name another folder"
+        )
     else:
         record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
     if writer:

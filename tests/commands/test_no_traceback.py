@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deepsc_jax.runtime import exit_codes
-from deepsc_jax.runtime.lock import locked
+from deepsc_jax.runtime.lock import NAME, locked
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = f"--flagfile={ROOT / 'configs/tiny.flags'}"
@@ -66,6 +66,14 @@ def write_files(folder: pathlib.Path) -> None:
         (folder / name).mkdir()
         (folder / name / "config.json").write_bytes(config)
         (folder / name / "run.json").write_bytes(run)
+    (folder / "link-to-itself").symlink_to("link-to-itself")
+    (folder / "itself.flags").write_text("--flagfile=itself.flags")
+    for name in ("lock-is-a-link", "lock-is-a-pipe", "no-config"):
+        (folder / name).mkdir()
+    (folder / "lock-is-a-link" / NAME).symlink_to(folder / "file")
+    os.mkfifo(folder / "lock-is-a-pipe" / NAME)
+    (folder / "no-config" / "joint" / "4").mkdir(parents=True)
+    (folder / "no-config" / "joint" / "4" / "SHA256SUMS").touch()
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +154,53 @@ WRONG = [
     ("gain", TINY, "--data_dir=none", "--out=o"),
     ("gain", TINY, "--data_dir=data", "--out=o", "--seeds=x"),
     ("parity", "--json=file/below.json"),
+    (*TRAIN, "--workdir=gs://bucket/run"),
+    (*TRAIN, "--workdir="),
+    (*TRAIN, "--workdir=link-to-itself/below"),
+    ("train", TINY, "--data_dir=gs://bucket/data", "--workdir=run"),
+    (*TRAIN, "--workdir=run", "--step_timeout=nan"),
+    (*TRAIN, "--workdir=run", "--step_timeout=inf"),
+    (*TRAIN, "--workdir=run", "--cache_mib=99999999999999999999"),
+    (*TRAIN, "--workdir=run", "--seed=99999999999999999999"),
+    (*TRAIN, "--workdir=run", "--data_devices=2000000000"),
+    (*TRAIN, "--workdir=run", "--space=2000000000"),
+    (*TRAIN, "--workdir=run", "--flagfile=itself.flags"),
+    (*TRAIN, "--workdir=run", "--model=unet3d"),
+    (*TRAIN, "--workdir=lock-is-a-link"),
+    (*TRAIN, "--workdir=lock-is-a-pipe"),
+    (*TRAIN, "--workdir=no-config"),
+    (
+        *TRAIN,
+        "--workdir=run",
+        "--coordinator=localhost:70000",
+        "--num_processes=2",
+        "--process_id=0",
+    ),
+    ("plan", TINY, "--json=file/below.json"),
+    ("plan", TINY, "--json=empty"),
+    ("gain", TINY, "--data_dir=data", "--out=file"),
+    ("gain", TINY, "--data_dir=data", "--out=gs://bucket/gain"),
+    ("demo", "--out=gs://bucket/demo"),
+    ("demo", "--out=file"),
+    ("parity", "--json=empty"),
+    ("benchmark", TINY, "--json=empty"),
+]
+STEP = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+ENVIRONMENTS: list[dict[str, str]] = [
+    {"SLURM_STEP_NUM_TASKS": "x"},
+    {"PMI_SIZE": "-1"},
+    {"OMPI_COMM_WORLD_SIZE": "2.5"},
+    STEP | {"SLURM_NTASKS": "x"},
+    STEP | {"SLURM_JOB_ID": "12abc"},
+    STEP | {"SLURM_PROCID": "2"},
+    STEP | {"SLURM_LOCALID": "x"},
+    STEP | {"JAX_COORDINATOR_PORT": "70000"},
 ]
 
 
@@ -163,6 +218,24 @@ def test_what_is_wrong_is_one_line(commands: Commands, call: tuple[str, ...]) ->
     assert code in (exit_codes.BAD_INPUT, exit_codes.BAD_FLAG), said
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, said
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=str)
+def test_what_a_launcher_cannot_mean_is_one_line(
+    commands: Commands, environment: dict[str, str]
+) -> None:
+    code, said = commands.run(*TRAIN, "--workdir=run", **environment)
+    assert code == exit_codes.BAD_INPUT, said
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_home_folder_is_found_where_no_shell_saw_it(commands: Commands) -> None:
+    home = {"HOME": str(commands.folder / "home")}
+    code, said = commands.run(*TRAIN, "--workdir=~/run", "--data_devices=64", **home)
+    assert code == exit_codes.BAD_INPUT, said
+    assert (commands.folder / "home" / "run" / "config.json").exists()
+    assert not (commands.folder / "~").exists()
 
 
 def test_a_folder_in_use_names_who_uses_it(commands: Commands) -> None:

@@ -323,6 +323,35 @@ def test_ctrl_c_saves_and_ends_with_its_own_code_and_again_ends_at_once(
     assert alive(tmp_path) == []
 
 
+def test_a_closed_terminal_saves_as_sigterm_does(tmp_path: pathlib.Path) -> None:
+    stand_in(tmp_path, "python", SAVES)
+    run = start(tmp_path, "local.sh", "2")
+    terminate_when_called(run, tmp_path, 2, signal.SIGHUP)
+    run.communicate(timeout=30)
+    assert run.returncode == 75
+
+
+def test_a_python_that_is_none_is_named(tmp_path: pathlib.Path) -> None:
+    run = start(tmp_path, "local.sh", "2", PYTHON=str(tmp_path / "none"))
+    errors = run.communicate(timeout=30)[1]
+    assert run.returncode == 2
+    assert errors == (
+        f"error: PYTHON={tmp_path}/none is no program: name the one of the installation\n"
+    )
+
+
+@pytest.mark.parametrize("setting", [{"PAUSE": "30s"}, {"RESTARTS": "-1"}, {"RESTARTS": "many"}])
+def test_a_setting_of_tpu_that_is_no_number_is_named(
+    tmp_path: pathlib.Path, setting: dict[str, str]
+) -> None:
+    stand_in(tmp_path, "gcloud", "exit 75")
+    run = start(tmp_path, "tpu.sh", "pod", "zone", "--workdir=w", **setting)
+    errors = run.communicate(timeout=30)[1]
+    ((name, value),) = setting.items()
+    assert errors == f"error: {name}={value}: expected a whole number\n"
+    assert (run.returncode, calls(tmp_path)) == (2, [])
+
+
 def test_local_ends_with_the_process_that_failed(tmp_path: pathlib.Path) -> None:
     stand_in(tmp_path, "python", 'case "$*" in *id=1) exit 7 ;; esac\nexec sleep 60')
     run = start(tmp_path, "local.sh", "2")

@@ -5,8 +5,10 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -145,3 +147,31 @@ def test_what_one_process_refuses_all_refuse(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cluster, "by_process", answer(False, True))
     with pytest.raises(InputError, match="process 2 refused to start"):
         cluster.together(lambda: None)
+
+
+@pytest.mark.parametrize("port", [0, 65536, 10**12])
+def test_a_port_that_there_cannot_be_is_one_line(port: int) -> None:
+    with pytest.raises(InputError, match="expected one from 1 to 65535"):
+        cluster._require_free("--coordinator", port)
+
+
+def test_waiting_for_the_others_is_said_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.05)
+    with cluster._said_when_it_waits("host:1234"):
+        time.sleep(0.5)
+    assert "waiting for the other processes of the job at host:1234" in capfd.readouterr().err
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 60)
+    with cluster._said_when_it_waits("host:1234"):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_what_jax_is_told_of_numbers_is_compared() -> None:
+    before = cluster.numerics()
+    with jax.default_matmul_precision("highest"):
+        changed = cluster.numerics()
+    assert [name for name in before if before[name] != changed[name]] == [
+        "JAX_DEFAULT_MATMUL_PRECISION"
+    ]

@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, their sums, and what becomes of damaged ones."""
 
+import contextlib
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable
@@ -88,9 +90,10 @@ def test_a_saved_step_is_whole_whatever_happens_while_its_record_is_added(
     if killed_at == "none":
         checkpoints.add_record(4, {"score": 0.5})
     else:
-        with monkeypatch.context() as patch, pytest.raises(KilledError):
+        with monkeypatch.context() as patch:
             patch.setattr(checksums, killed_at, kill)
-            checkpoints.add_record(4, {"score": 0.5})
+            with pytest.raises(KilledError):
+                checkpoints.add_record(4, {"score": 0.5})
     checkpoints.close()
     (tmp_path / "4" / ".partial-01234567-SHA256SUMS").touch()  # as a kill leaves it
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "4" / "state").rglob("*")}
@@ -242,3 +245,31 @@ def test_a_damaged_best_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
     flip(tmp_path / "2")
     with pytest.raises(InputError, match=r"/2: state/.* is not as it was written, and it is the"):
         checkpoint.load_variables(tmp_path, state(0))
+
+
+def test_names_that_are_no_steps_are_left_alone(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {1: 0.5, 2: 0.6})
+    # Decimals of another script, zeros before, a sign: numbers to Python.
+    for name in ("٣", "007", "+4", "notes", "5.bak", "damaged-1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readme").write_text("mine")
+    before = kept(tmp_path)
+    checkpoints = Checkpoints(tmp_path, writer=True)
+    assert checkpoints.latest_step() == 2
+    checkpoints.close()
+    assert kept(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {1: 0.5})
+    whole = state(0)
+    others = [
+        dataclasses.replace(whole, params={"w": whole.params["w"][:10]}),
+        dataclasses.replace(whole, params={"v": whole.params["w"]}),
+        dataclasses.replace(whole, carried={}),
+    ]
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        for other in others:
+            with pytest.raises(InputError, match=r"/1: not a checkpoint of this network") as found:
+                checkpoints.load(other, 1)
+            assert "\n" not in str(found.value)

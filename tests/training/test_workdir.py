@@ -66,3 +66,14 @@ def test_a_damaged_record_is_named(tmp_path: pathlib.Path, text: str):
 def test_a_folder_without_a_run_is_named(tmp_path: pathlib.Path):
     with pytest.raises(InputError, match=r"no config\.json found: give --checkpoint"):
         workdirs.read(tmp_path)
+
+
+def test_checkpoints_without_what_says_of_which_run_they_are_are_refused(tmp_path: pathlib.Path):
+    begin(tmp_path)
+    (tmp_path / "joint" / "4").mkdir(parents=True)
+    (tmp_path / "joint" / "4" / "SHA256SUMS").touch()
+    begin(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"checkpoints of joint, and no config\.json"):
+        begin(tmp_path)
+    assert not (tmp_path / "config.json").exists()
