@@ -31,7 +31,7 @@ from deepsc_jax.models import registry
 from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import aside, folder_aside
+from deepsc_jax.runtime.files import folder_aside, local_path, own, require_own, require_writable
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage, System, Variables, initial
@@ -166,11 +166,12 @@ def write(weights: StateDict, path: pathlib.Path) -> None:
     """Write a `state_dict`.
 
     Raises:
-      InputError: the name ends in neither .safetensors nor .pth.
+      InputError: the name ends in neither .safetensors nor .pth, or what has it was written or
+        changed by somebody else.
     """
     suffix = _suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path) as partial:
+    with own(path) as partial:
         if suffix == ".safetensors":
             safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, partial)
         else:
@@ -307,7 +308,11 @@ def define_flags() -> None:
 def main() -> None:
     """Convert `--from` to `--to`."""
     options = flags.FLAGS
-    source, target = (pathlib.Path(getattr(options, name)) for name in ("from", "to"))
+    source, target = (local_path(name, getattr(options, name)) for name in ("from", "to"))
+    require_writable("to", target.parent)
+    if source.is_dir() or target.suffix in SUFFIXES:
+        _suffix(target)
+        require_own(target)
     if source.is_dir():
         trained = predictor.load(source, options.stage)
         table = registry.torch_names(trained.config.name)

@@ -205,6 +205,16 @@ def write_json(document: JsonValue, path: pathlib.Path) -> None:
         partial.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
+def write_own_json(document: JsonValue, path: pathlib.Path) -> None:
+    """As `write_json`, where what is there is replaced only while it is as this left it (`own`).
+
+    Raises:
+      InputError: what is at `path` was written or changed by somebody else.
+    """
+    with own(path) as partial:
+        write_json(document, partial)
+
+
 def _name_beside(path: pathlib.Path) -> str:
     """The name of `path`, or what stands for one too long to have anything before it."""
     name = os.fsencode(path.name)
