@@ -198,6 +198,19 @@ def save_run(
         checkpoints.close()
 
 
+def run_variables(system: System, weights: StateDict) -> Variables:
+    """The variables of a `state_dict`; what does not go to PyTorch is as at the start.
+
+    Raises:
+      InputError: as `from_torch`.
+    """
+    exported = system.exported(expected(system))
+    loaded = variables_from_torch(weights, system.torch_names, exported)
+    if expected(system).keys() == loaded.keys():
+        return loaded
+    return initial(system) | loaded
+
+
 def expected(system: System) -> Variables:
     """Shapes and types of the network's variables."""
     return jax.eval_shape(lambda: initial(system))
@@ -315,8 +328,9 @@ def main() -> None:
         require_own(target)
     if source.is_dir():
         trained = predictor.load(source, options.stage)
-        table = registry.torch_names(trained.config.name)
-        write(variables_to_torch(trained.variables, table), target)
+        system = build(trained.config, "cpu")
+        weights = variables_to_torch(system.exported(trained.variables), system.torch_names)
+        write(weights, target)
     elif target.suffix in SUFFIXES:
         weights = read(source)
         with _naming(source):
@@ -327,7 +341,7 @@ def main() -> None:
         system, weights = build(CONFIG.config(), "cpu"), read(source)
         stage = stages_of(system.config, options.stage or "all")[-1]
         with _naming(source):
-            variables = variables_from_torch(weights, system.torch_names, expected(system))
+            variables = run_variables(system, weights)
         save_run(system, stage, variables, options.threshold, target)
         print(f"lesion is p >= {options.threshold:g}: weights do not say; see --threshold")
     print(f"written: {target}")
