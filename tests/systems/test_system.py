@@ -404,6 +404,7 @@ class OnPlateau(Counting):
     """Halves its rate, at once, where the loss does not fall; reads it from the state."""
 
     def optimizer(self, stage: Stage) -> optax.GradientTransformation:
+        del stage
         plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=0, rtol=0.0, atol=1e9)
         return optax.chain(optax.sgd(0.1), plateau)
 
