@@ -182,8 +182,8 @@ class System(abc.ABC):
             self.learning_rate(stage), b1=train.adam_b1, b2=train.adam_b2, eps=train.adam_eps
         )
 
-    def current_rate(self, stage: Stage, step: ArrayLike, opt_state: optax.OptState) -> ArrayLike:
-        """The learning rate of the step after `step`, for the log; here the schedule's.
+    def rate_taken(self, stage: Stage, step: ArrayLike, opt_state: optax.OptState) -> ArrayLike:
+        """The learning rate of a step, given the optimizer's state after it; here the schedule's.
 
         An optimizer that sets its own, as on a plateau of the loss, has it in its state.
         """

@@ -104,12 +104,11 @@ def make_train_step(
     def step(state: State, batch: Batch, facts: Facts) -> tuple[State, Scalars]:
         _require_whole_statistics(system, state.carried)
         (gradient, means), carried = gradients(state.params, (state.carried, facts), batch)
-        rate = system.current_rate(stage, state.step, state.opt_state)
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, value=means["loss"]
         )
         params = optax.apply_updates(state.params, updates)
-        means["learning_rate"] = jnp.asarray(rate)
+        means["learning_rate"] = jnp.asarray(system.rate_taken(stage, state.step, opt_state))
         means["gradient_norm"] = optax.tree.norm(gradient)
         return State(state.step + 1, params, carried, opt_state), means
 

@@ -408,7 +408,7 @@ class OnPlateau(Counting):
         plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=0, rtol=0.0, atol=1e9)
         return optax.chain(optax.sgd(0.1), plateau)
 
-    def current_rate(self, stage: Stage, step: Any, opt_state: Any) -> Any:
+    def rate_taken(self, stage: Stage, step: Any, opt_state: Any) -> Any:
         del stage, step
         return 0.1 * opt_state[1].scale
 
