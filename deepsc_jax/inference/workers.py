@@ -279,14 +279,15 @@ class _Worker:
         os.close(memory)
         try:
             prediction = compute(arrays[0])
+            volumes = {**prediction.volumes, **prediction.evidence}
+            # There may be fewer than the network can give, and never more.
+            for array, volume in zip(arrays[: len(volumes)], volumes.values(), strict=True):
+                array[...] = volume
         except _DroppedError:
             raise
         except Exception as error:
             self._connection.send(explained(error, request.path, self._out))
             return self._connection.recv()
-        volumes = {**prediction.volumes, **prediction.evidence}
-        for array, volume in zip(arrays, volumes.values(), strict=False):
-            array[...] = volume
         without = dataclasses.replace(
             prediction,
             volumes=dict.fromkeys(prediction.volumes),
