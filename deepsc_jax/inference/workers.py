@@ -1,6 +1,6 @@
 """Many scans through one network: files are read and written beside it, so that it need not wait.
 
-Each worker process takes one scan at a time from its file to its result (`prediction.attempt`), and
+Each worker process takes one scan at a time from its file to its result (`results.attempt`), and
 asks this process for the one thing it cannot do: to compute the network. What the network sees and
 says is in memory that both see; a scan at its full resolution never leaves its worker, and there
 are no more scans in memory than workers. Here a thread attends to each worker, and the device

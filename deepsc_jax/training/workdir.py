@@ -6,7 +6,7 @@ WORKDIR is what `--workdir` names:
     WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, and the
                            lesion thresholds chosen for its stages
     WORKDIR/STAGE          the stage's checkpoints
-    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds the same
+    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds also what a resumed run took again
 """
 
 import dataclasses
