@@ -62,20 +62,28 @@ class Lock:
     def require(self) -> None:
         """Hold the folder still: the file may have been removed, and made again by another.
 
-        Where it is gone and nobody else has it, it is made again.
+        Where it is gone and nobody has made it again, this does.
 
         Raises:
-          InputError: another process holds the folder now.
+          InputError: another process has, or had, the folder.
           OSError: the folder is gone.
         """
-        try:
-            if os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor)):
-                return
-        except FileNotFoundError:
-            pass
+        if self._is_there():
+            return
+        if os.path.lexists(self.path):
+            other = _open(self.path)
+            holder = _read(other)
+            os.close(other)
+            raise InputError(_held(self.path.parent, holder, self.what))
         self.close()
         self._descriptor = _open(self.path)
         self.take()
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor))
+        except OSError:  # ESTALE too, of what another host removed
+            return False
 
     def give_back(self) -> None:
         """Let others have the folder; an empty file is nobody's, on every file system."""

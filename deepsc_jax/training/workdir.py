@@ -81,7 +81,7 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 f"and here they would be {norms}: give --data_devices as then, or another folder"
             )
         record = dataclasses.replace(begun, config=config)
-    elif kept := sorted({sums.parts[-3] for sums in workdir.glob(f"*/*/{checksums.SUMS}")}):
+    elif kept := _stages_saved(workdir):
         raise InputError(
             f"{workdir}: checkpoints of {', '.join(kept)}, and no config.json that says what they "
             "are of: copy the whole folder of their run, or name another folder"
@@ -99,6 +99,12 @@ def _norms(config: Config) -> str:
         return "global"
     devices, _ = device_mesh.make_mesh(config.platform).devices.shape
     return f"local, by the scans of each of {devices} device{'s' * (devices > 1)}"
+
+
+def _stages_saved(workdir: pathlib.Path) -> list[str]:
+    """The stages with complete checkpoints."""
+    saved = [sums.parent for sums in workdir.glob(f"*/*/{checksums.SUMS}")]
+    return sorted({step.parent.name for step in saved if step.name.isdecimal()})
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:
@@ -122,6 +128,8 @@ def read(workdir: pathlib.Path) -> Record:
         )
     config, path = load(workdir / "config.json", registry.options), workdir / "run.json"
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no file of that name")
         facts: JsonObject = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any, cast
 
@@ -72,6 +73,14 @@ def test_a_run_with_local_batch_norms_goes_on_with_as_many_devices_alone(tmp_pat
 def test_a_damaged_record_is_named(tmp_path: pathlib.Path, text: str):
     begin(tmp_path)
     (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json: not the record of a run"):
+        workdirs.read(tmp_path)
+
+
+def test_a_record_that_is_no_file_is_named_and_not_waited_for(tmp_path: pathlib.Path):
+    begin(tmp_path)
+    (tmp_path / "run.json").unlink()
+    os.mkfifo(tmp_path / "run.json")
     with pytest.raises(InputError, match=r"run\.json: not the record of a run"):
         workdirs.read(tmp_path)
 
