@@ -144,7 +144,7 @@ def test_refuses_other_preprocessing_but_not_other_reading(folder):
     store.Store(folder, DataConfig(working_size=(48, 40), tile=(8, 8, 8), slices=3, depth_bucket=8))
 
 
-@pytest.mark.parametrize(("lacks", "read"), [("tile", True), ("hu_window", False)])
+@pytest.mark.parametrize(("lacks", "read"), [("slices", True), ("hu_window", False)])
 def test_a_store_of_before_an_option_was_is_read_where_that_decides_nothing_stored(
     folder, tmp_path, lacks, read
 ):
@@ -157,7 +157,7 @@ def test_a_store_of_before_an_option_was_is_read_where_that_decides_nothing_stor
     body = text[: text.rstrip(b"\n").rfind(b"\n") + 1].replace(before, after)
     index.write_bytes(body + b'"sha256": "%b"}\n' % hashlib.sha256(body).hexdigest().encode())
     if read:
-        assert store.Store(tmp_path / "store").data.tile == DataConfig().tile
+        assert store.Store(tmp_path / "store").data.slices == DataConfig().slices
     else:
         with pytest.raises(InputError, match=r"not an index of this version .*hu_window missing"):
             store.Store(tmp_path / "store")
