@@ -79,7 +79,7 @@ class Checkpoints:
         steps = self._steps()
         for other in steps:
             if other not in self.kept(steps):
-                self._checkpointer.delete(other)
+                self._checkpointer.delete(other, missing_ok=True)
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Which of `steps` are not removed."""
