@@ -44,6 +44,11 @@ class Checkpoints:
             if cluster.is_writer():
                 _set_damaged_aside(directory)
             cluster.wait_for_all(f"checkpoints of {directory.name} verified")
+        self._records = {
+            step: record
+            for step in _steps(directory)
+            if (record := checksums.read_record(directory / str(step))) is not None
+        }
         always: Untyped = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         # Called when all files are written and before the folder gets its final name, so that no
         # checkpoint is ever without its sums; in the first process only. A function, since Orbax
@@ -57,11 +62,6 @@ class Checkpoints:
             save_decision_policy=always,
             cleanup_tmp_directories=writer,
         )
-        self._records = {
-            step: record
-            for step in _steps(directory)
-            if (record := checksums.read_record(directory / str(step))) is not None
-        }
 
     def save(self, state: State, data_state: JsonValue) -> None:
         """Save a step that is not saved yet, in the background."""
