@@ -25,7 +25,7 @@ from deepsc_jax.inference import predictor
 from deepsc_jax.models import registry
 from deepsc_jax.runtime import device_mesh, entry, failures
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import local_path, write_json
+from deepsc_jax.runtime.files import local_path, write_json, write_own_json
 from deepsc_jax.runtime.lock import locked
 from deepsc_jax.runtime.places import output_folder
 from deepsc_jax.runtime.signals import signals
@@ -141,7 +141,7 @@ def main() -> None:
     """Train and compare for every seed."""
     options, config = flags.FLAGS, CONFIG.config()
     data_dir = local_path("data_dir", options.data_dir)
-    out = output_folder("out", options.out)
+    out = output_folder("out", options.out, "gain.json")
     stages = {stage.name: stage for stage in stages_of(config)}
     last = list(stages.values())[-1]
     if not last.after:
@@ -169,7 +169,7 @@ def _compare(
             (task,) = stages[name].learns
             single[task].append(train_and_score(longer, store, folder / name, [name]))
     result = compare(joint, single)
-    write_json(result, out / "gain.json")
+    write_own_json(result, out / "gain.json")
     print(f"{'test split':28}{'joint':>16}{'alone':>16}{'gain':>16}   ({options.seeds} seeds)")
     for name, row in result.items():
         cells = [f"{v['mean']:.3f} ± {v['sd'] or 0:.3f}" for v in row.values()]

@@ -18,7 +18,7 @@ from absl import flags
 
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.files import write_own_json
 from deepsc_jax.runtime.places import output_file
 from deepsc_jax.runtime.types import JsonObject, Untyped
 
@@ -97,7 +97,7 @@ def main() -> int:
     print("\n" + "  ".join(f"{name} {value}" for name, value in computed_with.items()))
     print(table(rows))
     if target is not None:
-        write_json({"environment": computed_with, "rows": rows}, target)
+        write_own_json({"environment": computed_with, "rows": rows}, target)
         print(f"wrote {target}")
     return int(code)
 

@@ -21,7 +21,7 @@ from deepsc_jax.planning import report, search, targets
 from deepsc_jax.planning.compiled import compile_step
 from deepsc_jax.runtime import device_mesh, entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.files import write_own_json
 from deepsc_jax.runtime.places import output_file
 from deepsc_jax.systems.building import stages_of
 
@@ -76,7 +76,7 @@ def main() -> None:
         document["search"] = [row.document() for row in searched]
     print(f"\n{report.UNKNOWN}\n{report.heading(_chip())}")
     if target is not None:
-        write_json(document, target)
+        write_own_json(document, target)
         print(f"wrote {target}")
 
 

@@ -35,7 +35,7 @@ from deepsc_jax.runtime import entry, lock
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Batch, Facts, Losses, Predict, Stage, System, Variables
-from deepsc_jax.training import loop, stage
+from deepsc_jax.training import checksums, loop, stage
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
 
@@ -94,7 +94,7 @@ class Means(System):
         raise NotImplementedError
 
 
-MOMENTS = ("start-up", "compile", "step", "validation", "save", "threshold")
+MOMENTS = ("start-up", "compile", "step", "validation", "save", "record", "threshold")
 WANTED: dict[str, Any] = {"moment": None}
 
 
@@ -207,6 +207,7 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
     hook(train, "Store", "start-up")
     hook(loop, "take_means", "step")
     hook(Checkpoints, "_write_sums", "save")
+    hook(checksums, "add_record", "record")
     train.settle_threshold = settle_threshold
     train.build = Means
     train.stages_of = lambda config, _: Means(config).stages

@@ -48,10 +48,18 @@ ArrayName = Literal["volume", "lesion", "lung"]
 CHUNK: Ints3 = (16, 64, 64)
 SAMPLED_VOXELS = 2000
 
-# The fields of DataConfig that decide nothing about what is stored, only how it is read.
+# The fields of DataConfig that decide nothing about what is stored, only how it is read. A store of
+# before one of them was thought of lacks it, and is read as ever.
 READ_FIELDS = frozenset(
     {"allow", "intensity_mean", "intensity_sd", "tile", "slices", "depth_bucket"}
 )
+
+
+def _completed(document: JsonObject) -> JsonObject:
+    """What a store was made with, and the defaults of those `READ_FIELDS` that it lacks."""
+    defaults = dataclasses.asdict(DataConfig())
+    lacking = {name: defaults[name] for name in READ_FIELDS - document.keys()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in lacking.items()} | document
 
 
 def write_case(
@@ -171,10 +179,10 @@ class Store:
         document = self._read_index()
         base = pathlib.Path(path).absolute().parent
         try:
-            self.data: DataConfig = from_document(DataConfig, document["data"])
+            self.data: DataConfig = from_document(DataConfig, _completed(document["data"]))
             self.phantoms = bool(document["phantoms"])
             self._cases = [record_from_json(record, base) for record in document["cases"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{self.path}/index.json: not an index of this version ({error!r}): prepare again"
             ) from error

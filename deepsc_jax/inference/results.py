@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Collection
@@ -229,14 +230,18 @@ def _write(
         given: list[float] = prediction.classes.tolist()
         classes = dict(zip(network.data.classes, given, strict=True))
         result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
+    if prediction.classes is not None or prediction.evidence:
         result["evidence_share_in_lung"] = []
-        for name, working in prediction.evidence.items():
-            evidence = preprocess.to_source(working, prepared.grid)
-            scans.save_like(evidence, scan, folder / f"{name}.nii.gz", np.float32)
-            share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
-            result["evidence_share_in_lung"].append(share)
-            if shown is None:  # the finest: the picture shows its part inside the lungs
-                shown = np.where(lung, evidence, 0)
+    for name, working in prediction.evidence.items():
+        evidence = preprocess.to_source(working, prepared.grid)
+        scans.save_like(evidence, scan, folder / f"{name}.nii.gz", np.float32)
+        share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
+        result["evidence_share_in_lung"].append(share)
+        if shown is None:  # the finest: the picture shows its part inside the lungs
+            shown = np.where(lung, evidence, 0)
+    if prediction.values:
+        numbers = {name: float(value) for name, value in prediction.values.items()}
+        result["values"] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
     hu = network.data.intensity == "hu"
     scan_picture(
         folder / "picture.png",

@@ -1,7 +1,7 @@
 """The processes of a job: how they become one, which of them writes, and how they end together.
 
 A job may be many processes, on one machine or many, each with its own devices; `job` makes them
-one. What they compute together is in `parallel`. No other file names jax.distributed.
+one. What they compute together is in `device_mesh`. No other file names jax.distributed.
 """
 
 import contextlib
@@ -257,8 +257,15 @@ def is_writer() -> bool:
 
 
 def by_process(values: np.ndarray) -> np.ndarray:
-    """What every process gives, of one shape, stacked along a new first axis."""
-    return np.asarray(multihost_utils.process_allgather(values))
+    """What every process gives, of one shape and type, stacked along a new first axis.
+
+    As bytes: JAX would make float32 of float64.
+    """
+    values = np.ascontiguousarray(values)
+    mine = values.reshape(-1).view(np.uint8)
+    everyones = np.asarray(multihost_utils.process_allgather(mine))
+    everyones = np.ascontiguousarray(everyones).reshape(jax.process_count(), mine.size)
+    return everyones.view(values.dtype).reshape(len(everyones), *values.shape)
 
 
 def wait_for_all(reason: str) -> None:
@@ -284,7 +291,7 @@ def together(check: Callable[[], T]) -> T:
     if isinstance(outcome, InputError):
         raise outcome
     if refused.any():
-        raise InputError(f"process {int(refused.argmax())} refused to start: its own line says why")
+        raise InputError(f"process {int(refused.argmax())} cannot go on: its own line says why")
     return outcome
 
 

@@ -37,7 +37,7 @@ def run(
     Args:
       main: the command; it reads the parsed flags.
       define_flags: defines them.
-      parse: parses arguments and gives back what is no flag; `config.flags` has one for commands
+      parse: parses arguments and gives back what is no flag; `ConfigFlags.parse` is for commands
         that take the configuration of a run.
       computes: whether it needs JAX, which is imported then.
       trains: whether to start over with `ALLOCATOR`.

@@ -40,7 +40,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the line that an error is worth; None for one of ours."""
     chain = list(_chain(error))
     folder = next((getattr(one, _FOLDER) for one in chain if hasattr(one, _FOLDER)), None)
-    for one in chain:
+    # A bug in the handling of bad input is a bug: what it was raised from by `from` counts alone.
+    for one in _chain(error, implicit=False):
         if isinstance(one, InputError):
             return exit_codes.BAD_INPUT, str(one)
     for one in chain:  # before memory: XLA's code for it also stands for a full disk
@@ -111,8 +112,8 @@ def be_quiet() -> None:
     threading.excepthook = quiet
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, those in a group, and what it was raised from."""
+def _chain(error: BaseException | None, *, implicit: bool = True) -> Iterator[BaseException]:
+    """An error, those in a group, what it was raised from, and, if `implicit`, while what."""
     seen: list[BaseException] = []
     waiting = [error]
     while waiting:
@@ -123,7 +124,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield one
         if isinstance(one, BaseExceptionGroup):
             waiting += one.exceptions
-        waiting += [one.__cause__, None if one.__suppress_context__ else one.__context__]
+        waiting.append(one.__cause__)
+        if implicit and not one.__suppress_context__:
+            waiting.append(one.__context__)
 
 
 def _of_system(error: BaseException, folder: pathlib.Path | None) -> str | None:

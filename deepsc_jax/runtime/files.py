@@ -24,7 +24,7 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonValue
 
 # Before the name of what is written and replaced. Hidden: what a killed process leaves is no scan.
-_PARTIAL, _REPLACED = ".partial", ".replaced"
+PARTIAL, _REPLACED = ".partial", ".replaced"
 _LONGEST = 200  # bytes of a name that still leave room for what is put before it, of 255
 
 
@@ -34,12 +34,12 @@ def aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     What has the name is replaced: see `own` for files that may be a user's.
     """
-    partial = _beside(_PARTIAL, path)
+    partial = _beside(PARTIAL, path)
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield partial
         # What is in a folder that is written aside goes to the disk with it.
-        alone = not any(part.startswith(f"{_PARTIAL}-") for part in path.parent.parts)
+        alone = not any(part.startswith(f"{PARTIAL}-") for part in path.parent.parts)
         if alone:
             _to_disk(partial)
         _rename(partial, path)
@@ -68,7 +68,7 @@ def folder_aside(
       FileExistsError: something is at `path` that `ours` does not name and the new folder has too,
         or it is no folder.
     """
-    partial, replaced = _beside(_PARTIAL, path), _beside(_REPLACED, path)
+    partial, replaced = _beside(PARTIAL, path), _beside(_REPLACED, path)
     partial.mkdir(parents=True)
     names: Collection[str] = ()
     try:
@@ -98,7 +98,7 @@ def folder_aside(
     for left in _left(_REPLACED, path):
         if path.is_dir():  # or else another process is between its renames, and needs it
             _discard(left, path, names)
-    for left in _left(_PARTIAL, path):
+    for left in _left(PARTIAL, path):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -203,6 +203,16 @@ def write_json(document: JsonValue, path: pathlib.Path) -> None:
     """
     with aside(path) as partial:
         partial.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def write_own_json(document: JsonValue, path: pathlib.Path) -> None:
+    """As `write_json`, where what is there is replaced only while it is as this left it (`own`).
+
+    Raises:
+      InputError: what is at `path` was written or changed by somebody else.
+    """
+    with own(path) as partial:
+        write_json(document, partial)
 
 
 def _name_beside(path: pathlib.Path) -> str:

@@ -86,6 +86,13 @@ class System(abc.ABC):
         """The parameters' names in PyTorch."""
         return self.model.TORCH_NAMES
 
+    def exported(self, variables: Variables) -> Variables:
+        """The collections that go to PyTorch, which `torch_names` names.
+
+        Here the parameters and running statistics; a counter or a teacher is of training alone.
+        """
+        return {name: variables[name] for name in variables if name in ("params", "batch_stats")}
+
     @property
     @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
@@ -180,6 +187,14 @@ class System(abc.ABC):
         return optax.adam(
             self.learning_rate(stage), b1=train.adam_b1, b2=train.adam_b2, eps=train.adam_eps
         )
+
+    def rate_taken(self, stage: Stage, step: ArrayLike, opt_state: optax.OptState) -> ArrayLike:
+        """The learning rate of a step, given the optimizer's state after it; here the schedule's.
+
+        An optimizer that sets its own, as on a plateau of the loss, has it in its state.
+        """
+        del opt_state
+        return self.learning_rate(stage)(step)
 
     @abc.abstractmethod
     def volumes(self, stage: Stage) -> tuple[str, ...]:

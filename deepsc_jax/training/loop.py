@@ -76,7 +76,7 @@ def train_stage(run: Run, stage: Stage) -> bool:
     # Entered once there is something to save, left when it is on disk.
     with contextlib.ExitStack() as heeding, contextlib.closing(checkpoints):
         if checkpoints.latest_step() == stage.steps and (
-            checkpoints.is_scored(stage.steps) or not validated
+            checkpoints.record(stage.steps) is not None or not validated
         ):
             run.log.say(f"{stage.name}: already trained for {stage.steps} steps")
             step = stage.steps
@@ -119,11 +119,11 @@ def _take_steps(
             heeding.enter_context(signals.heeded(f"training of {stage.name}"))
             run.require_held()
             _log_record(run, stage, step, record)
-            checkpoints.save(state, ready.batches.get_state(), record)
+            checkpoints.add_record(step, record)
         return record is None
 
     heeding.callback(run.watchdog.rest)
-    preempted = validates() and not checkpoints.is_scored(step) and validate()
+    preempted = validates() and checkpoints.record(step) is None and validate()
     clock = StepClock(step)
     since: list[Scalars] = []
     quiet = not run.log.writer
@@ -150,7 +150,7 @@ def _take_steps(
                 progress.show(step, loss=values["loss"])
             with clock.paused():
                 if saves:
-                    checkpoints.save(state, ready.batches.get_state(), None)
+                    checkpoints.save(state, ready.batches.get_state())
                 if validates() and not preempted:
                     preempted = validate()
     ready.batches.close()

@@ -62,7 +62,7 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     where = states.sharding(state, run.mesh, shard_optimizer=shard)
     state = jax.device_put(state, where)
     batches = iter(_batches(run, "train", stage, train=True))
-    scored = reached is not None and checkpoints.is_scored(reached)
+    scored = reached is not None and checkpoints.record(reached) is not None
     run.log.resume(stage.name, reached or 0, scored=scored)
     if reached is not None:
         contents = checkpoints.load(state, reached)

@@ -6,7 +6,7 @@ WORKDIR is what `--workdir` names:
     WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, and the
                            lesion thresholds chosen for its stages
     WORKDIR/STAGE          the stage's checkpoints
-    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds the same
+    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds also what a resumed run took again
 """
 
 import dataclasses
@@ -50,9 +50,9 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
     Of the processes of a job one is the writer; the others only look whether they may go on.
 
     Raises:
-      InputError: the folder holds a run of another model, of other settings, or on another store;
-        one with local batch norms on another number of devices; or checkpoints of a run that it
-        does not say.
+      InputError: the folder holds a run of another model, of other settings, or on another store,
+        or checkpoints of a run that it does not say; or one with local batch norms on another
+        number of devices.
     """
     norms = _norms(config)
     if (workdir / "config.json").exists():
@@ -93,18 +93,18 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         write(workdir, record)
 
 
-def _stages_saved(workdir: pathlib.Path) -> list[str]:
-    """The stages with complete checkpoints."""
-    saved = [sums.parent for sums in workdir.glob(f"*/*/{checksums.SUMS}")]
-    return sorted({step.parent.name for step in saved if step.name.isdecimal()})
-
-
 def _norms(config: Config) -> str:
     """What the record says of batch norms: with local ones a result depends on the devices."""
     if config.train.batch_norm == "global":
         return "global"
     devices, _ = device_mesh.make_mesh(config.platform).devices.shape
     return f"local, by the scans of each of {devices} device{'s' * (devices > 1)}"
+
+
+def _stages_saved(workdir: pathlib.Path) -> list[str]:
+    """The stages with complete checkpoints."""
+    saved = [sums.parent for sums in workdir.glob(f"*/*/{checksums.SUMS}")]
+    return sorted({step.parent.name for step in saved if step.name.isdecimal()})
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:
@@ -134,10 +134,8 @@ def read(workdir: pathlib.Path) -> Record:
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):
             raise ValueError(f"thresholds are probabilities, {thresholds} found")
-        trained_on, digest, norms = (
-            str(facts[name]) for name in ("trained_on", "store", "batch_norm")
-        )
-        return Record(config, trained_on, digest, thresholds, norms)
+        texts = (str(facts[name]) for name in ("trained_on", "store"))
+        return Record(config, *texts, thresholds, str(facts["batch_norm"]))
     except (
         OSError,
         KeyError,

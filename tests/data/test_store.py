@@ -1,6 +1,7 @@
 """The store: exact reads of any box, few bytes for a small one, and refusals."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -141,6 +142,25 @@ def test_refuses_other_preprocessing_but_not_other_reading(folder):
     with pytest.raises(InputError, match=r"hu_window=-1400,200.*--hu_window=-1000,200"):
         store.Store(folder, other)
     store.Store(folder, DataConfig(working_size=(48, 40), tile=(8, 8, 8), slices=3, depth_bucket=8))
+
+
+@pytest.mark.parametrize(("lacks", "read"), [("slices", True), ("hu_window", False)])
+def test_a_store_of_before_an_option_was_is_read_where_that_decides_nothing_stored(
+    folder, tmp_path, lacks, read
+):
+    shutil.copytree(folder, tmp_path / "store")
+    index = tmp_path / "store" / "index.json"
+    text = index.read_bytes()
+    made_with = json.loads(text)["data"]
+    without = {name: value for name, value in made_with.items() if name != lacks}
+    before, after = (json.dumps(document).encode() for document in (made_with, without))
+    body = text[: text.rstrip(b"\n").rfind(b"\n") + 1].replace(before, after)
+    index.write_bytes(body + b'"sha256": "%b"}\n' % hashlib.sha256(body).hexdigest().encode())
+    if read:
+        assert store.Store(tmp_path / "store").data.slices == DataConfig().slices
+    else:
+        with pytest.raises(InputError, match=r"not an index of this version .*hu_window missing"):
+            store.Store(tmp_path / "store")
 
 
 def test_refuses_folders_that_are_no_store(folder, tmp_path):

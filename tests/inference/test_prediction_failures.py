@@ -196,3 +196,21 @@ def test_what_is_doubtful_is_refused_or_allowed_with_a_note(tmp_path: pathlib.Pa
         (row,) = csv.DictReader(file)
     assert row["notes"] == "; ".join(allowed.result["notes"])
     assert ", 1 with notes in 9 s" in summary([allowed], 1, seconds=9, busy=1)
+
+
+def test_evidence_and_values_are_written_whether_or_not_there_are_classes(
+    tmp_path: pathlib.Path,
+) -> None:
+    def regresses(volume: np.ndarray) -> Prediction:
+        values = {"crp": np.float32(12.5), "ldh": float("nan")}
+        return Prediction(evidence={"evidence_1": volume}, values=values)
+
+    scan = tmp_path / "ct.nii"
+    request = Request("ct", scan, write_chest(scan))
+    outcome = attempt(request, tmp_path / "out", NETWORK, regresses, overwrite=False)
+    assert outcome.error is None
+    result = json.loads((tmp_path / "out" / "ct" / "result.json").read_text())
+    assert result["values"] == {"crp": 12.5, "ldh": None}
+    assert result["evidence_share_in_lung"] == pytest.approx([1], abs=0.2)
+    assert "class" not in result
+    assert (tmp_path / "out" / "ct" / "evidence_1.nii.gz").is_file()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deepsc_jax.config import Config
-from deepsc_jax.models.comparators.unet3d import Options
+from deepsc_jax.models.comparators.unet3d import CLASSES, Options
 from reference.training import Batch, means_of, standardise, take_steps
 
 
@@ -82,7 +82,7 @@ def network(config: Config) -> UNet3D:
     """The network of a configuration."""
     options = config.model
     assert isinstance(options, Options)
-    return UNet3D(options.widths, options.classes)
+    return UNet3D(options.widths, CLASSES)
 
 
 timed = network

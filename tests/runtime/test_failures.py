@@ -77,6 +77,15 @@ def test_an_error_of_ours_is_none_of_them(error: BaseException) -> None:
     assert explain(error) is None
 
 
+def test_bad_input_is_what_was_raised_not_what_was_being_handled() -> None:
+    bad = InputError("a: b")
+    assert explain(raised(KeyError("x"), by=bad)) is None  # a bug, in the handling of it
+    error = raised(RuntimeError("worker"), by=bad)
+    error.__cause__ = bad  # as `raise ... from` has it
+    assert explain(error) == (exit_codes.BAD_INPUT, "a: b")
+    assert explain(ExceptionGroup("reads", [bad])) == (exit_codes.BAD_INPUT, "a: b")
+
+
 def test_what_was_deliberately_hidden_stays_hidden() -> None:
     error = raised(KeyError("x"), by=FULL)
     error.__suppress_context__ = True

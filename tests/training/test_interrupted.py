@@ -97,7 +97,7 @@ class Trainings:
         )
         with contextlib.closing(Checkpoints(workdir / STAGE)) as checkpoints:
             assert checkpoints.latest_step() == stage.steps
-            assert checkpoints.is_scored(stage.steps)
+            assert checkpoints.record(stage.steps) is not None
             contents = checkpoints.load(like, stage.steps)
         return [np.asarray(leaf) for leaf in jax.tree.leaves((contents["state"], contents["data"]))]
 
@@ -135,6 +135,18 @@ def test_a_signal_at_any_moment_ends_training_as_documented_and_loses_nothing(
             )
     assert trainings.run("stopped")[0] == 0
     trainings.assert_as_never_stopped("stopped")
+
+
+def test_what_was_saved_before_a_validation_outlasts_a_kill_after_it(trainings: Trainings) -> None:
+    """Steps 2, 4 and 5 are saved, 5 is validated: a kill from then on leaves 5."""
+    for name, moment, passes in (("record", "record", 0), ("next-save", "save", 3)):
+        code, _ = trainings.run(name, signal.SIGKILL, moment, passes)
+        assert code == -signal.SIGKILL, trainings.said.read_text()
+        stage = trainings.folder / name / STAGE
+        whole = sorted(int(child.name) for child in stage.iterdir() if child.name.isdecimal())
+        assert whole == [4, 5]
+        assert trainings.run(name)[0] == 0
+        trainings.assert_as_never_stopped(name)
 
 
 def test_a_disk_that_takes_no_more_is_one_line_and_the_next_run_goes_on(
@@ -211,7 +223,7 @@ def test_eighty_signals_at_random_moments_lose_nothing(trainings: Trainings) -> 
     draw.shuffle(moments)
     # Some at a moment and some at a time; those at the threshold once all steps are taken.
     plan: list[dict[str, Any]] = [{"moment": m, "passes": draw.randrange(3)} for m in moments]
-    plan += [{"after": draw.uniform(0.2, 8)} for _ in range(50)]
+    plan += [{"after": draw.uniform(0.2, 8)} for _ in range(45)]
     draw.shuffle(plan)
     plan += [{"moment": "threshold"}] * 5
     name, rounds, ended = "random-0", 0, []

@@ -80,7 +80,7 @@ def test_the_first_step_of_a_stage_is_the_only_one_that_compiles(
     current, batches = at_start(SYSTEM, stage, mesh), first_batches(SYSTEM, stage, store)
     for _ in range(4):
         current, _ = step(current, device_mesh.put_batch(next(batches), mesh, DEPTH_AXES))
-    assert step._cache_size() == 1
+    assert step.program._cache_size() == 1
     batches.close()
 
 
