@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import absl.logging
 
 from deepsc_jax.runtime import exit_codes
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.names import shown
 
 # What XLA and JAX say when another process is gone.
@@ -42,7 +42,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     folder = next((getattr(one, _FOLDER) for one in chain if hasattr(one, _FOLDER)), None)
     for one in chain:
         if isinstance(one, InputError):
-            return exit_codes.BAD_INPUT, str(one)
+            failed = isinstance(one, FileSystemError)
+            return exit_codes.FILE_SYSTEM if failed else exit_codes.BAD_INPUT, str(one)
     for one in chain:  # before memory: XLA's code for it also stands for a full disk
         system = _of_system(one, folder)
         if system is not None:
