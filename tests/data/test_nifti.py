@@ -272,7 +272,7 @@ def test_more_slices_than_the_header_says_are_refused_and_padding_is_not(tmp_pat
         (0, -1024, "nibabel leaves such voxels as they are, ITK adds -1024"),
         (1, np.nan, "scales voxels by scl_slope 1 and scl_inter nan"),
         (2, np.inf, "scales voxels by scl_slope 2 and scl_inter inf"),
-        (1e38, 0, "voxels are NaN or infinite"),
+        (1e38, 0, "NaN or infinite in"),
     ],
 )
 def test_scaling_that_cannot_be_meant_is_refused(tmp_path, slope, intercept, said):
