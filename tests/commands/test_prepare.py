@@ -21,6 +21,7 @@ from deepsc_jax.data import datasets, lungs, preparation, records, scans, store
 from deepsc_jax.evaluation import scoring
 from deepsc_jax.phantoms.lesions import make_phantom
 from deepsc_jax.phantoms.writing import write_phantoms
+from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
 
 SIZE = 48
@@ -578,7 +579,7 @@ def test_a_disk_that_fills_up_ends_it_in_one_line_and_keeps_what_is_done(
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == exit_codes.FILE_SYSTEM
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: --out: {tmp_path} cannot be written to (File too large)")
     done = run(cases, f"--out={tmp_path}")
