@@ -204,10 +204,15 @@ def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
                 f"{outside:.0%} of its lesion voxels lie outside of its lung mask, where the "
                 "network sees nothing: check the lung mask"
             )
+    _say(case, notes)  # they may tell why it is refused
     prepared = prepare_scan(scan, lung, data, lesion, data.allow)
-    for note in (*notes, *prepared.notes):
-        print(f"note: {shown(case.name)}: {shown(note)}", file=sys.stderr)
+    _say(case, prepared.notes)
     return prepared
+
+
+def _say(case: Case, notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {shown(case.name)}: {shown(note)}", file=sys.stderr)
 
 
 def _without_copies(
