@@ -103,7 +103,7 @@ def seal(shard: bytes | mmap.mmap, count: int) -> str:
     """A digest of what tells a shard of `count` chunks from another: their places and checksums.
 
     A chunk's CRC-32C says that it is whole, not that it is this array's. To read them all costs a
-    hundredth of what a sum of all bytes does.
+    tenth of what a sum of all bytes does, or less.
 
     Raises:
       ValueError: it is no such shard.
@@ -111,11 +111,11 @@ def seal(shard: bytes | mmap.mmap, count: int) -> str:
     begin = len(shard) - 16 * count - 4  # each chunk's place and size, and the CRC-32C of these
     if begin < 0:
         raise ValueError("it is too short")
-    places = np.frombuffer(shard[begin:-4], "<u8").reshape(count, 2)
-    digest = hashlib.sha256(shard[begin:])
-    for end in places.sum(axis=1).tolist():  # of a chunk that is not there it is beyond
-        digest.update(shard[end - 4 : end] if 4 <= end <= begin else b"none")
-    return digest.hexdigest()
+    ends = np.frombuffer(shard[begin:-4], "<u8").reshape(count, 2).sum(axis=1)
+    there = (ends >= 4) & (ends <= begin)  # of a chunk that is not there the end is beyond
+    last = np.where(there, ends, 4).astype(np.int64)[:, None] - np.arange(4, 0, -1)
+    checksums = np.frombuffer(shard, np.uint8)[last] * there[:, None]
+    return hashlib.sha256(shard[begin:] + checksums.tobytes()).hexdigest()
 
 
 def reason(error: Exception) -> str:
