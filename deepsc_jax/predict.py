@@ -230,14 +230,12 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
         source, table = local_path("scans", options.scans), out / "predictions.csv"
         folder = os.path.isdir(source)
         named = requests.below(source, out) if folder else requests.listed(source)
-    if table is not None:
-        taken = [request for request in named.requests if request.name.startswith("predictions")]
-        for request in taken:
-            if re.match(r"predictions(-\d+-of-\d+)?\.csv(\.sha256)?(/|$)", request.name):
-                raise InputError(
-                    f"{request.path}: its result would be {out / request.name}, the table's place: "
-                    "rename the scan, or give it as --scan"
-                )
+    for request in named.requests if table is not None else ():
+        if re.match(r"predictions(-\d+-of-\d+)?\.csv(\.sha256)?(/|$)", request.name):
+            raise InputError(
+                f"{request.path}: its result would be {out / request.name}, the table's place: "
+                "rename the scan, or give it as --scan"
+            )
     if options.share is not None:
         named = dataclasses.replace(named, requests=requests.share(named.requests, options.share))
         index, count = options.share.split("/")
