@@ -30,7 +30,8 @@ from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.identity import Sources
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
-from deepsc_jax.runtime.files import folder_aside, put_back, write_json
+from deepsc_jax.runtime import exit_codes
+from deepsc_jax.runtime.files import FAILING, folder_aside, put_back, write_json
 from deepsc_jax.runtime.types import JsonObject
 
 Compute = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
@@ -66,6 +67,7 @@ class Outcome:
       result: result.json's object; None where the scan could not be predicted.
       skipped: whether the result was there.
       error: why there is no result, in one line.
+      code: the exit code that the error is worth.
       seconds: from reading the scan to the result.
       notes: what is to be said of a result that was there, a line each.
     """
@@ -74,6 +76,7 @@ class Outcome:
     result: JsonObject | None = None
     skipped: bool = False
     error: str | None = None
+    code: int = exit_codes.BAD_INPUT
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -117,7 +120,9 @@ def attempt(
             return _found(request, folder, earlier, sources)
         return Outcome(request, result, seconds=time.monotonic() - begun)
     except Exception as error:  # the other scans must not be lost to it
-        return Outcome(request, error=explained(error, request.path, out))
+        failed = isinstance(error, OSError) and error.errno in FAILING
+        code = exit_codes.FILE_SYSTEM if failed else exit_codes.BAD_INPUT
+        return Outcome(request, error=explained(error, request.path, out), code=code)
 
 
 def is_done(
@@ -181,17 +186,18 @@ def predict_scan(
     )
     ours(out)
     scan = scans.load_scan(request.path, network.data.intensity, allow)
+    notes: list[str] = []
     if request.lung_mask is None:
         lung = lungs.find_lungs(scan, network.data.intensity)
     else:
-        lung = scans.load_mask(request.lung_mask, scan, "lung mask")
+        lung = scans.load_mask(request.lung_mask, scan, "lung mask", allow, notes)
     sources.require_unchanged()
     prepared = preprocess.prepare_scan(scan, lung, network.data, allow=allow)
     prediction = compute(prepared.volume)
     with folder_aside(out, ours) as folder:
         result = sources.facts() | _write(folder, scan, lung, prepared, prediction, network)
         result |= {
-            "notes": [*prepared.notes, *prediction.notes],
+            "notes": [*prepared.notes, *notes, *prediction.notes],
             "made_from": {"network": network_digest(network)},
             "files": identity.manifest(folder),
         }

@@ -12,9 +12,9 @@ import numpy as np
 from deepsc_jax.data import datasets
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.phantoms import lesions as phantom
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import AbortError, InputError
 from deepsc_jax.runtime.files import aside, own, require_own, write_json
-from deepsc_jax.runtime.pool import AbortError, in_parallel
+from deepsc_jax.runtime.pool import in_parallel
 
 
 def write_phantoms(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import absl.logging
 
 from deepsc_jax.runtime import exit_codes
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.names import shown
 
 # What XLA and JAX say when another process is gone.
@@ -43,7 +43,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     # A bug in the handling of bad input is a bug: what it was raised from by `from` counts alone.
     for one in _chain(error, implicit=False):
         if isinstance(one, InputError):
-            return exit_codes.BAD_INPUT, str(one)
+            failed = isinstance(one, FileSystemError)
+            return exit_codes.FILE_SYSTEM if failed else exit_codes.BAD_INPUT, str(one)
     for one in chain:  # before memory: XLA's code for it also stands for a full disk
         system = _of_system(one, folder)
         if system is not None:

@@ -20,11 +20,14 @@ import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.types import JsonValue
 
 # Before the name of what is written and replaced. Hidden: what a killed process leaves is no scan.
 PARTIAL, _REPLACED = ".partial", ".replaced"
+FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)
+"""What the system says where a disk is full or fails, or a file server went away."""
+
 _LONGEST = 200  # bytes of a name that still leave room for what is put before it, of 255
 
 
@@ -180,7 +183,7 @@ def require_writable(flag: str, folder: pathlib.Path) -> None:
     """Make `folder`, of an option `--flag`, where it is missing, and write to it.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: nothing can be written there; FileSystemError: since the disk is full or fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,8 @@ def require_writable(flag: str, folder: pathlib.Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         reason = "there is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise InputError(
+        kind = FileSystemError if error.errno in FAILING else InputError
+        raise kind(
             f"--{flag}: {folder} cannot be written to ({reason}): name another folder"
         ) from error
 

@@ -60,6 +60,10 @@ def write_files(folder: pathlib.Path) -> None:
     (folder / "missing.csv").write_text(
         "case_id,patient_id,scan,lesion_mask,lung_mask,label,split\na,p,no.nii.gz,,,covid-19,train\n"
     )
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "metrics.json").write_text("a user's own")
+    (folder / "tables").mkdir()
+    (folder / "tables" / "predictions.csv.nii").touch()
     (folder / "text.nii").write_text("not a scan")
     (folder / "cut.nii.gz").write_bytes(gzip.compress(bytes(4000))[:20])
     for name, config, run in (("edited", b'{"model": 3}', b"{}"), ("bytes", b"\xff\xfe", b"\0")):
@@ -138,6 +142,10 @@ WRONG: dict[tuple[str, ...], str] = {
     ("evaluate", "--checkpoint=edited", "--data_dir=data", "--out=e"): "edited/config.json",
     ("evaluate", "--checkpoint=bytes", "--data_dir=data", "--out=e"): "bytes/config.json",
     ("evaluate", "--checkpoint=empty", "--data_dir=none", "--out=e"): "empty: no config.json",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=foreign"): "foreign/metrics.json",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=file"): "--out: file",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=gs://bucket/o"): "gs://bucket/o",
+    ("predict", "--checkpoint=empty", "--scans=tables", "--out=o"): "predictions.csv",
     ("predict",): "--checkpoint",
     ("predict", "--checkpoint=none", "--scan=text.nii", "--out=o"): "none: no config.json",
     ("predict", "--checkpoint=edited", "--scan=text.nii", "--out=o"): "edited/config.json",

@@ -87,7 +87,7 @@ def test_stopped_and_gone_on_with_by_an_array_of_tasks(folder: pathlib.Path) -> 
     assert stopped.wait() == 75, said
     first = results(folder)
     assert 0 < len(first) < SCANS
-    assert f"SIGTERM: {SCANS - len(first)} scans are left" in said
+    assert f"SIGTERM: {SCANS - len(first)} scans left" in said
 
     programs = folder / "bin"
     programs.mkdir()

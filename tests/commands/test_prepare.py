@@ -143,6 +143,16 @@ def test_lesions_outside_of_the_lungs_are_mentioned(phantoms, tmp_path, capsys):
     assert "odd: 100% of its lesion voxels lie outside" in capsys.readouterr().err
 
 
+def test_an_empty_lesion_mask_of_pneumonia_is_mentioned(phantoms, tmp_path, capsys):
+    case = datasets.read_cases(phantoms / "cases.csv")[0]
+    scan = scans.load_scan(case.scan)
+    empty = tmp_path / "empty.nii.gz"
+    scans.save_like(np.zeros(scan.values.shape, np.uint8), scan, empty, np.uint8)
+    odd = datasets.Case("odd", "p", "test", 0, case.scan, empty, case.lung_mask)
+    assert preparation.prepare([odd], tmp_path / "out", DATA, workers=1) == []
+    assert f"note: odd: its lesion mask {empty} is empty: check it" in capsys.readouterr().err
+
+
 def test_phantom_files_are_the_same_bytes_as_ever(phantoms):
     """Of what they hold: how it is compressed is zlib's."""
     found = hashlib.sha256()

@@ -14,6 +14,7 @@ import pytest
 from preparing import DATA, FLAGS, run
 
 from deepsc_jax.data import datasets, preparation, scans, store
+from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
 
 
@@ -203,7 +204,7 @@ def test_a_disk_that_fills_up_ends_it_in_one_line_and_keeps_what_is_done(
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == exit_codes.FILE_SYSTEM
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: --out: {tmp_path} cannot be written to (File too large)")
     done = run(cases, f"--out={tmp_path}")

@@ -20,6 +20,7 @@ from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Outcome, attempt
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.predict import summary, twins, write_table
+from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
 
 NAMES = {
@@ -108,6 +109,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_scan_is_predicted(
     assert outcome.error is not None
     assert outcome.error.startswith(f"{tmp_path}/ct.nii: No space left on device: ")
     assert outcome.error.endswith("free some space, then start again")
+    assert outcome.code == exit_codes.FILE_SYSTEM
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.undo()
     assert predict(tmp_path).error is None

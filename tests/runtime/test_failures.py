@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from deepsc_jax.runtime import exit_codes
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.failures import below, explain
 
 
@@ -39,6 +39,7 @@ LOST = jax.errors.JaxRuntimeError(
 )
 EXPLAINED = [
     (InputError("a: b"), exit_codes.BAD_INPUT, "a: b"),
+    (FileSystemError("a: full"), exit_codes.FILE_SYSTEM, "a: full"),
     (FULL, exit_codes.FILE_SYSTEM, "/run/state: No space left on device: make room, then"),
     (WRITTEN, exit_codes.FILE_SYSTEM, "/run/d/0: No space left on device: make room, then"),
     (raised(RuntimeError("save"), by=FULL), exit_codes.FILE_SYSTEM, "/run/state: No space"),

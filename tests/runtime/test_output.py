@@ -1,56 +1,69 @@
-"""Standard output that goes away: the program goes on, and says so once."""
+"""Standard output that nobody reads, or that takes nothing."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
+import pytest
+
+from deepsc_jax.runtime import exit_codes
+
 PROGRAM = """
-import sys
-from deepsc_jax.runtime.output import tell
-from deepsc_jax.runtime.progress import Progress
+from absl import flags
+from deepsc_jax.runtime import entry
 
-tell("first")
-sys.stdin.readline()
-with Progress("train", 3, lines=True) as progress:
-    for step in range(3):
-        tell(f"step {step}")
-        progress.advance(loss=1.0)
-print("at its end", file=sys.stderr)
+def main():
+    for number in range(flags.FLAGS.lines):
+        print("line", number, flush=flags.FLAGS.each)
+
+def define():
+    flags.DEFINE_integer("lines", 1, "")
+    flags.DEFINE_bool("each", False, "")
+
+entry.run(main, define, computes=False, trains=%s)
 """
+ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_a_pipe_that_is_closed_ends_nothing() -> None:
-    run = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def run(output: int, *arguments: str) -> tuple[int, str]:
+    """Exit code, and what stands on standard error."""
+    command = [sys.executable, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        command, stdout=output, stderr=subprocess.PIPE, text=True, check=False, env=environment
     )
-    assert run.stdin is not None
-    assert run.stdout is not None
-    assert run.stderr is not None
-    assert run.stdout.readline() == "first\n"
-    run.stdout.close()
-    run.stdin.close()
-    said = run.stderr.read().splitlines()
-    run.stderr.close()
-    assert run.wait(timeout=30) == 0
-    assert said[0].startswith("standard output is gone (Broken pipe): going on without it")
-    assert said[1:] == ["at its end"]
+    return done.returncode, done.stderr
 
 
-def test_a_full_disk_below_the_output_ends_nothing() -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            input="\n",
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    assert done.returncode == 0
-    said = done.stderr.splitlines()
-    assert said[0].startswith("standard output is gone (No space left on device)")
-    assert said[1:] == ["at its end"]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-c", PROGRAM % False),
+        ("-c", PROGRAM % False, "--lines=9", "--each"),
+        ("-u", "-c", PROGRAM % False, "--lines=9"),
+        ("-c", PROGRAM % True, "--lines=9999"),
+        ("-c", PROGRAM % False, "--helpfull"),
+        ("-m", "deepsc_jax", "--help"),
+    ],
+)
+def test_where_nobody_reads_it_ends_without_a_word(arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run(writer, *arguments) == (exit_codes.CLOSED_OUTPUT, "")
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("lines", [1, 9999])
+def test_output_that_takes_nothing_is_one_line(lines: int) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        code, said = run(full, "-c", PROGRAM % False, f"--lines={lines}")
+    finally:
+        os.close(full)
+    assert code == exit_codes.FILE_SYSTEM
+    (line,) = said.splitlines()
+    assert line.startswith("error: ")
+    assert "No space left on device" in line
