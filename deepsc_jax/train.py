@@ -65,8 +65,8 @@ def define_flags() -> None:
 def main() -> int:
     """Run the stages that the flags name."""
     options, config = flags.FLAGS, CONFIG.config()
-    for flag in ("workdir", "data_dir"):
-        local_path(flag, options[flag].value)
+    local_path("workdir", options.workdir)
+    local_path("data_dir", options.data_dir)
     stages = stages_of(config, options.stage)
     if options.coordinator is None and cluster.launched() == 1:
         device_mesh.use_cpu_cores(config.platform, [stage.batch for stage in stages])
