@@ -57,8 +57,10 @@ def write_files(folder: pathlib.Path) -> None:
     (folder / "empty.csv").touch()
     (folder / "bytes.csv").write_bytes(bytes(range(256)))
     (folder / "columns.csv").write_text("name,value\na,1\n")
+    whole = "data/scans/phantom-train-0000"  # without one, a second line says so
     (folder / "missing.csv").write_text(
-        "case_id,patient_id,scan,lesion_mask,lung_mask,label,split\na,p,no.nii.gz,,,covid-19,train\n"
+        "case,patient,scan,lesion_mask,lung_mask,label,split\na,p,no.nii.gz,,,covid-19,train\n"
+        f"b,q,{whole}.nii.gz,,{whole}-lung.nii.gz,covid-19,train\n"
     )
     (folder / "foreign").mkdir()
     (folder / "foreign" / "metrics.json").write_text("a user's own")
@@ -106,7 +108,7 @@ WRONG: dict[tuple[str, ...], str] = {
     ("prepare", "--out=o", "--cases=empty.csv"): "empty.csv",
     ("prepare", "--out=o", "--cases=bytes.csv"): "bytes.csv",
     ("prepare", "--out=o", "--cases=columns.csv"): "columns.csv",
-    ("prepare", "--out=o", "--cases=missing.csv"): "no.nii.gz",
+    ("prepare", TINY, "--out=m", "--cases=missing.csv"): "no.nii.gz",
     ("prepare", "--out=o", "--phantoms=a,b,c"): "--phantoms=a,b,c",
     ("prepare", "--out=o", "--phantoms=1"): "--phantoms=1:",
     ("prepare", "--out=o", "--phantoms=-1,0,0"): "--phantoms=-1,0,0",
@@ -131,8 +133,8 @@ WRONG: dict[tuple[str, ...], str] = {
     (*TRAIN, "--workdir=bytes"): "bytes/config.json",
     (*TRAIN, "--workdir=run", "--stage=none"): "--stage=none",
     (*TRAIN, "--workdir=run", "--model=none"): "none",
-    (*TRAIN, "--workdir=run", "--tile=16,24,32"): "tile is (16, 24, 32)",
-    (*TRAIN, "--workdir=run", "--data_devices=64"): "--data_devices=64",
+    (*TRAIN, "--workdir=run", "--tile=16,24,32"): "tile depth 16",
+    (*TRAIN, "--workdir=run", "--data_devices=64"): "split over 64 devices",
     (*TRAIN, "--workdir=run", "--deepsc.joint.batch=0"): "batch",
     (*TRAIN, "--workdir=run", "--adam_b1=x"): "adam_b1",
     (*TRAIN, "--workdir=run", "--step_timeout=-1"): "step_timeout",
@@ -154,7 +156,7 @@ WRONG: dict[tuple[str, ...], str] = {
     ("predict", "--checkpoint=bytes", "--scan=a.nii", "--scans=empty", "--out=o"): "--scan",
     ("predict", "--checkpoint=bytes", "--scan=text.nii", "--out=file"): "--out: file",
     ("predict", "--checkpoint=bytes", "--scans=none", "--out=o"): "none",
-    ("predict", "--checkpoint=bytes", "--scans=empty", "--out=o", "--share=3/2"): "--share=3/2",
+    ("predict", "--checkpoint=bytes", "--scans=scans", "--out=o", "--share=3/2"): "--share=3/2",
     ("plan", TINY, "--platform=none"): "--platform=none",
     ("plan", TINY, "--devices=-1"): "--devices=-1",
     ("plan", TINY, "--stage=none"): "--stage=none",
@@ -177,7 +179,7 @@ WRONG: dict[tuple[str, ...], str] = {
     (*TRAIN, "--workdir=run", "--cache_mib=99999999999999999999"): "cache_mib",
     (*TRAIN, "--workdir=run", "--seed=99999999999999999999"): "seed",
     (*TRAIN, "--workdir=run", "--data_devices=2000000000"): "--data_devices=2000000000",
-    (*TRAIN, "--workdir=run", "--space=2000000000"): "--space=2000000000",
+    (*TRAIN, "--workdir=run", "--space=2000000000"): "space = 2000000000",
     (*TRAIN, "--workdir=run", "--flagfile=itself.flags"): "itself.flags",
     (*TRAIN, "--workdir=run", "--model=unet3d"): "unet3d",
     (*TRAIN, "--workdir=lock-is-a-link"): "lock-is-a-link",
