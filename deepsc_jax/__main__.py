@@ -5,6 +5,8 @@ import pathlib
 import runpy
 import sys
 
+from deepsc_jax.runtime.output import ended_quietly
+
 COMMANDS = (
     "prepare",
     "train",
@@ -20,7 +22,11 @@ COMMANDS = (
 
 def run() -> None:
     """Run the command that the first argument names."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    with ended_quietly():
+        _run(sys.argv[1] if len(sys.argv) > 1 else "--help")
+
+
+def _run(name: str) -> None:
     if name in COMMANDS:
         del sys.argv[1]
         # As its own main module, by whose name absl finds the flags that --help shows.

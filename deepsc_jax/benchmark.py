@@ -7,13 +7,13 @@ apart (in a process before it, whose programs it reads), and then they take turn
 timed, synchronised run, after an untimed one unless it is long; the table gives medians, and the
 ratio of ours to each peer, below 1 where ours is faster. Peers start from the same weights and
 inputs, and the first results must agree. All have the allocator settings of `train`
-(`program.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
+(`entry.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
 On a GPU they share its memory, so XLA takes none ahead.
 
 `--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
 `torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as
 many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`);
-`--peer=forms` ours with each form of its convolutions (`models/convolution.py`).
+`--peer=forms` ours with each form of its convolutions (`models/layers/convolution.py`).
 Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
 cache of decoded chunks then.
 
@@ -44,7 +44,8 @@ from deepsc_jax.config import Config
 from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import require_writable, write_json
+from deepsc_jax.runtime.files import local_path, own, write_own_json
+from deepsc_jax.runtime.places import output_file, output_folder
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import stages_of
 from deepsc_jax.systems.system import Stage
@@ -90,9 +91,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Measure what the flags name."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # folders are removed
-    if flags.FLAGS.json:
-        require_writable("json", pathlib.Path(flags.FLAGS.json).parent)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # folders are removed
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    output_file("json", flags.FLAGS.json)
     document: JsonObject = {"environment": environment()}
     if flags.FLAGS.first_prediction:
         if (
@@ -147,7 +149,7 @@ def main() -> None:
 def _save(document: JsonObject) -> None:
     """Write what is known so far: the next may take long, and fail."""
     if flags.FLAGS.json:
-        write_json(document, pathlib.Path(flags.FLAGS.json))
+        write_own_json(document, local_path("json", flags.FLAGS.json))
 
 
 def _compare(made: list[Job], sides: list[str], document: JsonObject) -> None:
@@ -178,8 +180,7 @@ def _growth(made: list[Job], sides: list[str], document: JsonObject) -> None:
         raise InputError("--growth: give --out, a folder for it, and one --work")
     if set(sides) - {"torch"}:
         raise InputError("--growth: --peer=torch is the one that is drawn beside ours")
-    out = pathlib.Path(flags.FLAGS.out)
-    require_writable("out", out)
+    out = output_folder("out", flags.FLAGS.out, "growth.json", "growth.png")
     counts = _devices() or list(scaling.DOUBLINGS)
 
     def beside(point: Job, peers: bool) -> list[Measured]:
@@ -189,8 +190,9 @@ def _growth(made: list[Job], sides: list[str], document: JsonObject) -> None:
     document |= {"work": job.title, "repeats": flags.FLAGS.repeats, "growth": drawn}
     for curves in growth.curves(job, quantities, counts, beside):
         drawn += curves
-        growth.draw(drawn, job.title, out / "growth.png")
-        write_json(document, out / "growth.json")
+        with own(out / "growth.png") as partial:
+            growth.draw(drawn, job.title, partial)
+        write_own_json(document, out / "growth.json")
     for curve in drawn:
         pairs = zip(curve["sizes"], curve["seconds"], strict=True)
         measured = "  ".join(f"{size}: {seconds:.3g} s" for size, seconds in pairs)
@@ -309,7 +311,7 @@ def _data_dir(made: list[Job]) -> pathlib.Path | None:
     if not {job.work for job in made} & set(jobs.STORED):
         return None
     if flags.FLAGS.data_dir:
-        return pathlib.Path(flags.FLAGS.data_dir)
+        return local_path("data_dir", flags.FLAGS.data_dir)
     _tell("making 9 phantoms ...")
     out = made[0].folder / "phantoms"
     command = [sys.executable, "-m", "deepsc_jax.prepare", "--phantoms=9,0,0", f"--out={out}"]

@@ -7,10 +7,12 @@ call of the programs that real data takes. Phantom results say nothing about pat
 
 import hashlib
 import os
-import pathlib
+import shlex
+import signal
 import subprocess
 import sys
 import time
+from types import FrameType
 
 from absl import flags
 
@@ -18,6 +20,8 @@ from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.scans import load_scan
 from deepsc_jax.report.curves import loss_curves
 from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.names import shown
+from deepsc_jax.runtime.places import output_folder
 
 FLAGFILE = "configs/phantom.flags"
 
@@ -25,12 +29,42 @@ FLAGFILE = "configs/phantom.flags"
 def step(title: str, module: str, *arguments: str) -> None:
     """Run one of the programs and say what it does; ends the demo if it fails."""
     command = [sys.executable, "-m", f"deepsc_jax.{module}", *arguments]
-    print(f"\n== {title}\n   python -m deepsc_jax.{module} {' '.join(arguments)}", flush=True)
+    called = shown(f"python -m deepsc_jax.{module} {shlex.join(arguments)}")
+    print(f"\n== {title}\n   {called}", flush=True)
     begun = time.monotonic()
-    code = subprocess.run(command, check=False).returncode
+    code = run_passing_signals(command)
     if code:
-        sys.exit(code)
+        sys.exit(code if code > 0 else 128 - code)
     print(f"   {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def run_passing_signals(command: list[str]) -> int:
+    """Run a program to its end, as `Popen.returncode` says it, and pass on what this one is sent.
+
+    The program may have to save: it is waited for. It is in a group of its own, so that a
+    terminal's Ctrl-C comes here alone, and to the program once.
+    """
+    sent: list[int] = []
+    started: list[subprocess.Popen] = []
+
+    def hear(number: int, _: FrameType | None) -> None:
+        sent.append(number)
+        for program in started:
+            program.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in (number for number in numbers if before[number] != signal.SIG_IGN):
+        signal.signal(number, hear)
+    try:
+        program = subprocess.Popen(command, process_group=0)
+        for number in sent:  # before there was a program to hear it
+            program.send_signal(number)
+        started.append(program)
+        return program.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def define_flags() -> None:
@@ -42,7 +76,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the demo into --out."""
-    out = pathlib.Path(flags.FLAGS.out)
+    out = output_folder("out", flags.FLAGS.out)
     data, workdir, predictions = out / "data", out / "run", out / "predictions"
     begun = time.monotonic()
     if flags.FLAGS.scan:

@@ -17,7 +17,9 @@ from deepsc_jax.evaluation import baselines, scoring
 from deepsc_jax.inference import predictor as predictors
 from deepsc_jax.metrics.summary import table
 from deepsc_jax.runtime import entry
-from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.files import local_path, own, require_own, require_writable, write_json
+from deepsc_jax.runtime.names import shown
+from deepsc_jax.runtime.types import JsonValue
 
 
 def define_flags() -> None:
@@ -33,22 +35,31 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate what the flags name."""
     options = flags.FLAGS
-    predictor = predictors.load(pathlib.Path(options.checkpoint), options.stage)
-    data_dir, out = pathlib.Path(options.data_dir), pathlib.Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    data_dir, out = local_path("data_dir", options.data_dir), local_path("out", options.out)
+    require_writable("out", out)
+    summary, table_of_scans = out / "metrics.json", out / "scans.json"
+    for path in (summary, table_of_scans):
+        require_own(path)
+    predictor = predictors.load(local_path("checkpoint", options.checkpoint), options.stage)
     store = Store(data_dir / "store", predictor.config.data)
     metrics, rows = scoring.evaluate(predictor, store, options.split)
     metrics["trained_on"] = predictor.trained_on
     metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
     print(table(metrics))
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
-    write_json(rows, out / "scans.json")
-    write_json(metrics, out / "metrics.json")
+    _write(rows, table_of_scans)
+    _write(metrics, summary)
     if options.baselines:
         metrics["baselines"] = scoring.score_baselines(store, data_dir, options.split)
         print(baselines.table(metrics["baselines"]))
-        write_json(metrics, out / "metrics.json")
-    print(f"wrote {out / 'metrics.json'} and {out / 'scans.json'}")
+        _write(metrics, summary)
+    print(f"wrote {shown(summary)} and {shown(table_of_scans)}")
+
+
+def _write(document: JsonValue, path: pathlib.Path) -> None:
+    """Write JSON in the place of what was written here alone."""
+    with own(path) as partial:
+        write_json(document, partial)
 
 
 def run() -> None:

@@ -23,9 +23,11 @@ from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import settle_threshold
 from deepsc_jax.inference import predictor
 from deepsc_jax.models import registry
-from deepsc_jax.runtime import device_mesh, entry
+from deepsc_jax.runtime import device_mesh, entry, failures
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.files import local_path, write_json, write_own_json
+from deepsc_jax.runtime.lock import locked
+from deepsc_jax.runtime.places import output_folder
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build, stages_of
@@ -64,17 +66,39 @@ def train_and_score(
     A run that was stopped goes on; one that is complete, of the same settings, is only read.
     """
     done = workdir / "metrics.json"
-    workdirs.begin(workdir, config, store)
-    if done.exists():
-        return json.loads(done.read_text())
-    system = build(config)
-    stages = [system.stage(name) for name in names]
-    if not loop.train(system, store, workdir, stages):
-        sys.exit(signals.code)
-    if "lesions" in stages[-1].learns:
-        settle_threshold(workdir, stages[-1].name, store)
-    metrics, _ = evaluate(predictor.load(workdir, stages[-1].name), store, "test")
-    write_json(metrics, done)
+    with failures.below(workdir), locked(workdir, "training") as lock:
+        workdirs.begin(workdir, config, store)
+        if done.exists():
+            return _read(done)
+        system = build(config)
+        stages = [system.stage(name) for name in names]
+        if not loop.train(system, store, workdir, stages, require_held=lock.require):
+            sys.exit(signals.code)
+        with signals.during(f"the evaluation of {workdir}"):
+            if "lesions" in stages[-1].learns:
+                settle_threshold(workdir, stages[-1].name, store)
+            metrics, _ = evaluate(predictor.load(workdir, stages[-1].name), store, "test")
+        write_json(metrics, done)
+        return metrics
+
+
+def _read(path: pathlib.Path) -> JsonObject:
+    """The metrics of a complete run.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    try:
+        metrics = json.loads(path.read_text("utf-8"))
+        if not isinstance(metrics, dict):
+            raise TypeError(f"{type(metrics).__name__} found")
+        for task, names in FIGURES.items():
+            for name in names if task in metrics else ():
+                float(metrics[task][name]["mean"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not the metrics of a run ({error!r}): remove it to evaluate again"
+        ) from error
     return metrics
 
 
@@ -116,12 +140,21 @@ def define_flags() -> None:
 def main() -> None:
     """Train and compare for every seed."""
     options, config = flags.FLAGS, CONFIG.config()
-    data_dir, out = pathlib.Path(options.data_dir), pathlib.Path(options.out)
+    data_dir = local_path("data_dir", options.data_dir)
+    out = output_folder("out", options.out, "gain.json")
     stages = {stage.name: stage for stage in stages_of(config)}
     last = list(stages.values())[-1]
     if not last.after:
         raise InputError(f"--model={config.name}: it has no joint stage, which a gain is of")
     device_mesh.use_cpu_cores(config.platform, [stage.batch for stage in stages.values()])
+    with locked(out, "comparison"):
+        _compare(config, stages, out, data_dir)
+
+
+def _compare(
+    config: Config, stages: dict[str, Stage], out: pathlib.Path, data_dir: pathlib.Path
+) -> None:
+    options, last = flags.FLAGS, list(stages.values())[-1]
     store = Store(data_dir / "store", config.data, config.train.cache_mib)
     deepest = max(case.depth for case in store.cases("train"))
     tiles = int(np.prod(config.data.tile_counts(config.data.bucket(deepest))))
@@ -136,7 +169,7 @@ def main() -> None:
             (task,) = stages[name].learns
             single[task].append(train_and_score(longer, store, folder / name, [name]))
     result = compare(joint, single)
-    write_json(result, out / "gain.json")
+    write_own_json(result, out / "gain.json")
     print(f"{'test split':28}{'joint':>16}{'alone':>16}{'gain':>16}   ({options.seeds} seeds)")
     for name, row in result.items():
         cells = [f"{v['mean']:.3f} ± {v['sd'] or 0:.3f}" for v in row.values()]

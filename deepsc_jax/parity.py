@@ -18,7 +18,8 @@ from absl import flags
 
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import require_writable, write_json
+from deepsc_jax.runtime.files import write_own_json
+from deepsc_jax.runtime.places import output_file
 from deepsc_jax.runtime.types import JsonObject, Untyped
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
@@ -84,8 +85,7 @@ def main() -> int:
         raise InputError(
             f"{error}: the parity report needs the extra: pip install -e '.[test]'"
         ) from error
-    if options.json:
-        require_writable("json", pathlib.Path(options.json).parent)
+    target = output_file("json", options.json)
     files = sorted(map(str, TESTS.rglob("test_parity_*.py")))
     if not files:
         raise InputError(f"{TESTS}: no parity tests found: run in a checkout of the repository")
@@ -96,9 +96,9 @@ def main() -> int:
     computed_with = environment(options.tf32)
     print("\n" + "  ".join(f"{name} {value}" for name, value in computed_with.items()))
     print(table(rows))
-    if options.json:
-        write_json({"environment": computed_with, "rows": rows}, pathlib.Path(options.json))
-        print(f"wrote {options.json}")
+    if target is not None:
+        write_own_json({"environment": computed_with, "rows": rows}, target)
+        print(f"wrote {target}")
     return int(code)
 
 

@@ -9,7 +9,6 @@ need the extra `plan` (XLA's CUDA compiler), TPUs the extra `tpu` (libtpu).
 
 import dataclasses
 import functools
-import pathlib
 import sys
 import time
 
@@ -22,7 +21,8 @@ from deepsc_jax.planning import report, search, targets
 from deepsc_jax.planning.compiled import compile_step
 from deepsc_jax.runtime import device_mesh, entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.files import write_own_json
+from deepsc_jax.runtime.places import output_file
 from deepsc_jax.systems.building import stages_of
 
 CONFIG = registry.config_flags()
@@ -60,6 +60,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # before its first device: none of ours is used
     # What is compiled for machines that are not here cannot be read back here.
     jax.config.update("jax_enable_compilation_cache", False)
+    target = output_file("json", flags.FLAGS.json)
     config = CONFIG.config()
     stage = stages_of(config, flags.FLAGS.stage or "all")[-1].name
     sizes = _sizes(config)
@@ -74,9 +75,9 @@ def main() -> None:
         searched = _search(config, stage, sizes[0])
         document["search"] = [row.document() for row in searched]
     print(f"\n{report.UNKNOWN}\n{report.heading(_chip())}")
-    if flags.FLAGS.json:
-        write_json(document, pathlib.Path(flags.FLAGS.json))
-        print(f"wrote {flags.FLAGS.json}")
+    if target is not None:
+        write_own_json(document, target)
+        print(f"wrote {target}")
 
 
 def _chip() -> targets.Chip:

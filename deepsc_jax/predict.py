@@ -9,7 +9,7 @@ scan's own grid, result.json and picture.png; --scans adds a table, DIR/predicti
 whose result is whole and was made from the same content by the same network is not predicted again,
 so a run that was stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
 (`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
-and the exit code is 1.
+and the exit code is 1; 74 where the disk was full or failed.
 
 The result of one scan never takes the place of another's. What was not written here, or was changed
 since, is never replaced: a prediction that would is refused, and says by which file. Research
@@ -23,6 +23,7 @@ import csv
 import dataclasses
 import os
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -35,9 +36,9 @@ from deepsc_jax.inference import requests
 from deepsc_jax.inference.requests import Found
 from deepsc_jax.inference.results import Outcome
 from deepsc_jax.inference.workers import BatchInference
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable
-from deepsc_jax.runtime.names import cell, shown
+from deepsc_jax.runtime.names import cell, counted, shown
 from deepsc_jax.runtime.types import JsonObject
 
 MOST_WORKERS = 8  # by default: a worker may take 2 GiB at 512x512x300
@@ -63,7 +64,8 @@ def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
     Names are shown, and never formulas; result.json has paths as they are.
 
     Raises:
-      InputError: another file is there, or the disk takes none.
+      InputError: another file is there.
+      FileSystemError: the disk takes none.
     """
     results = [outcome.result or {} for outcome in outcomes]
     classes = dict.fromkeys(name for r in results for name in r.get("probabilities", ()))
@@ -81,7 +83,7 @@ def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
                 texts = {key: cell(value) for key, value in row.items() if isinstance(value, str)}
                 rows.writerow(row | texts)
     except OSError as error:
-        raise InputError(
+        raise FileSystemError(
             f"{path}: cannot be written ({error.strerror}): the results are whole; free some space "
             "and start again for the table"
         ) from error
@@ -153,7 +155,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    """Predict the scans; 1 if one of them could not be predicted."""
+    """Predict the scans; 1, or FILE_SYSTEM, if one of them could not be predicted."""
     from deepsc_jax.inference import predictor as inference
     from deepsc_jax.runtime import exit_codes
 
@@ -191,12 +193,13 @@ def main() -> int:
     line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, named.left_out)
     print(line, flush=True)
     if len(outcomes) < len(wanted):
-        print(f"SIGTERM: {len(wanted) - len(outcomes)} scans are left; start it again to go on")
+        left = counted(len(wanted) - len(outcomes), "scan")
+        print(f"SIGTERM: {left} left; start it again to go on")
         return exit_codes.PREEMPTED
-    failed = sum(outcome.result is None for outcome in outcomes)
+    failed = [outcome.code for outcome in outcomes if outcome.result is None]
     if failed:
-        print(f"{failed} of {len(wanted)} scans could not be predicted", file=sys.stderr)
-    return 1 if failed else 0
+        print(f"{len(failed)} of {len(wanted)} scans could not be predicted", file=sys.stderr)
+    return max(failed, default=exit_codes.DONE)
 
 
 def twins(outcomes: Sequence[Outcome]) -> list[str]:
@@ -227,6 +230,12 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
         source, table = local_path("scans", options.scans), out / "predictions.csv"
         folder = os.path.isdir(source)
         named = requests.below(source, out) if folder else requests.listed(source)
+    for request in named.requests if table is not None else ():
+        if re.match(r"predictions(-\d+-of-\d+)?\.csv(\.sha256)?(/|$)", request.name):
+            raise InputError(
+                f"{request.path}: its result would be {out / request.name}, the table's place: "
+                "rename the scan, or give it as --scan"
+            )
     if options.share is not None:
         named = dataclasses.replace(named, requests=requests.share(named.requests, options.share))
         index, count = options.share.split("/")

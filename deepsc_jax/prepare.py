@@ -28,7 +28,7 @@ from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, require_writable
-from deepsc_jax.runtime.names import shown
+from deepsc_jax.runtime.names import counted, shown
 
 
 def define_flags() -> None:
@@ -70,7 +70,7 @@ def main() -> int:
     if values.phantoms is not None:
         counts = _counts(values.phantoms)
         _require_place(out)
-        print(f"Making {sum(counts)} phantoms in {out / 'scans'} ...", flush=True)
+        print(f"Making {counted(sum(counts), 'phantom')} in {shown(out / 'scans')} ...", flush=True)
         seed = config_flags.section(TrainConfig).seed
         cases = write_phantoms(
             counts, out, seed=seed, size=values.phantom_size, workers=values.workers
@@ -94,12 +94,12 @@ def verify(path: str) -> int:
     began, opened = time.monotonic(), Store(path, complete=False)
     damaged = opened.damage(flags.FLAGS.workers)
     for line in damaged:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {shown(line)}", file=sys.stderr)
     files = opened.files()
     print(
-        f"{path}: {len(opened.cases())} cases, {len(files) - len(damaged)} of {len(files)} files "
-        f"whole, {sum(size for _, size, _ in files) / 2**20:.1f} MiB, in "
-        f"{time.monotonic() - began:.0f} s"
+        f"{shown(path)}: {counted(len(opened.cases()), 'case')}, "
+        f"{len(files) - len(damaged)} of {counted(len(files), 'file')} whole, "
+        f"{sum(size for _, size, _ in files) / 2**20:.1f} MiB, in {time.monotonic() - began:.0f} s"
     )
     if damaged:
         print("copy the damaged files again, or prepare again with --overwrite", file=sys.stderr)
@@ -132,7 +132,10 @@ def _prepare(cases: Sequence[datasets.Case], failures: list[str], out: pathlib.P
     values, began = flags.FLAGS, time.monotonic()
     tally = collections.Counter(case.split for case in cases)
     splits = ", ".join(f"{tally[split]} {split}" for split in SPLITS)
-    print(f"Preparing {len(cases)} cases ({splits}) into {out / 'store'} ...", flush=True)
+    print(
+        f"Preparing {counted(len(cases), 'case')} ({splits}) into {shown(out / 'store')} ...",
+        flush=True,
+    )
     asked = len(cases) + len(failures)
     failures = failures + preparation.prepare(
         cases,
@@ -151,12 +154,12 @@ def _prepare(cases: Sequence[datasets.Case], failures: list[str], out: pathlib.P
     unknown = [case for case in opened.cases() if not case.lesions_known]
     if unknown:
         print(
-            f"note: {len(unknown)} pneumonia cases have no lesion mask: only the classification "
-            "stage trains on them"
+            f"note: no lesion mask in {counted(len(unknown), 'pneumonia case')}: only the "
+            "classification stage trains on such"
         )
     size = sum(size for _, size, _ in opened.files())
     print(
-        f"Wrote {out / 'store'}: {asked - len(failures)} of {asked} cases, "
+        f"Wrote {shown(out / 'store')}: {asked - len(failures)} of {asked} cases, "
         f"{size / 2**20:.1f} MiB, in {time.monotonic() - began:.0f} s"
     )
     return 1 if failures else 0

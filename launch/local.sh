@@ -7,11 +7,15 @@
 # many as JAX_NUM_CPU_DEVICES says. Other settings: PYTHON (.venv/bin/python or python3), PORT.
 # Needs bash 5.1.
 #
-# SIGTERM and Ctrl-C are passed on: the job saves, and this ends with 75 or 130 (the same command goes
+# SIGTERM, a closed terminal (SIGHUP) and Ctrl-C are passed on: the job saves, and this ends with 75 or 130 (the same command goes
 # on); Ctrl-C pressed again ends all at once. If a process dies, the others are ended too and this
 # ends with that process's code; if this is killed, the processes save and end.
 set -euo pipefail
 
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
+  echo "error: bash 5.1 or newer is needed, and this is $BASH_VERSION: start it with another bash" >&2
+  exit 2
+fi
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
   echo "usage: launch/local.sh NUMBER_OF_PROCESSES FLAGS_OF_TRAIN..." >&2
   exit 2
@@ -26,6 +30,10 @@ if [[ -z "${PYTHON:-}" ]]; then
   [[ -x "$here/.venv/bin/python" ]] && PYTHON="$here/.venv/bin/python"
 fi
 PORT=${PORT:-$((20000 + RANDOM % 10000))}
+if ! command -v "$PYTHON" >/dev/null; then
+  echo "error: PYTHON=$PYTHON is no program: name the one of the installation" >&2
+  exit 2
+fi
 
 gpus=()
 if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then
@@ -43,7 +51,7 @@ fi
 pids=()
 stopped= # the code with which all is well
 pass_on() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
-trap 'stopped=75; pass_on TERM' TERM
+trap 'stopped=75; pass_on TERM' TERM HUP
 trap 'if [[ "$stopped" == 130 ]]; then pass_on KILL; exit 130; fi; stopped=130; pass_on TERM' INT
 
 # The kernel sends SIGTERM to the processes once this is gone, or, where it cannot, a watch does.
@@ -69,7 +77,7 @@ if [[ -n "$stopped" ]]; then # it came before there were all of them, or before 
 fi
 if ((${#with_me[@]} == 0)); then
   (
-    trap - TERM INT
+    trap - TERM HUP INT
     while kill -0 $$ 2>/dev/null; do sleep 1; done
     pass_on TERM
   ) &

@@ -23,6 +23,12 @@ zone=$2
 shift 2
 
 most_restarts=3
+for setting in RESTARTS PAUSE; do
+  if ! [[ "${!setting:-0}" =~ ^[0-9]{1,6}$ ]]; then
+    echo "error: $setting=${!setting}: expected a whole number" >&2
+    exit 2
+  fi
+done
 printf -v flags ' %q' "$@"
 command="cd ${REPOSITORY:-deepsc_jax} && exec .venv/bin/python -m deepsc_jax.train$flags"
 for ((restarts = 0; ; restarts++)); do
@@ -34,16 +40,16 @@ for ((restarts = 0; ; restarts++)); do
   case "$code" in
     75) always=1 ;;
     69 | 70 | 74 | 124 | 134 | 137 | 139 | 143) at_most=1 ;;
-    255) echo "error: no ssh to a worker, or it was lost: training may still run there" >&2 ;;
+    130 | 255) echo "error: interrupted, or no ssh to a worker: training may still run there" >&2 ;;
   esac
   [[ -z "$always$at_most" ]] && exit "$code"
   most=$most_restarts
-  [[ -n "$always" ]] && most=${RESTARTS:-50}
+  [[ -n "$always" ]] && most=$((10#${RESTARTS:-50}))
   if ((restarts >= most)); then
     echo "error: ended with code $code after $restarts restarts: not started again" >&2
     exit "$code"
   fi
-  pause=$((${PAUSE:-30} * (restarts + 1)))
+  pause=$((10#${PAUSE:-30} * (restarts + 1)))
   ((pause > 600)) && pause=600
   echo "ended with code $code: starting it again in $pause s, to go on from what is saved"
   sleep "$pause"

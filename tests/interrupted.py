@@ -4,7 +4,8 @@
 
 Reads a request a line, a JSON object of the arguments of `Trainings.run`, and trains in a child of
 its own. That sends itself the signal when the moment comes, after so many that pass, or is sent it
-after so many seconds; no file of its grows above so many bytes. Answers with the exit code, and the
+after so many seconds; or something is done to it then (`DONE`); no file of its grows above so many
+bytes. Answers with the exit code, and the
 seconds from the signal to the end.
 
 The children are forks of a process that has imported JAX and has not used it. What they train is a
@@ -16,6 +17,8 @@ import json
 import os
 import pathlib
 import resource
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -28,11 +31,11 @@ import jax.numpy as jnp
 from deepsc_jax import train
 from deepsc_jax.config import Config
 from deepsc_jax.data.batch import Reads
-from deepsc_jax.runtime import entry
+from deepsc_jax.runtime import entry, lock
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Batch, Facts, Losses, Predict, Stage, System, Variables
-from deepsc_jax.training import loop, stage
+from deepsc_jax.training import checksums, loop, stage
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
 
@@ -91,7 +94,7 @@ class Means(System):
         raise NotImplementedError
 
 
-MOMENTS = ("start-up", "compile", "step", "validation", "save", "threshold")
+MOMENTS = ("start-up", "compile", "step", "validation", "save", "record", "threshold")
 WANTED: dict[str, Any] = {"moment": None}
 
 
@@ -104,8 +107,56 @@ def at(moment: str) -> None:
         return
     WANTED["moment"] = None
     os.write(WANTED["sent"], b"sent")
+    if WANTED["done"]:
+        DONE[WANTED["done"]]()
+        return
     os.kill(os.getpid(), WANTED["signal"])
     time.sleep(0.1)  # in which the thread that listens hears it
+
+
+def lose_output() -> None:
+    """Close the other end of standard output."""
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(reader)
+    os.close(writer)
+
+
+HOLDER = """
+import pathlib, sys, time
+from deepsc_jax.runtime.lock import locked
+
+with locked(pathlib.Path(sys.argv[1]), "training"):
+    print("held", flush=True)
+    time.sleep(20)
+"""
+
+
+def take_folder_over() -> None:
+    """Remove the lock, and have another process take it."""
+    pathlib.Path(WANTED["workdir"], lock.NAME).unlink()
+    command = [sys.executable, "-c", HOLDER, WANTED["workdir"]]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert other.stdout is not None
+    other.stdout.readline()
+
+
+def be_infinite() -> None:
+    """Let the loss be no number."""
+    means = loop.take_means
+    loop.take_means = lambda since: means(since) | {"loss": float("nan")}
+
+
+# What is done to a training: by name.
+DONE: dict[str, Callable[[], Any]] = {
+    "its folder is moved": lambda: os.rename(WANTED["workdir"], f"{WANTED['workdir']}-moved"),
+    "its store is removed": lambda: shutil.rmtree(pathlib.Path(WANTED["data"], "store")),
+    "its lock is removed": lambda: pathlib.Path(WANTED["workdir"], lock.NAME).unlink(),
+    "its folder is taken over": take_folder_over,
+    "its output is gone": lose_output,
+    "its loss is infinite": be_infinite,
+    "it hangs": lambda: time.sleep(600),
+}
 
 
 def limit(owner: Any, name: str, file_bytes: int) -> None:
@@ -156,10 +207,12 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
     hook(train, "Store", "start-up")
     hook(loop, "take_means", "step")
     hook(Checkpoints, "_write_sums", "save")
+    hook(checksums, "add_record", "record")
     train.settle_threshold = settle_threshold
     train.build = Means
     train.stages_of = lambda config, _: Means(config).stages
     sys.argv = ["train", *FLAGS, f"--data_dir={data}", f"--workdir={request['workdir']}"]
+    sys.argv += request["flags"]
     sys.orig_argv = sys.argv
     train.run()
 
@@ -208,7 +261,8 @@ def main() -> None:
     """Serve."""
     os.environ |= entry.ALLOCATOR  # so that nothing is started over
     for line in sys.stdin:
-        print(json.dumps(serve(json.loads(line), sys.argv[1])), flush=True)
+        request = json.loads(line)
+        print(json.dumps(serve(request, request["data"] or sys.argv[1])), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from absl import flags
 from deepsc_jax.benchmarking.jobs import VARIANTS
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import require_writable, write_json
+from deepsc_jax.runtime.files import local_path, write_own_json
+from deepsc_jax.runtime.places import output_file
 from deepsc_jax.runtime.types import JsonObject
 
 TILE = ("--tile=64,96,96", "--working_size=96,96", "--depth_bucket=64", "--tiles_per_scan=1")
@@ -104,8 +105,8 @@ def main() -> int:
         raise InputError(f"--only={unknown[0]}: expected some of {','.join(BARS)}")
     chosen = {name: BARS[name] for name in options.only or BARS}
     document: JsonObject = {"environment": {}, "rows": [], "left_out": [], "bars": {}}
-    path = pathlib.Path(options.json)
-    require_writable("json", path.parent)
+    path = local_path("json", options.json)
+    output_file("json", options.json)
     failed = []
     for name, bar in chosen.items():
         rows = _run(bar, document)
@@ -114,7 +115,7 @@ def main() -> int:
             continue
         document["rows"] += [{"bar": name, **row} for row in rows]
         document["bars"][name] = judge(bar, rows)
-        write_json(document, path)  # after each: the whole takes long
+        write_own_json(document, path)  # after each: the whole takes long
     print(f"\n{'bar':26}{'quantity':14}{'against':22}{'found':>7}{'bar':>6}{'aim':>6}")
     for name, row in document["bars"].items():
         missed = "" if row["reached"] else "  not reached"

@@ -106,7 +106,7 @@ def _environment(job: Job) -> dict[str, str]:
     predicts = job.work == "inference" and job.side in OURS
     lacks = entry.ALLOCATOR if predicts else {}
     kept = {name: value for name, value in os.environ.items() if lacks.get(name) != value}
-    chosen = jax.config.values["jax_platforms"]  # by `program.run`, where there is no GPU
+    chosen = jax.config.values["jax_platforms"]  # by `entry.run`, where there is no GPU
     platforms = {"JAX_PLATFORMS": chosen} if chosen else {}
     places = {"TORCHINDUCTOR_CACHE_DIR": str(job.folder / "inductor")}
     return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | kept | platforms | places

@@ -21,6 +21,7 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 SHIPPED = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
 
 Section = TypeVar("Section")
+MOST = 2**31 - 1  # of an option that is a whole number: what devices count with
 
 
 def define_shared() -> None:
@@ -240,7 +241,7 @@ def _define(section: type, prefix: str) -> None:
         if kind is bool:
             flags.DEFINE_bool(name, default, text, **where)
         elif kind is int:
-            flags.DEFINE_integer(name, default, text, **where)
+            flags.DEFINE_integer(name, default, text, upper_bound=MOST, **where)
         elif kind is str:
             flags.DEFINE_string(name, default, text, **where)
         elif kind is float:

@@ -8,7 +8,10 @@ from deepsc_jax.config.options import option, require
 
 @dataclasses.dataclass(frozen=True)
 class PlatformConfig:
-    """How the computation is laid out; none of it changes the mathematics."""
+    """How the computation is laid out; none of it changes the mathematics.
+
+    Where a part of it would, it is refused: `accumulation` of a network with batch norm.
+    """
 
     data_devices: int = option(
         0, "assumed: devices over which the batch is split; 0 for all there are"
@@ -24,7 +27,8 @@ class PlatformConfig:
     accumulation: int = option(
         1,
         "assumed: parts in which a device takes its scans, one after another; their gradients "
-        "are summed, and reduced over devices once",
+        "are summed, and reduced over devices once; 1 for networks with batch norm, which would "
+        "take each part's own statistics",
     )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "assumed: of convolutions; auto is float32 on CPU and bfloat16 elsewhere"

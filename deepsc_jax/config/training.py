@@ -123,6 +123,12 @@ class TrainConfig:
         "assumed: chance of each of these changes, from contrast on, but noise and lung_rim_mm, "
         "which begin at 0",
     )
+    batch_norm: Literal["global", "local"] = option(
+        "global",
+        "assumed: whose statistics normalise in training, of networks with batch norm: the whole "
+        "batch's, or local, each device's own scans'; local saves an all-reduce a norm, and then "
+        "the result depends on the number of devices, which must stay as it was",
+    )
     cache_mib: int = option(1024, "assumed: MiB of decoded chunks kept in memory")
     log_every: int = option(10, "assumed: steps between two lines of metrics.jsonl")
     evaluate_every: int = option(500, "assumed: steps between two evaluations on validation")
@@ -131,6 +137,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, str):
+                continue
             may_be_zero = field.name in ("seed", "cache_mib", "warmup_steps", "rate_batch")
             if field.type is int and not may_be_zero:
                 require(value >= 1, f"{field.name} is {value}: it must be at least 1")

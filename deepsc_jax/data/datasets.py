@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from deepsc_jax.config import CLASSES
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.names import counted, shown
 
 COLUMNS = ("case", "patient", "split", "label", "scan", "lesion_mask", "lung_mask")
 SPLITS = ("train", "validation", "test")
@@ -26,6 +27,9 @@ SPLITS = ("train", "validation", "test")
 # A case's name becomes a folder of the store and the stem of result files.
 _NAME = re.compile(r"\w[\w.-]*")
 _LONGEST_NAME = 200  # bytes, of 255 that file systems take
+
+LARGEST_LIST = 64 << 20
+"""Bytes of a case list, or of a list of scans: a million lines. A scan given as one is larger."""
 
 _WINDOWS = "cp1252"
 _BEYOND = "\0"  # no column has this name
@@ -107,7 +111,7 @@ def read_cases(
         ]
         if missing:
             case, path = missing[0]
-            others = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+            others = f" (and {counted(len(missing) - 1, 'more file')})" if len(missing) > 1 else ""
             raise InputError(f"{missing_file(case, path)}{others}")
     return cases
 
@@ -153,13 +157,16 @@ def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]]
 
     Cells beyond the last column are joined as the column `_BEYOND`.
     """
-    if not csv_path.is_file():
+    if not os.path.isfile(csv_path):
         raise InputError(f"{csv_path}: no such case list: give a CSV file with {','.join(COLUMNS)}")
     try:
-        text, encoding = _decode(csv_path.read_bytes(), csv_path)
+        text, encoding = _decode(_content(csv_path), csv_path)
         lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        separator = max(",;\t", key=lambda mark: len(set(COLUMNS) & set(_columns(lines, mark))))
-        names = _columns(lines, separator)
+        first = 1 if lines[0].startswith("sep=") else 0  # what Excel says the separator is
+        separator = max(
+            ",;\t", key=lambda mark: len(set(COLUMNS) & set(_columns(lines[first], mark)))
+        )
+        names = _columns(lines[first], separator)
         absent = [name for name in COLUMNS if name not in names]
         twice = [name for name in COLUMNS if names.count(name) > 1]
         if absent or twice:
@@ -169,19 +176,20 @@ def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]]
                 "commas, semicolons or tabs between: mend it (mask cells may be empty)"
             )
         reader = csv.DictReader(
-            (f"{line}\n" for line in lines[1:]),
+            (f"{line}\n" for line in lines[first + 1 :]),
             names,
             restkey=_BEYOND,
             restval="",
             delimiter=separator,
             skipinitialspace=True,
+            strict=True,  # or a quote that nothing closes would take in the cases that follow
         )
         rows = []
         for row in reader:
             cells = {name: row[name].strip() for name in COLUMNS}
             cells["case"] = unicodedata.normalize("NFC", cells["case"])
             cells[_BEYOND] = " ".join(row.get(_BEYOND, ())).strip()
-            rows.append((reader.line_num + 1, cells))
+            rows.append((reader.line_num + first + 1, cells))
     except OSError as error:
         raise InputError(
             f"{csv_path}: cannot be read ({error.strerror}): give yourself the right to read it"
@@ -191,8 +199,21 @@ def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]]
     return [(line, row) for line, row in rows if any(row.values())], encoding
 
 
+def _content(csv_path: pathlib.Path) -> bytes:
+    """What is in a case list, unless it is too large to be one."""
+    size = csv_path.stat().st_size
+    if size > LARGEST_LIST:
+        raise InputError(
+            f"{csv_path}: {size} bytes, expected a case list of at most {LARGEST_LIST}: give a CSV "
+            f"file with {','.join(COLUMNS)}"
+        )
+    return csv_path.read_bytes()
+
+
 def _decode(content: bytes, csv_path: pathlib.Path) -> tuple[str, str]:
     """The text of a case list and its encoding."""
+    if content[:2] not in (b"\xff\xfe", b"\xfe\xff") and b"\0" in content:
+        raise UnicodeError("it has NUL characters")
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -202,18 +223,16 @@ def _decode(content: bytes, csv_path: pathlib.Path) -> tuple[str, str]:
         encoding = _WINDOWS
         text = content.decode(encoding)
         print(
-            f"note: {csv_path}: not UTF-8, so read as {encoding} (western Windows): if names look "
-            "wrong, save it as UTF-8",
+            f"note: {shown(csv_path)}: not UTF-8, so read as {encoding} (western Windows): if "
+            "names look wrong, save it as UTF-8",
             file=sys.stderr,
         )
-    if "\0" in text:
-        raise UnicodeError("it has NUL characters")
-    return text, encoding
+    return text.lstrip("\ufeff"), encoding
 
 
-def _columns(lines: Sequence[str], separator: str) -> list[str]:
+def _columns(line: str, separator: str) -> list[str]:
     """The names in the first line: blanks around them and capitals do not matter."""
-    names = next(csv.reader(lines[:1], delimiter=separator, skipinitialspace=True), [])
+    names = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
     return ["_".join(name.casefold().replace("-", " ").split()) for name in names]
 
 

@@ -11,6 +11,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from deepsc_jax.data.dicom_elements import misfit
 from deepsc_jax.data.itk import itk_errors, openable
 from deepsc_jax.data.source import Doubt, Source, require_bounded, scanner_header
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.names import counted, shown
 from deepsc_jax.runtime.types import Untyped
 
 POSITION_TOLERANCE = 0.1
@@ -45,10 +47,12 @@ _TAGS = {
     "slope": "0028|1053",
     "intercept": "0028|1052",
     "bits": "0028|0100",
+    "signed": "0028|0103",
 }
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _EXPORT = "export the series afresh"
+_FARTHEST_MM = 1e5  # of a slice from the scanner's origin; numbers beyond overflow later
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,19 +126,17 @@ def _read_tags(sitk: ModuleType, folder: Path) -> tuple[list[_Slice], list[Path]
         files = [entry for entry in entries if not entry.name.startswith(".") and _is_file(entry)]
         paths = [Path(folder, entry.name) for entry in files if entry.name != "DICOMDIR"]
         misfits = {path: misfit(path) for path in paths if _may_be_dicom(path)}
-    except PermissionError as error:
-        raise InputError(
-            f"{error.filename}: may not be read: give yourself the right to read it"
-        ) from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}): check the path") from error
+        place = error.filename or folder
+        raise InputError(f"{place}: cannot be read ({error.strerror}): check it") from error
     damaged = [(path, what) for path, what in misfits.items() if what not in (None, "not DICOM")]
     if damaged:
         raise InputError(
-            f"{damaged[0][0]}: damaged ({damaged[0][1]}), as are {len(damaged)} of {len(paths)} "
-            "files there, expected whole ones: copy the series afresh"
+            f"{damaged[0][0]}: damaged ({damaged[0][1]}), one of "
+            f"{counted(len(damaged), 'such file')} among {len(paths)}, expected whole ones: copy "
+            "the series afresh"
         )
-    maybe = [path for path, what in misfits.items() if what is None]
+    maybe = [path for path in misfits if misfits[path] is None]
     others = [path for path in paths if misfits.get(path, "not DICOM")]
     with openable(maybe) as names:
         for path, name in zip(maybe, names, strict=True):
@@ -179,23 +181,23 @@ def _kind(item: _Slice) -> str:
 def _left_out(chosen: list[_Slice], rest: list[_Slice], others: list[Path]) -> tuple[str, ...]:
     """The note on which series is read and what else lies beside it; none where nothing does."""
     counts = Counter((_kind(item), item.tags["uid"]) for item in rest)
-    parts = [f"{number} of {_shown(kind, 24)}" for (kind, _), number in counts.most_common(5)]
+    parts = [
+        f"{counted(number, 'slice')} of {shown(kind[:24])}"
+        for (kind, _), number in counts.most_common(5)
+    ]
     if len(counts) > 5:
         parts.append(f"{len(counts) - 5} more series")
     if others:
-        parts.append(f"{len(others)} that are no DICOM image, such as {others[0].name}")
+        many = counted(len(others), "file")
+        parts.append(f"{many} without a DICOM image, such as {shown(others[0].name)}")
     if not parts:
         return ()
     tags = chosen[0].tags
     return (
-        f"its DICOM series …{_shown(tags['uid'][-12:], 12)} "
-        f"({_shown(tags['description'], 40) or 'no description'}, {len(chosen)} slices) is read; "
-        f"left out: {', '.join(parts)}",
+        f"its DICOM series …{shown(tags['uid'][-12:])} "
+        f"({shown(tags['description'][:40]) or 'no description'}, "
+        f"{counted(len(chosen), 'slice')}) is read; left out: {', '.join(parts)}",
     )
-
-
-def _shown(text: str, most: int) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:most])
 
 
 def _to_source(folder: Path, slices: list[_Slice], notes: tuple[str, ...]) -> Source:
@@ -213,7 +215,7 @@ def _to_source(folder: Path, slices: list[_Slice], notes: tuple[str, ...]) -> So
     pixel = first.numbers("pixel_spacing")
     if len(pixel) != 2 or min(pixel) <= 0:
         raise InputError(
-            f"{first.path}: its PixelSpacing is {_shown(first.tags['pixel_spacing'], 40)!r}, "
+            f"{first.path}: its PixelSpacing is {shown(first.tags['pixel_spacing'][:40])!r}, "
             f"expected two positive numbers: {_EXPORT}"
         )
     doubts: list[Doubt] = []
@@ -300,6 +302,11 @@ def _placed(
     positions = np.array([item.numbers("position") for item in ordered])
     if len(ordered) < 2:
         return ordered, normal
+    if np.abs(positions).max() > _FARTHEST_MM:
+        raise InputError(
+            f"{folder}: its slices lie up to {np.abs(positions).max():g} mm from the origin, "
+            f"expected at most {_FARTHEST_MM:g}: {_EXPORT}"
+        )
     gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
     if (gaps == 0).any():
         index = int(np.argmin(gaps))
@@ -340,7 +347,9 @@ def _numbered(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], float]:
     for tag in ("step", "thickness"):
         lengths = {item.numbers(tag) for item in slices}
         if len(lengths) == 1 and len(length := lengths.pop()) == 1 and length[0] > 0:
-            ordered = [item for _, item in sorted(zip(numbers, slices, strict=True), key=_number)]
+            ordered = [
+                item for _, item in sorted(zip(numbers, slices, strict=True), key=itemgetter(0))
+            ]
             return ordered, length[0]
     raise InputError(
         f"{folder}: its slices have no ImagePositionPatient, and neither one SpacingBetweenSlices "
@@ -348,17 +357,26 @@ def _numbered(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], float]:
     )
 
 
-def _number(pair: tuple[tuple[float, ...], _Slice]) -> tuple[float, ...]:
-    return pair[0]
-
-
 def _scaling_note(folder: Path, slices: list[_Slice]) -> tuple[str, ...]:
-    """What is said of slices without a rescale slope and intercept; some of them are refused."""
-    without = [item for item in slices if not (item.numbers("slope") and item.numbers("intercept"))]
+    """What is said of slices without a rescale slope and intercept; some of them are refused.
+
+    GDCM takes 1 for a slope, and 0 for an intercept, that it cannot read, and 1 for a slope of 0.
+    """
+    without = []
+    for item in slices:
+        scale = item.tags["slope"], item.tags["intercept"]
+        slope, intercept = item.numbers("slope"), item.numbers("intercept")
+        if scale == ("", ""):
+            without.append(item)
+        elif len(slope) != 1 or len(intercept) != 1 or slope[0] == 0:
+            raise InputError(
+                f"{item.path}: its RescaleSlope and RescaleIntercept are {scale}, expected a "
+                f"number other than 0 and a number: {_EXPORT}"
+            )
     if without and len(without) < len(slices):
         raise InputError(
             f"{folder}: {len(without)} of {len(slices)} slices ({without[0].path.name}) have no "
-            f"RescaleSlope and RescaleIntercept that can be read, expected all or none: {_EXPORT}"
+            f"RescaleSlope and RescaleIntercept, expected all or none: {_EXPORT}"
         )
     if without:
         return ("its slices have no RescaleSlope and RescaleIntercept: voxels are taken as stored",)
@@ -366,17 +384,16 @@ def _scaling_note(folder: Path, slices: list[_Slice]) -> tuple[str, ...]:
 
 
 def _decode(folder: Path, slices: list[_Slice]) -> np.ndarray:
-    advice = f"{_EXPORT}, one series to a folder"
-    with itk_errors(folder, advice) as sitk, openable([item.path for item in slices]) as names:
+    paths = [item.path for item in slices]
+    with itk_errors(folder, f"{_EXPORT}, alone") as sitk, openable(paths) as names:
         reader = sitk.ImageSeriesReader()
         reader.SetImageIO("GDCMImageIO")  # as for the tags: ITK does not know all files by itself
         reader.SetFileNames(names)
-        if len({item.numbers("slope") for item in slices}) > 1:
+        kinds = ("slope", "intercept", "bits", "signed")
+        if any(len({item.numbers(kind) for item in slices}) > 1 for kind in kinds):
             reader.SetOutputPixelType(sitk.sitkFloat32)  # else the first slice's type is all's
         array = sitk.GetArrayFromImage(reader.Execute())
-    expected = (len(slices), slices[0].size[1], slices[0].size[0])
+    expected = (len(slices), *slices[0].size[1::-1])
     if array.shape != expected:
-        raise InputError(
-            f"{folder}: its slices hold {array.shape} voxels, expected {expected}: {_EXPORT}"
-        )
+        raise InputError(f"{folder}: it holds {array.shape} voxels, not {expected}: {_EXPORT}")
     return array.T

@@ -117,6 +117,7 @@ def read_itk(path: Path) -> Source:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read ({error}): {advice}") from error
+    notes, doubts = (_meta_geometry if _is_meta(path) else _nrrd_geometry)(path, fields)
     with itk_errors(path, advice) as sitk, _reader(sitk, path, attached=data == path) as reader:
         reader.ReadImageInformation()
         shape = tuple(int(n) for n in reader.GetSize())
@@ -155,7 +156,6 @@ def read_itk(path: Path) -> Source:
     affine[:3, :3] = direction * np.asarray(spacing)
     affine[:3, 3] = origin
     header, affine = scanner_header(path, _LPS_TO_RAS @ affine, (x, y, z))
-    notes, doubts = (_meta_geometry if _is_meta(path) else _nrrd_geometry)(path, fields)
     return Source(
         shape=(x, y, z),
         slope=1.0,
@@ -307,10 +307,13 @@ def _nrrd_geometry(path: Path, fields: Fields) -> tuple[tuple[str, ...], tuple[D
     if "space directions" not in fields:
         notes.append(_UNORIENTED)
         sizes = fields.get("spacings", "").split()
-        if not sizes or "nan" in (size.lower() for size in sizes):
+        if not sizes or not all(map(math.isfinite, map(_number, sizes))):
             doubts.append(_UNMEASURED)
-    elif not space:
-        notes.append(_UNORIENTED)
+    else:
+        if re.search(r"none|nan", fields["space directions"], re.I):  # ITK: 1 mm along that axis
+            doubts.append(_UNMEASURED)
+        if not space:
+            notes.append(_UNORIENTED)
     return tuple(notes), tuple(doubts)
 
 
@@ -329,6 +332,14 @@ def _meta_geometry(path: Path, fields: Fields) -> tuple[tuple[str, ...], tuple[D
             f"{path}: its DistanceUnits are {unit}, expected mm: ITK reads none; write its "
             "geometry in mm"
         )
+    for name in ("elementspacing", "elementsize"):
+        sizes = [_number(size) for size in fields.get(name, "1 1 1").split()]
+        if len(sizes) < 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
+            raise InputError(
+                f"{path}: its {name.replace('element', 'Element').replace('s', 'S', 1)} is "
+                f"{fields[name]!r}, expected a positive number for each axis: "
+                "correct the header"
+            )
     notes, doubts = [], []
     if not {"transformmatrix", "rotation", "orientation"} & set(fields):
         notes.append(_UNORIENTED)

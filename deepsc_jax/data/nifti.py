@@ -294,7 +294,10 @@ def _geometry(
 def _qform(header: nib.Nifti1Header, path: Path, *, wanted: bool) -> Affine | None:
     """The qform's affine; None where its fields give none, which is refused if it is `wanted`."""
     try:
-        return np.asarray(header.get_qform(), np.float64)
+        qform = np.asarray(header.get_qform(), np.float64)
+        if np.isfinite(qform).all():
+            return qform
+        raise ValueError("its numbers are not finite")
     except (ValueError, HeaderDataError) as error:
         if not wanted:
             return None

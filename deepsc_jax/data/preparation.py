@@ -17,10 +17,10 @@ from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.sums import meanwhile
 from deepsc_jax.runtime import lock
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.files import aside, write_json
-from deepsc_jax.runtime.names import shown
-from deepsc_jax.runtime.pool import AbortError, in_parallel
+from deepsc_jax.runtime.names import counted, shown
+from deepsc_jax.runtime.pool import in_parallel
 
 # Of a case's lesion voxels, outside of its lung mask: more than this is worth a line.
 _LESION_OUTSIDE = 0.1
@@ -142,7 +142,7 @@ def prepare_case(case: Case, folder: pathlib.Path, data: config.DataConfig) -> r
 
     Raises:
       InputError: it cannot be prepared.
-      AbortError: the store cannot be written to.
+      FileSystemError: the store cannot be written to.
     """
     sources = {kind: getattr(case, kind) for kind in records.SOURCES}
     sources = {kind: path for kind, path in sources.items() if path is not None}
@@ -181,31 +181,38 @@ def _made_from(case: Case, data: config.DataConfig, sums: dict[str, str]) -> str
 
 def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
     scan = scans.load_scan(case.scan, data.intensity, data.allow)
+    notes: list[str] = []
     if case.lung_mask is None:
         lung = lungs.find_lungs(scan, data.intensity)
     else:
-        lung = scans.load_mask(case.lung_mask, scan, "lung mask")
+        lung = scans.load_mask(case.lung_mask, scan, "lung mask", data.allow, notes)
     lesion = None
     if case.lesion_mask is not None:
-        lesion = scans.load_mask(case.lesion_mask, scan, "lesion mask")
+        lesion = scans.load_mask(case.lesion_mask, scan, "lesion mask", data.allow, notes)
         voxels = int(lesion.sum())
         if voxels and case.label == data.lesion_free_id:
             raise InputError(
-                f"{case.name}: labelled {data.lesion_free}, but {case.lesion_mask} has {voxels} "
-                f"lesion voxels, 0 expected: mend label or mask, or drop the case with "
-                f"--exclude={case.name}"
+                f"{case.name}: labelled {data.lesion_free}, but {case.lesion_mask} has "
+                f"{counted(voxels, 'lesion voxel')}, 0 expected: mend label or mask, or drop "
+                f"the case with --exclude={case.name}"
             )
+        if not voxels and case.label != data.lesion_free_id:
+            notes.append(f"its lesion mask {case.lesion_mask} is empty: check it")
         outside = (lesion & ~lung).sum() / max(voxels, 1)
         if data.mask == "lungs" and outside > _LESION_OUTSIDE:
-            print(
-                f"note: {case.name}: {outside:.0%} of its lesion voxels lie outside of its lung "
-                "mask, where the network sees nothing: check the lung mask",
-                file=sys.stderr,
+            notes.append(
+                f"{outside:.0%} of its lesion voxels lie outside of its lung mask, where the "
+                "network sees nothing: check the lung mask"
             )
+    _say(case, notes)  # they may tell why it is refused
     prepared = unmasked.prepare(scan, lung, data, lesion, data.allow)
-    for note in prepared.notes:
-        print(f"note: {shown(case.name)}: {shown(note)}", file=sys.stderr)
+    _say(case, prepared.notes)
     return prepared
+
+
+def _say(case: Case, notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {shown(case.name)}: {shown(note)}", file=sys.stderr)
 
 
 def _without_copies(
@@ -298,7 +305,7 @@ def _written(out: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AbortError(
+        raise FileSystemError(
             f"--out: {out} cannot be written to ({error.strerror or error}): make room or give "
             "yourself the right; what is done is kept, the same command goes on"
         ) from error

@@ -41,6 +41,7 @@ class StoredCase:
       lung_blocks: where its lungs are, as `occupancy.pack` says it.
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
+      seals: `arrays.seal` of each array; none in stores of earlier versions.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StoredCase:
     lung_blocks: str
     sums: dict[str, str]
     files: dict[str, tuple[int, str]]
+    seals: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -111,7 +113,8 @@ def record_to_json(case: StoredCase, base: pathlib.Path) -> JsonObject:
 
 def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     """What `record_to_json` made. Raises KeyError, TypeError or ValueError if it did not."""
-    values = {name: record[name] for name in (f.name for f in dataclasses.fields(StoredCase))}
+    values = {f.name: record[f.name] for f in dataclasses.fields(StoredCase) if f.name != "seals"}
+    values["seals"] = record.get("seals", {})
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
     least, mean, deviation = values["intensity"]

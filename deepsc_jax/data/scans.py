@@ -38,6 +38,7 @@ from deepsc_jax.data.source import (
 )
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.names import counted
 
 Intensity = Literal["hu", "unit"]
 Volume = Float32[np.ndarray, "depth height width"]
@@ -115,8 +116,8 @@ def load_scan(
     depth, height, width = (source.shape[axis] for axis in axes)
     if depth < MIN_SLICES:
         raise InputError(
-            f"{path}: scan of {depth} slices, expected at least {MIN_SLICES}: the network halves "
-            "the depth three times; give the whole series"
+            f"{path}: scan of {counted(depth, 'slice')}, expected at least {MIN_SLICES}: the "
+            "network halves the depth three times; give the whole series"
         )
     if depth > MAX_SLICES:
         raise InputError(
@@ -152,11 +153,25 @@ def load_scan(
     )
 
 
-def load_mask(path: str | os.PathLike[str], scan: Scan, kind: str = "lesion mask") -> Mask:
+def load_mask(
+    path: str | os.PathLike[str],
+    scan: Scan,
+    kind: str = "lesion mask",
+    allow: Collection[str] = frozenset(),
+    notes: list[str] | None = None,
+) -> Mask:
     """Load a mask of `scan` in canonical order; it may be stored in another axis order.
 
     A lesion mask holds 0 and 1; a lung mask may hold labels of sides or lobes, or 255: what is not
     0 is lung. Shape and position are compared before voxels are read.
+
+    Args:
+        path: of the mask's file.
+        scan: whose mask it is.
+        kind: `lesion mask` or `lung mask`.
+        allow: as of `load_scan`.
+        notes: where given, what another reader would read differently is added, a line each, unless
+            the scan's notes have it.
 
     Raises:
         InputError: as `load_scan` for the file; shape or position other than the scan's (a corner
@@ -170,16 +185,29 @@ def load_mask(path: str | os.PathLike[str], scan: Scan, kind: str = "lesion mask
             f"{path}: {kind} is {source.shape}, its scan {scan.name} "
             f"{scan.source_shape}: resample the mask onto the scan, or leave it out"
         )
-    scan_affine = _canonical_affine(scan.affine, scan.source_shape)
-    affine = _canonical_affine(source.affine, source.shape)
-    offset = largest_corner_distance(affine, scan_affine, shape[::-1])
-    offset /= float(np.linalg.norm(scan_affine[:3, :3], axis=0).min())
+    doubts = list(source.doubts)
+    mm, scan_mm = _mm_per_unit(source.header), _mm_per_unit(scan.header)
+    offset = _offset_voxels(source, scan, mm / scan_mm)
+    if not offset <= AFFINE_TOLERANCE_VOXELS and mm != scan_mm:
+        offset = _offset_voxels(source, scan, 1.0)
+        doubts.append(
+            Doubt(
+                "voxels",
+                f"by the units in their headers its voxels are {mm / scan_mm:g} times those of its "
+                "scan, by the numbers alone they are where its scan's are: ITK reads the first, "
+                "nibabel the second",
+                "correct the header",
+            )
+        )
     if not offset <= AFFINE_TOLERANCE_VOXELS:
         raise InputError(
             f"{path}: {kind} lies up to {offset:.3g} voxels away from its scan {scan.name} by the "
             f"affines in their headers, expected at most {AFFINE_TOLERANCE_VOXELS:g}: "
             "resample the mask onto the scan, or correct its header"
         )
+    found = source.notes + settled(path, doubts, allow)
+    if notes is not None:
+        notes += [f"{kind}: {note}" for note in found if note not in scan.notes]
     labels = kind == "lung mask"
     mask = np.empty(shape, np.bool_)
     others, seen = np.zeros(0), np.zeros(0)
@@ -187,7 +215,8 @@ def load_mask(path: str | os.PathLike[str], scan: Scan, kind: str = "lesion mask
         values = source.scaled(raw)
         whole = np.rint(values)
         # A slope in the header makes 1 of a scaled integer mask 1.00000006.
-        fits = np.abs(values - whole) < 1e-4 * np.maximum(1, np.abs(whole))
+        with np.errstate(invalid="ignore"):  # infinities
+            fits = np.abs(values - whole) < 1e-4 * np.maximum(1, np.abs(whole))
         fits &= (whole >= 0) if labels else (whole == 0) | (whole == 1)
         mask[index] = fits & (whole > 0)
         if not fits.all():
@@ -275,7 +304,7 @@ def _values(source: Source, path: Path) -> tuple[Volume, float, float]:
         low, high = min(low, float(values[index].min())), max(high, float(values[index].max()))
     if bad:
         raise InputError(
-            f"{path}: {bad} voxels are NaN or infinite, expected a number in each: "
+            f"{path}: NaN or infinite in {counted(bad, 'voxel')}, expected a number in each: "
             "write the file with air (-1024 HU) in their place"
         )
     return values, low, high
@@ -325,10 +354,24 @@ def _axes(source: Source, path: Path) -> tuple[int, int, int]:
     return ways.index(2), ways.index(1), ways.index(0)
 
 
+def _mm_per_unit(header: nib.Nifti1Header) -> float:
+    return MM_PER_UNIT.get(int(header["xyzt_units"]), 1.0)
+
+
+def _offset_voxels(source: Source, scan: Scan, scale: float) -> float:
+    """How far a corner of a mask lies from its scan's, in voxels; its affine is scaled first."""
+    scan_affine = _canonical_affine(scan.affine, scan.source_shape)
+    affine = _canonical_affine(source.affine, source.shape)
+    affine[:3] *= scale
+    depth, height, width = scan.values.shape
+    offset = largest_corner_distance(affine, scan_affine, (width, height, depth))
+    return offset / float(np.linalg.norm(scan_affine[:3, :3], axis=0).min())
+
+
 def _spacing_mm(source: Source) -> tuple[float, float, float]:
-    unit = MM_PER_UNIT.get(int(source.header["xyzt_units"]), 1.0)
     canonical = _canonical_affine(source.affine, source.shape)
-    width_mm, height_mm, depth_mm = np.linalg.norm(canonical[:3, :3], axis=0) * unit
+    sizes = np.linalg.norm(canonical[:3, :3], axis=0) * _mm_per_unit(source.header)
+    width_mm, height_mm, depth_mm = sizes
     return float(depth_mm), float(height_mm), float(width_mm)
 
 

@@ -17,12 +17,14 @@ exact, so what is masked stays 0.
 
 Damage is found. Every chunk carries a CRC-32C, which is compared when it is read; chunks of zeros
 are stored like others, so that a lost one is not taken for zeros. A missing or shortened file is
-refused when the store is opened, and `damage` compares the SHA-256 of every file.
+refused when the store is opened, one that was exchanged for another when it is first read, and
+`damage` compares the SHA-256 of every file.
 """
 
 import concurrent.futures
 import dataclasses
 import hashlib
+import mmap
 import os
 import pathlib
 import threading
@@ -36,12 +38,23 @@ import tensorstore as ts
 from deepsc_jax.config import DataConfig
 from deepsc_jax.config.options import from_document
 from deepsc_jax.data import occupancy
-from deepsc_jax.data.arrays import DTYPES, LEVELS, array_spec, kvstore, reason, write_array
+from deepsc_jax.data.arrays import (
+    DTYPES,
+    LEVELS,
+    array_spec,
+    chunks,
+    kvstore,
+    reason,
+    seal,
+    shard_name,
+    write_array,
+)
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.preprocess import Prepared, intensity_of
 from deepsc_jax.data.records import Ints3, StoredCase, index_bytes, parse_index, record_from_json
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.names import counted
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.types import JsonObject, Untyped
 
@@ -50,7 +63,8 @@ ArrayName = Literal["volume", "lesion", "lung", "classes"]
 CHUNK: Ints3 = (16, 64, 64)
 SAMPLED_VOXELS = 2000
 
-# The fields of DataConfig that decide nothing about what is stored, only how it is read.
+# The fields of DataConfig that decide nothing about what is stored, only how it is read. A store of
+# before one of them was thought of lacks it, and is read as ever.
 READ_FIELDS = frozenset(
     {
         "allow",
@@ -62,6 +76,13 @@ READ_FIELDS = frozenset(
         "depth_buckets",
     }
 )
+
+
+def _completed(document: JsonObject) -> JsonObject:
+    """What a store was made with, and the defaults of those `READ_FIELDS` that it lacks."""
+    defaults = dataclasses.asdict(DataConfig())
+    lacking = {name: defaults[name] for name in READ_FIELDS - document.keys()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in lacking.items()} | document
 
 
 def write_case(
@@ -98,13 +119,15 @@ def write_case(
     if prepared.classes is not None:
         arrays["classes"] = prepared.classes
     files: dict[str, tuple[int, str]] = {}
+    seals: dict[str, str] = {}
     for name, array in arrays.items():
-        files |= write_array(
+        sums_of_files, seals[name] = write_array(
             folder / "cases" / case.name,
             name,
             array.astype(DTYPES[name]),
             chunk if array.ndim == 3 else array.shape,
         )
+        files |= sums_of_files
     depth, height, width = shape
     return StoredCase(
         name=case.name,
@@ -125,6 +148,7 @@ def write_case(
         lung_blocks=occupancy.pack(prepared.lung),
         sums=dict(sums or {}),
         files=files,
+        seals=seals,
     )
 
 
@@ -186,10 +210,10 @@ class Store:
         document = self._read_index()
         base = pathlib.Path(path).absolute().parent
         try:
-            self.data: DataConfig = from_document(DataConfig, document["data"])
+            self.data: DataConfig = from_document(DataConfig, _completed(document["data"]))
             self.phantoms = bool(document["phantoms"])
             self._cases = [record_from_json(record, base) for record in document["cases"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{self.path}/index.json: not an index of this version ({error!r}): prepare again"
             ) from error
@@ -326,7 +350,7 @@ class Store:
                 if size != expected:
                     wrong.append(f"{name}: damaged ({size} bytes found, {expected} expected)")
         if wrong:
-            others = f" (and {len(wrong) - 1} more files)" if len(wrong) > 1 else ""
+            others = f" (and {counted(len(wrong) - 1, 'more file')})" if len(wrong) > 1 else ""
             raise InputError(
                 f"{self.path}/{wrong[0]}{others}: copy the store again, or prepare it again"
             )
@@ -339,6 +363,7 @@ class Store:
                 shape, chunk = record.shape, record.chunk
                 if array == "lesion_voxels":
                     shape = chunk = (min(record.lesion_voxels, SAMPLED_VOXELS), 3)
+                self._require_sealed(case, array, chunks(shape, chunk))
                 place = kvstore(self.path, f"cases/{case}/{array}/")
                 spec = array_spec(place, array, shape, chunk) | {
                     # zarr.json is there for other programs: a change of it changes nothing here.
@@ -350,6 +375,23 @@ class Store:
                 opening = ts.open(spec, read=True, context=self._context)
                 opened = self._open[case, array] = self._result(opening, case, array)
         return opened
+
+    def _require_sealed(self, case: str, array: str, count: int) -> None:
+        """Raise InputError if a local array's file is another one, whole as it may be."""
+        expected = self._case[case].seals.get(array, "")
+        if not expected or "://" in self.path:
+            return
+        place = f"{self.path}/cases/{case}"
+        path = f"{place}/{shard_name(array, 2 if array == 'lesion_voxels' else 3)}"
+        try:
+            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                problem = "" if seal(data, count) == expected else "not as it was written"
+        except (OSError, ValueError) as error:
+            problem = f"missing or damaged ({error})"
+        if problem:
+            raise InputError(
+                f"{place}/{array}: {problem}: copy it again, or prepare the store again"
+            )
 
     def _result(self, future: ts.Future | ts.WriteFutures, case: str, array: str) -> Untyped:
         try:

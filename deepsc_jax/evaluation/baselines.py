@@ -137,6 +137,7 @@ def run_baselines(
         `band_accuracy`: logistic regression on `lesion_features` of the band's masks;
         `true_mask_accuracy`: the same on the true masks;
         `nuisance_accuracy`: on the nuisances alone (None without nuisances);
+        `chance_accuracy`: one over the number of classes;
         `band_low_hu`, `band_high_hu`, `band_sigma_mm`, `band_min_ml`: the band chosen.
     """
     band = fit_band(validation)
@@ -160,6 +161,7 @@ def run_baselines(
         "nuisance_accuracy": accuracy(lambda case: [case.nuisances[name] for name in names])
         if names
         else None,
+        "chance_accuracy": 1 / len(np.unique(train_y)),
         "band_low_hu": band.low,
         "band_high_hu": band.high,
         "band_sigma_mm": band.sigma_mm,
@@ -218,7 +220,12 @@ def table(figures: dict[str, float | None]) -> str:
         ("band_dsc", f"DSC       {{:.3f}}  {band}"),
         ("band_accuracy", "accuracy  {:.3f}  logistic regression on that band's findings"),
         ("true_mask_accuracy", "accuracy  {:.3f}  the same on the true lesion masks"),
-        ("nuisance_accuracy", "accuracy  {:.3f}  on the nuisances alone (1/3 is chance)"),
+        ("nuisance_accuracy", "accuracy  {:.3f}  on the nuisances alone ({chance:.3f} is chance)"),
     ]
-    lines = [text.format(figures[name]) for name, text in rows if figures[name] is not None]
+    chance = figures["chance_accuracy"]
+    lines = [
+        text.format(figures[name], chance=chance)
+        for name, text in rows
+        if figures[name] is not None
+    ]
     return "\n  ".join(["Without a network (tuned on validation)", *lines])

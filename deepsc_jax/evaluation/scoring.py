@@ -109,9 +109,9 @@ def source_case(
         scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit", store.data.allow)
         lesion = np.zeros(scan.values.shape, bool)
         if case.lesion_mask is not None:
-            lesion = scans.load_mask(case.lesion_mask, scan)
+            lesion = scans.load_mask(case.lesion_mask, scan, allow=store.data.allow)
         if case.lung_mask is not None:
-            lung = scans.load_mask(case.lung_mask, scan, "lung mask")
+            lung = scans.load_mask(case.lung_mask, scan, "lung mask", store.data.allow)
     if case.lung_mask is None:
         lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
     return baselines.BaselineCase(

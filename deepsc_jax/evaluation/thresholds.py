@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from deepsc_jax.data import preprocess
 from deepsc_jax.data.store import Store
@@ -19,8 +20,20 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
     """The `best_threshold` of validation, by DSC on every scan's own grid.
 
     Resampling there smooths the probabilities, so the best threshold of the working grid is another
-    one. None if no validation scan has lesions. The processes of a job share the scans.
+    one. None if no validation scan has lesions. The processes of a job share the scans, and where
+    one of them refuses its own, all do.
+
+    Raises:
+      InputError: a scan's sources are missing or have changed.
     """
+    rows = cluster.together(lambda: _dice_of_share(predictor, store))
+    rows = np.concatenate(cluster.by_process(rows))
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    return THRESHOLDS[best_threshold(rows.mean(axis=0))] if len(rows) else None
+
+
+def _dice_of_share(predictor: SegmentsScans, store: Store) -> Float[np.ndarray, "case threshold"]:
+    """The DSC of this process's validation scans at every threshold; nan for all others."""
     edges = np.array([-np.inf, *THRESHOLDS, np.inf])
     cases = store.cases("validation")
     rows = np.full((len(cases), len(THRESHOLDS)), np.nan)
@@ -39,14 +52,13 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
             for voxels in (inside, inside & truth.lesion)
         )
         rows[i] = 2 * hits / (predicted + truth.lesion.sum())
-    rows = np.concatenate(cluster.by_process(rows))
-    rows = rows[~np.isnan(rows).any(axis=1)]
-    return THRESHOLDS[best_threshold(rows.mean(axis=0))] if len(rows) else None
+    return rows
 
 
 def settle_threshold(workdir: pathlib.Path, stage: str, store: Store) -> float | None:
     """Choose the threshold of a trained stage and note it in its run; None where nothing can."""
-    threshold = choose_threshold(predictors.load(workdir, stage), store)
+    predictor = cluster.together(lambda: predictors.load(workdir, stage))
+    threshold = choose_threshold(predictor, store)
     if threshold is not None and cluster.is_writer():
         workdirs.save_threshold(workdir, stage, threshold)
     return threshold

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from deepsc_jax.data import itk
+from deepsc_jax.data.datasets import LARGEST_LIST
 from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
 from deepsc_jax.inference.identity import companions, is_dicom, read_result
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.names import shown
+from deepsc_jax.runtime.names import counted, shown
 
 _NAMED = 3  # of what is left out, the first few
-_LARGEST_LIST = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def of_paths(paths: Sequence[Path], lung_masks: Sequence[Path]) -> list[Request]
     masks = lung_masks or [None] * len(paths)
     if len(masks) != len(paths):
         raise InputError(
-            f"--lung_mask: {len(masks)} given for {len(paths)} scans: give one per --scan, in order"
+            f"--lung_mask: {len(masks)} given for {counted(len(paths), 'scan')}: give one "
+            "per --scan, in order"
         )
     requests = [Request(scan_name(p), p, m) for p, m in zip(paths, masks, strict=True)]
     return _without_collisions(requests, "--scan")
@@ -80,6 +81,8 @@ def below(folder: Path, results: Path) -> Found:
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         place = os.path.realpath(here)
         if place in entered or place == top:
+            if place in entered:
+                left_out["links to what is here anyway"].append(str(Path(here).relative_to(folder)))
             folders.clear()
             continue
         entered.add(place)
@@ -115,16 +118,19 @@ def below(folder: Path, results: Path) -> Found:
 def listed(file: Path) -> Found:
     """The scans of a text file that lists one path a line; relative ones begin at its folder.
 
-    Blank lines and those that begin with # are no paths. Results are named by the paths as they are
-    listed; those of absolute ones without the first /.
+    Blank lines and those that begin with # are no paths, unless files have those names. Results are
+    named by the paths as they are listed; those of absolute ones without the first /.
 
     Raises:
         InputError: the file cannot be read or lists nothing; results that would collide.
     """
     wanted = []
     for line in _lines(file):
-        path = Path(file.parent, os.path.expanduser(line))
-        name = Path(os.path.normpath(os.path.expanduser(line)))
+        text = _spelled(line, file.parent)
+        if text is None:
+            continue
+        path = Path(file.parent, os.path.expanduser(text))
+        name = Path(os.path.normpath(os.path.expanduser(text)))
         if name.is_absolute() or ".." in name.parts:
             name = Path(os.path.abspath(path)).relative_to("/")
         wanted.append(Request((name.parent / scan_name(name)).as_posix(), path))
@@ -159,7 +165,7 @@ def _lines(file: Path) -> list[str]:
                 f"--scans={file}: no regular file, expected a folder of scans, or a text file that "
                 "lists one path a line"
             )
-        content = file.read_bytes() if facts.st_size <= _LARGEST_LIST else b"\0"
+        content = file.read_bytes() if facts.st_size <= LARGEST_LIST else b"\0"
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -176,8 +182,22 @@ def _lines(file: Path) -> list[str]:
     text = content.decode(
         "utf-16" if wide else "utf-8-sig", "replace" if wide else "surrogateescape"
     )
-    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
-    return [line for line in lines if line and not line.startswith("#")]
+    return [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
+
+
+def _spelled(line: str, folder: Path) -> str | None:
+    """The path that a line of a list gives; None if it is a comment.
+
+    A name may begin or end with a blank or begin with a #, and spreadsheets put quotes around one
+    with a comma; what is there decides.
+    """
+    bare = line.strip()
+    quoted = re.fullmatch('"(.+)"', bare)
+    spellings = [line, bare, quoted[1].replace('""', '"') if quoted else bare]
+    for text in spellings:
+        if os.path.exists(folder / os.path.expanduser(text)):
+            return text
+    return None if bare.startswith("#") else bare
 
 
 def _regular(

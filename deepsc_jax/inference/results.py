@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Collection
@@ -29,7 +30,8 @@ from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.identity import Sources
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
-from deepsc_jax.runtime.files import folder_aside, put_back, write_json
+from deepsc_jax.runtime import exit_codes
+from deepsc_jax.runtime.files import FAILING, folder_aside, put_back, write_json
 from deepsc_jax.runtime.types import JsonObject
 
 Compute = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
@@ -65,6 +67,7 @@ class Outcome:
       result: result.json's object; None where the scan could not be predicted.
       skipped: whether the result was there.
       error: why there is no result, in one line.
+      code: the exit code that the error is worth.
       seconds: from reading the scan to the result.
       notes: what is to be said of a result that was there, a line each.
     """
@@ -73,6 +76,7 @@ class Outcome:
     result: JsonObject | None = None
     skipped: bool = False
     error: str | None = None
+    code: int = exit_codes.BAD_INPUT
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -116,7 +120,9 @@ def attempt(
             return _found(request, folder, earlier, sources)
         return Outcome(request, result, seconds=time.monotonic() - begun)
     except Exception as error:  # the other scans must not be lost to it
-        return Outcome(request, error=explained(error, request.path, out))
+        failed = isinstance(error, OSError) and error.errno in FAILING
+        code = exit_codes.FILE_SYSTEM if failed else exit_codes.BAD_INPUT
+        return Outcome(request, error=explained(error, request.path, out), code=code)
 
 
 def is_done(
@@ -180,9 +186,9 @@ def predict_scan(
     )
     ours(out)
     scan = scans.load_scan(request.path, network.data.intensity, allow)
-    lung = None
+    lung, notes = None, list[str]()
     if request.lung_mask is not None:
-        lung = scans.load_mask(request.lung_mask, scan, "lung mask")
+        lung = scans.load_mask(request.lung_mask, scan, "lung mask", allow, notes)
     elif not finds_lungs(network.volumes):
         lung = lungs.find_lungs(scan, network.data.intensity)
     sources.require_unchanged()
@@ -193,7 +199,7 @@ def predict_scan(
     with folder_aside(out, ours) as folder:
         result = sources.facts() | _write(folder, scan, lung, prepared, prediction, network)
         result |= {
-            "notes": [*prepared.notes, *prediction.notes],
+            "notes": [*prepared.notes, *notes, *prediction.notes],
             "made_from": {"network": network_digest(network)},
             "files": identity.manifest(folder),
         }
@@ -250,14 +256,18 @@ def _write(
         given: list[float] = prediction.classes.tolist()
         classes = dict(zip(network.data.classes, given, strict=True))
         result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
+    if prediction.classes is not None or prediction.evidence:
         result["evidence_share_in_lung"] = []
-        for name, working in prediction.evidence.items():
-            evidence = preprocess.to_source(working, prepared.grid)
-            scans.save_like(evidence, scan, folder / f"{name}.nii.gz", np.float32)
-            share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
-            result["evidence_share_in_lung"].append(share)
-            if shown is None:  # the finest: the picture shows its part inside the lungs
-                shown = np.where(lung, evidence, 0)
+    for name, working in prediction.evidence.items():
+        evidence = preprocess.to_source(working, prepared.grid)
+        scans.save_like(evidence, scan, folder / f"{name}.nii.gz", np.float32)
+        share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
+        result["evidence_share_in_lung"].append(share)
+        if shown is None:  # the finest: the picture shows its part inside the lungs
+            shown = np.where(lung, evidence, 0)
+    if prediction.values:
+        numbers = {name: float(value) for name, value in prediction.values.items()}
+        result["values"] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
     hu = network.data.intensity == "hu"
     scan_picture(
         folder / "picture.png",

@@ -1,6 +1,6 @@
 """Many scans through one network: files are read and written beside it, so that it need not wait.
 
-Each worker process takes one scan at a time from its file to its result (`prediction.attempt`), and
+Each worker process takes one scan at a time from its file to its result (`results.attempt`), and
 asks this process for the one thing it cannot do: to compute the network. What the network sees and
 says is in memory that both see; a scan at its full resolution never leaves its worker, and there
 are no more scans in memory than workers. Here a thread attends to each worker, and the device
@@ -279,14 +279,15 @@ class _Worker:
         os.close(memory)
         try:
             prediction = compute(arrays[0])
+            volumes = {**prediction.volumes, **prediction.evidence}
+            # There may be fewer than the network can give, and never more.
+            for array, volume in zip(arrays[: len(volumes)], volumes.values(), strict=True):
+                array[...] = volume
         except _DroppedError:
             raise
         except Exception as error:
             self._connection.send(explained(error, request.path, self._out))
             return self._connection.recv()
-        volumes = {**prediction.volumes, **prediction.evidence}
-        for array, volume in zip(arrays, volumes.values(), strict=False):
-            array[...] = volume
         without = dataclasses.replace(
             prediction,
             volumes=dict.fromkeys(prediction.volumes),

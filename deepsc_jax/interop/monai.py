@@ -11,7 +11,7 @@ learns small lesions. Needs the extra `monai`.
 """
 
 import dataclasses
-import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,9 +31,12 @@ from deepsc_jax.geometry.sampling import cut_tiles, tile_corners
 from deepsc_jax.metrics.summary import table
 from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
-from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import local_path, write_own_json
+from deepsc_jax.runtime.places import output_folder
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.systems.building import build
+from deepsc_jax.systems.system import Stage, System
 
 
 @dataclasses.dataclass
@@ -74,10 +77,25 @@ def make_unet(channels: Sequence[int]) -> torch.nn.Module:
     return UNet(3, 1, 2, channels, strides, num_res_units=2, norm=norm)
 
 
+def segmentation_stage(system: System) -> Stage:
+    """The stage whose batches and steps the peer takes: the first that draws tiles.
+
+    Raises:
+      InputError: there is none.
+    """
+    for stage in system.stages:
+        if stage.reads.tiles == "drawn":
+            return stage
+    raise InputError(
+        f"--model={system.config.name}: it has no stage that draws tiles, which the U-Net is "
+        "trained on: name a model that segments"
+    )
+
+
 def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     """Train a U-Net of `channels` per level for the segmentation stage's steps."""
     system = build(settings)
-    stage, options = next(s for s in system.stages if s.reads.tiles == "drawn"), settings.train
+    stage, options = segmentation_stage(system), settings.train
     torch.manual_seed(options.seed)
     network = make_unet(channels)
     loss_fn = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
@@ -111,6 +129,15 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     return Peer(settings, network.eval())
 
 
+def _channels(texts: Sequence[str]) -> tuple[int, ...]:
+    if len(texts) < 2 or not all(re.fullmatch("[1-9][0-9]{0,5}", text) for text in texts):
+        raise InputError(
+            f"--channels={','.join(texts)}: expected whole numbers above 0, of 2 levels at least: "
+            "such as --channels=16,32,64"
+        )
+    return tuple(map(int, texts))
+
+
 CONFIG = registry.config_flags()
 
 
@@ -125,15 +152,17 @@ def define_flags() -> None:
 def main() -> None:
     """Train the peer and evaluate it on the test split."""
     options, settings = flags.FLAGS, CONFIG.config()
-    out = pathlib.Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    store = Store(pathlib.Path(options.data_dir) / "store", settings.data, settings.train.cache_mib)
-    peer = train(settings, store, tuple(int(c) for c in options.channels))
+    channels = _channels(options.channels)
+    segmentation_stage(build(settings))
+    folder = local_path("data_dir", options.data_dir) / "store"
+    out = output_folder("out", options.out, "scans.json", "metrics.json")
+    store = Store(folder, settings.data, settings.train.cache_mib)
+    peer = train(settings, store, channels)
     peer.threshold = choose_threshold(peer, store) or peer.threshold
     metrics, rows = evaluate(peer, store, "test")
     print(table(metrics))
-    write_json(rows, out / "scans.json")
-    write_json(metrics, out / "metrics.json")
+    write_own_json(rows, out / "scans.json")
+    write_own_json(metrics, out / "metrics.json")
     for row in rows:
         if row.get("dsc") is not None:
             print(f"{row['case']:24} DSC {row['dsc']:.3f}")

@@ -31,7 +31,7 @@ from deepsc_jax.models import registry
 from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.files import aside, folder_aside
+from deepsc_jax.runtime.files import folder_aside, local_path, own, require_own, require_writable
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage, System, Variables, initial
@@ -166,11 +166,12 @@ def write(weights: StateDict, path: pathlib.Path) -> None:
     """Write a `state_dict`.
 
     Raises:
-      InputError: the name ends in neither .safetensors nor .pth.
+      InputError: the name ends in neither .safetensors nor .pth, or what has it was written or
+        changed by somebody else.
     """
     suffix = _suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path) as partial:
+    with own(path) as partial:
         if suffix == ".safetensors":
             safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, partial)
         else:
@@ -192,9 +193,22 @@ def save_run(
         workdirs.write(partial, workdirs.Record(system.config, "unknown data", "", thresholds))
         checkpoints = Checkpoints(partial / stage.name, writer=True)
         state = states.create(system, stage, jax.tree.map(jnp.asarray, variables))
-        checkpoints.save(state, {"next_index": 0}, None)
+        checkpoints.save(state, {"next_index": 0})
         checkpoints.wait()
         checkpoints.close()
+
+
+def run_variables(system: System, weights: StateDict) -> Variables:
+    """The variables of a `state_dict`; what does not go to PyTorch is as at the start.
+
+    Raises:
+      InputError: as `from_torch`.
+    """
+    exported = system.exported(expected(system))
+    loaded = variables_from_torch(weights, system.torch_names, exported)
+    if expected(system).keys() == loaded.keys():
+        return loaded
+    return initial(system) | loaded
 
 
 def expected(system: System) -> Variables:
@@ -307,11 +321,16 @@ def define_flags() -> None:
 def main() -> None:
     """Convert `--from` to `--to`."""
     options = flags.FLAGS
-    source, target = (pathlib.Path(getattr(options, name)) for name in ("from", "to"))
+    source, target = (local_path(name, getattr(options, name)) for name in ("from", "to"))
+    require_writable("to", target.parent)
+    if source.is_dir() or target.suffix in SUFFIXES:
+        _suffix(target)
+        require_own(target)
     if source.is_dir():
         trained = predictor.load(source, options.stage)
-        table = registry.torch_names(trained.config.name)
-        write(variables_to_torch(trained.variables, table), target)
+        system = build(trained.config, "cpu")
+        weights = variables_to_torch(system.exported(trained.variables), system.torch_names)
+        write(weights, target)
     elif target.suffix in SUFFIXES:
         weights = read(source)
         with _naming(source):
@@ -322,7 +341,7 @@ def main() -> None:
         system, weights = build(CONFIG.config(), "cpu"), read(source)
         stage = stages_of(system.config, options.stage or "all")[-1]
         with _naming(source):
-            variables = variables_from_torch(weights, system.torch_names, expected(system))
+            variables = run_variables(system, weights)
         save_run(system, stage, variables, options.threshold, target)
         print(f"lesion is p >= {options.threshold:g}: weights do not say; see --threshold")
     print(f"written: {target}")

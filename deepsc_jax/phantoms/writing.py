@@ -13,9 +13,9 @@ from deepsc_jax.data import datasets
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.lungs import lung_mask
 from deepsc_jax.phantoms import lesions as phantom
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import AbortError, InputError
 from deepsc_jax.runtime.files import aside, own, require_own, write_json
-from deepsc_jax.runtime.pool import AbortError, in_parallel
+from deepsc_jax.runtime.pool import in_parallel
 
 FOUND_SHARE = 0.5  # of the phantoms have a lung mask as `lungs` finds it, the others the exact one
 FOUND_STREAM = 16  # of random numbers: none that a phantom is made with

@@ -29,7 +29,7 @@ ASSEMBLER = """#!/bin/sh
 case "$*" in *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit ;; esac
 while [ $# -gt 0 ]; do [ "$1" = -o ] && : >"$2"; shift; done
 """
-KINDS = ("parameters", "optimizer", "inputs", "temporaries", "peak")
+KINDS = ("parameters", "optimizer", "carried", "inputs", "temporaries", "peak")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,13 +168,14 @@ def compiler_options(platform: str) -> Iterator[JsonObject]:
 
 def memory(traced: jax.stages.Traced, compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes on one device, by what they are for (`KINDS`), of a step of a state and a batch."""
-    (state, batch), _ = compiled.input_shardings
-    (shapes, inputs), _ = traced.in_avals
+    (state, batch, *_), _ = compiled.input_shardings
+    (shapes, inputs, *_), _ = traced.in_avals
     used = compiled.memory_analysis()
     assert used is not None
     return {
         "parameters": _local_bytes(shapes.params, state.params),
         "optimizer": _local_bytes(shapes.opt_state, state.opt_state),
+        "carried": _local_bytes(shapes.carried, state.carried),
         "inputs": _local_bytes(inputs, batch),
         "temporaries": used.temp_size_in_bytes,
         "peak": used.argument_size_in_bytes

@@ -1,7 +1,7 @@
 """The processes of a job: how they become one, which of them writes, and how they end together.
 
 A job may be many processes, on one machine or many, each with its own devices; `job` makes them
-one. What they compute together is in `parallel`. No other file names jax.distributed.
+one. What they compute together is in `device_mesh`. No other file names jax.distributed.
 """
 
 import contextlib
@@ -9,8 +9,10 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -26,6 +28,7 @@ from deepsc_jax.runtime.types import JsonObject, Untyped
 T = TypeVar("T")
 # A process that has sent no sign of life for so long is dead, and the job ends.
 HEARTBEAT_SECONDS = 30
+WAIT_SECONDS = 15.0  # for the other processes without a word
 # Where launchers tell a process how many there are, whether JAX knows the launcher or not.
 _PROCESS_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _SLURM_PORTS = 61440  # the first of the 4096 ports of which JAX takes one by the job's number
@@ -33,7 +36,24 @@ _SLURM_PORTS = 61440  # the first of the 4096 ports of which JAX takes one by th
 
 def launched() -> int:
     """How many processes SLURM or MPI started this one among."""
-    return max(int(os.environ.get(name) or 1) for name in _PROCESS_COUNTS)
+    return max(_number(name) or 1 for name in _PROCESS_COUNTS)
+
+
+def _number(name: str) -> int | None:
+    """The whole number in a variable of the environment; None where it is not set.
+
+    Raises:
+      InputError: it is something else.
+    """
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise InputError(
+            f"{name}={text}: expected a whole number, as a launcher sets it: unset it, or start "
+            "the processes anew"
+        )
+    return int(text)
 
 
 def initialize(
@@ -69,15 +89,18 @@ def initialize(
         joined |= {"num_processes": step}
     if process == 0 and coordinator is not None:
         _require_free(f"--coordinator={coordinator}", int(coordinator.rpartition(":")[2]))
-    elif _slurm() and os.environ.get("SLURM_PROCID") == "0":
-        # As JAX draws it from the job's number.
-        port = int(os.environ.get("JAX_COORDINATOR_PORT") or _SLURM_PORTS + _slurm_job() % 4096)
-        _require_free(f"SLURM job {_slurm_job()}", port)
+    elif coordinator is None and _slurm():
+        _require_slurm()
     try:
-        jax.distributed.initialize(**joined)
-    except ValueError as error:
+        with _said_when_it_waits(coordinator or "the place that JAX found"):
+            jax.distributed.initialize(**joined)
+    except (ValueError, LookupError) as error:
         if coordinator is not None or "coordinator_address" not in str(error):
-            raise
+            raise InputError(
+                f"JAX takes no job from what its launcher says ({error}): check the launcher's "
+                "variables, or give each process --coordinator=HOST:PORT, --num_processes and "
+                "--process_id"
+            ) from error
         if launched() > 1:
             raise InputError(
                 f"{launched()} processes were started by a launcher that JAX does not know: give "
@@ -92,8 +115,40 @@ def initialize(
     return jax.process_count()
 
 
-def _slurm_job() -> int:
-    return int(os.environ["SLURM_JOB_ID"])
+@contextlib.contextmanager
+def _said_when_it_waits(place: str) -> Iterator[None]:
+    """A line after a while: the others may be 5 minutes in coming, and never come."""
+    joined = threading.Event()
+
+    def say() -> None:
+        if not joined.wait(WAIT_SECONDS):
+            print(
+                f"waiting for the other processes of the job at {place}, 5 minutes at most",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    threading.Thread(target=say, name="waiting", daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
+
+
+def _require_slurm() -> None:
+    """Refuse what SLURM's variables cannot mean, and a port of process 0 that is taken."""
+    job, count, index = (_number(f"SLURM_{name}") for name in ("JOB_ID", "NTASKS", "PROCID"))
+    _number("SLURM_LOCALID")
+    if job is None or count is None or index is None or index >= count:
+        raise InputError(
+            f"SLURM_PROCID={index}, SLURM_NTASKS={count}, SLURM_JOB_ID={job}: expected a process "
+            "below the number of tasks, of a job: start with srun, or unset these for a process "
+            "of its own"
+        )
+    # As JAX draws it from the job's number.
+    port = _number("JAX_COORDINATOR_PORT") or _SLURM_PORTS + job % 4096
+    if index == 0:
+        _require_free(f"SLURM job {job}", port)
 
 
 def _slurm() -> bool:
@@ -121,7 +176,9 @@ def _slurm_step() -> int | None:
 
 
 def _require_free(whose: str, port: int) -> None:
-    """Refuse a port at which something else listens: of two, both would answer."""
+    """Refuse a port at which something else listens, or none can: of two, both would answer."""
+    if not 0 < port < 2**16:
+        raise InputError(f"{whose}: port {port} found, expected one from 1 to 65535")
     for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
         try:
             with socket.socket(family) as probe:
@@ -200,8 +257,15 @@ def is_writer() -> bool:
 
 
 def by_process(values: np.ndarray) -> np.ndarray:
-    """What every process gives, of one shape, stacked along a new first axis."""
-    return np.asarray(multihost_utils.process_allgather(values))
+    """What every process gives, of one shape and type, stacked along a new first axis.
+
+    As bytes: JAX would make float32 of float64.
+    """
+    values = np.ascontiguousarray(values)
+    mine = values.reshape(-1).view(np.uint8)
+    everyones = np.asarray(multihost_utils.process_allgather(mine))
+    everyones = np.ascontiguousarray(everyones).reshape(jax.process_count(), mine.size)
+    return everyones.view(values.dtype).reshape(len(everyones), *values.shape)
 
 
 def wait_for_all(reason: str) -> None:
@@ -227,8 +291,20 @@ def together(check: Callable[[], T]) -> T:
     if isinstance(outcome, InputError):
         raise outcome
     if refused.any():
-        raise InputError(f"process {int(refused.argmax())} refused to start: its own line says why")
+        raise InputError(f"process {int(refused.argmax())} cannot go on: its own line says why")
     return outcome
+
+
+def numerics() -> dict[str, str]:
+    """What JAX is told by the environment of how numbers are computed, by name."""
+    names = (
+        "enable_x64",
+        "default_matmul_precision",
+        "default_prng_impl",
+        "threefry_partitionable",
+        "numpy_dtype_promotion",
+    )
+    return {f"JAX_{name.upper()}": str(jax.config.values[f"jax_{name}"]) for name in names}
 
 
 def digest(text: str) -> str:
@@ -291,4 +367,5 @@ def define_flags() -> None:
         if address is None:
             return count is None and index is None
         port = address.rpartition(":")[2]
-        return port.isdecimal() and None not in (count, index) and index < count
+        known = port.isdecimal() and 0 < int(port) < 2**16
+        return known and None not in (count, index) and index < count

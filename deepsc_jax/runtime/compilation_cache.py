@@ -12,6 +12,7 @@ import os
 import pathlib
 import secrets
 import sys
+import time
 
 import jax
 from jax._src import compilation_cache
@@ -20,6 +21,8 @@ from jax._src.compilation_cache_interface import CacheInterface
 MOST_BYTES = 10 * 2**30
 _SUFFIX = "-cache"
 _MARK = b"sha256:"
+_PARTIAL = "partial"
+_ABANDONED_SECONDS = 3600  # after which nobody writes a file any more
 
 
 class CompilationCache(CacheInterface):
@@ -35,7 +38,7 @@ class CompilationCache(CacheInterface):
     def __init__(self, folder: pathlib.Path, most_bytes: int | None = MOST_BYTES):
         self._path = self.path = folder
         self._most_bytes = most_bytes
-        self._writable = True
+        self._writable = self._readable = True
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is read here is run
         except OSError as error:
@@ -46,10 +49,12 @@ class CompilationCache(CacheInterface):
         path = self._entry(key)
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            print(f"{path}: cannot be read ({error.strerror}): compiled anew", file=sys.stderr)
+            if self._readable:
+                print(f"{path}: cannot be read ({error.strerror}): compiled anew", file=sys.stderr)
+            self._readable = False  # once for all of them
             return None
         value = _checked(content)
         if value is None:
@@ -66,7 +71,7 @@ class CompilationCache(CacheInterface):
         size = len(value) + len(_MARK) + hashlib.sha256().digest_size
         if not self._writable or (self._most_bytes is not None and size > self._most_bytes):
             return
-        partial = self.path / f"partial-{secrets.token_hex(8)}"
+        partial = self.path / f"{_PARTIAL}-{secrets.token_hex(8)}"
         try:
             with partial.open("xb") as file:
                 file.write(value)
@@ -91,7 +96,11 @@ class CompilationCache(CacheInterface):
         )
 
     def _evict(self) -> None:
-        """Remove what was used least recently until all is within the bound."""
+        """Remove what killed processes left, and what was used least recently beyond the bound."""
+        for partial in self.path.glob(f"{_PARTIAL}-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                    partial.unlink()
         if self._most_bytes is None:
             return
         programs = []

@@ -48,16 +48,28 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+_MOST_CPU_DEVICES = 1024  # each is a thread and more
+
+
 def use_cpu_cores(platform: Wanted, batches: Sequence[int]) -> None:
     """Make devices of the CPU, for where there is no accelerator; call before all else of JAX.
 
     As many as `platform` asks for; left to choose, one a core: XLA's CPU backend leaves most
     of a second core idle inside one program, and two programs on half of the batch each took half
     the time. Only as many as divide all of the `batches`.
+
+    Raises:
+      InputError: `platform` asks for more than any machine has.
     """
     cores = max(usable_cores() // platform.space, 1)
     parts = [batch // platform.accumulation for batch in batches]
     data = platform.data_devices or math.gcd(cores, *parts)
+    if data * platform.space > _MOST_CPU_DEVICES:
+        raise InputError(
+            f"--data_devices={platform.data_devices} --space={platform.space}: "
+            f"{data * platform.space} devices are more than one process makes of a CPU, "
+            f"{_MOST_CPU_DEVICES}: lower one of them"
+        )
     jax.config.update("jax_num_cpu_devices", data * platform.space)
 
 

@@ -11,7 +11,8 @@ from absl import app, flags
 
 from deepsc_jax.runtime import failures
 from deepsc_jax.runtime.exit_codes import BAD_FLAG, INTERRUPTED
-from deepsc_jax.runtime.names import print_any_name
+from deepsc_jax.runtime.names import print_any_name, shown
+from deepsc_jax.runtime.output import ended_quietly, is_unread
 from deepsc_jax.runtime.signals import hold, signals
 
 # glibc gives freed arrays back to the system and asks for them anew, page by page: half a million
@@ -37,7 +38,7 @@ def run(
     Args:
       main: the command; it reads the parsed flags.
       define_flags: defines them.
-      parse: parses arguments and gives back what is no flag; `config.flags` has one for commands
+      parse: parses arguments and gives back what is no flag; `ConfigFlags.parse` is for commands
         that take the configuration of a run.
       computes: whether it needs JAX, which is imported then.
       trains: whether to start over with `ALLOCATOR`.
@@ -48,6 +49,17 @@ def run(
     that is set already. Compiled programs are kept in `compilation_cache()` unless
     JAX_COMPILATION_CACHE_DIR names a folder.
     """
+    with ended_quietly():
+        _run(main, define_flags, parse, computes, trains)
+
+
+def _run(
+    main: Callable[[], int | None],
+    define_flags: Callable[[], None],
+    parse: Callable[[Sequence[str]], list[str]],
+    computes: bool,
+    trains: bool,
+) -> None:
     print_any_name()
     if trains and sys.platform == "linux" and not ALLOCATOR.keys() & os.environ.keys():
         hold()  # what is sent meanwhile
@@ -68,7 +80,7 @@ def _parsed(parse: Callable[[Sequence[str]], list[str]], argv: Sequence[str]) ->
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}: options begin with --")
     except (flags.Error, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         sys.exit(BAD_FLAG)
     return rest
 
@@ -81,10 +93,13 @@ def _guarded(main: Callable[[], int | None], *, trains: bool) -> int | None:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and is_unread():
+            raise
         code = failures.report(error)
         if trains:
             # At once: what a library's threads were about, a save to a full disk for one, would
             # otherwise be waited for, and their errors printed.
-            sys.stdout.flush()
+            with ended_quietly():
+                pass  # to have written what was printed
             os._exit(code)
         return code

@@ -15,6 +15,8 @@ PREEMPTED = 75  # EX_TEMPFAIL: work is saved or there was none; start it again
 WATCHDOG = 124  # as of timeout(1): no step ended in time
 INTERRUPTED = 130  # as shells say of Ctrl-C
 
+CLOSED_OUTPUT = 141  # as shells say of SIGPIPE: nobody reads what is printed
+
 # What the kernel or a launcher did to a process, as shells report it: 128 and the signal's number.
 ABORTED, KILLED, SEGMENTATION_FAULT, TERMINATED = 134, 137, 139, 143
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import absl.logging
 
 from deepsc_jax.runtime import exit_codes
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.names import shown
 
 # What XLA and JAX say when another process is gone.
@@ -40,9 +40,11 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the line that an error is worth; None for one of ours."""
     chain = list(_chain(error))
     folder = next((getattr(one, _FOLDER) for one in chain if hasattr(one, _FOLDER)), None)
-    for one in chain:
+    # A bug in the handling of bad input is a bug: what it was raised from by `from` counts alone.
+    for one in _chain(error, implicit=False):
         if isinstance(one, InputError):
-            return exit_codes.BAD_INPUT, str(one)
+            failed = isinstance(one, FileSystemError)
+            return exit_codes.FILE_SYSTEM if failed else exit_codes.BAD_INPUT, str(one)
     for one in chain:  # before memory: XLA's code for it also stands for a full disk
         system = _of_system(one, folder)
         if system is not None:
@@ -73,12 +75,14 @@ def report(error: BaseException, who: str = "") -> int:
     """
     explained = explain(error)
     if explained is None:
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
         code = exit_codes.UNCAUGHT
         line = f"{error!r}: an error of this program's: please report it with the lines above"
     else:
         code, line = explained
-    print(f"error: {who}{shown(line)}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # standard error may be gone, and the code is what is left
+        print(f"error: {who}{shown(line)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -109,8 +113,8 @@ def be_quiet() -> None:
     threading.excepthook = quiet
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, those in a group, and what it was raised from."""
+def _chain(error: BaseException | None, *, implicit: bool = True) -> Iterator[BaseException]:
+    """An error, those in a group, what it was raised from, and, if `implicit`, while what."""
     seen: list[BaseException] = []
     waiting = [error]
     while waiting:
@@ -121,7 +125,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield one
         if isinstance(one, BaseExceptionGroup):
             waiting += one.exceptions
-        waiting += [one.__cause__, None if one.__suppress_context__ else one.__context__]
+        waiting.append(one.__cause__)
+        if implicit and not one.__suppress_context__:
+            waiting.append(one.__context__)
 
 
 def _of_system(error: BaseException, folder: pathlib.Path | None) -> str | None:

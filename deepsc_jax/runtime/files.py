@@ -20,11 +20,14 @@ import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.types import JsonValue
 
 # Before the name of what is written and replaced. Hidden: what a killed process leaves is no scan.
-_PARTIAL, _REPLACED = ".partial", ".replaced"
+PARTIAL, _REPLACED = ".partial", ".replaced"
+FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE)
+"""What the system says where a disk is full or fails, or a file server went away."""
+
 _LONGEST = 200  # bytes of a name that still leave room for what is put before it, of 255
 
 
@@ -34,12 +37,12 @@ def aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     What has the name is replaced: see `own` for files that may be a user's.
     """
-    partial = _beside(_PARTIAL, path)
+    partial = _beside(PARTIAL, path)
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield partial
         # What is in a folder that is written aside goes to the disk with it.
-        alone = not any(part.startswith(f"{_PARTIAL}-") for part in path.parent.parts)
+        alone = not any(part.startswith(f"{PARTIAL}-") for part in path.parent.parts)
         if alone:
             _to_disk(partial)
         _rename(partial, path)
@@ -68,7 +71,7 @@ def folder_aside(
       FileExistsError: something is at `path` that `ours` does not name and the new folder has too,
         or it is no folder.
     """
-    partial, replaced = _beside(_PARTIAL, path), _beside(_REPLACED, path)
+    partial, replaced = _beside(PARTIAL, path), _beside(_REPLACED, path)
     partial.mkdir(parents=True)
     names: Collection[str] = ()
     try:
@@ -98,7 +101,7 @@ def folder_aside(
     for left in _left(_REPLACED, path):
         if path.is_dir():  # or else another process is between its renames, and needs it
             _discard(left, path, names)
-    for left in _left(_PARTIAL, path):
+    for left in _left(PARTIAL, path):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -180,7 +183,7 @@ def require_writable(flag: str, folder: pathlib.Path) -> None:
     """Make `folder`, of an option `--flag`, where it is missing, and write to it.
 
     Raises:
-      InputError: nothing can be written there.
+      InputError: nothing can be written there; FileSystemError: since the disk is full or fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,8 @@ def require_writable(flag: str, folder: pathlib.Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         reason = "there is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise InputError(
+        kind = FileSystemError if error.errno in FAILING else InputError
+        raise kind(
             f"--{flag}: {folder} cannot be written to ({reason}): name another folder"
         ) from error
 
@@ -203,6 +207,16 @@ def write_json(document: JsonValue, path: pathlib.Path) -> None:
     """
     with aside(path) as partial:
         partial.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def write_own_json(document: JsonValue, path: pathlib.Path) -> None:
+    """As `write_json`, where what is there is replaced only while it is as this left it (`own`).
+
+    Raises:
+      InputError: what is at `path` was written or changed by somebody else.
+    """
+    with own(path) as partial:
+        write_json(document, partial)
 
 
 def _name_beside(path: pathlib.Path) -> str:

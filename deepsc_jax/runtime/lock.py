@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
 import secrets
 import socket
+import stat
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.exit_codes import BAD_INPUT
+from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.signals import end
 
 NAME = ".deepsc_jax.lock"  # no file of a user's has that name
@@ -25,15 +28,98 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
+class Lock:
+    """A lock that is held: what `locked` gives.
+
+    Attributes:
+      path: its file.
+      what: the work that holds it.
+      content: what it says, as bytes.
+    """
+
+    def __init__(self, path: pathlib.Path, what: str, descriptor: int):
+        self.path, self.what, self.content = path, what, b""
+        self._descriptor = descriptor
+
+    def take(self) -> None:
+        """Hold the folder.
+
+        Raises:
+          InputError: another process does.
+          OSError: the file system has no locks, among other reasons.
+        """
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                holder = _read(self._descriptor)
+                raise InputError(_held(self.path.parent, holder, self.what)) from None
+            raise
+        self.content = json.dumps(_facts(self.what)).encode()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, self.content, 0)
+
+    def require(self) -> None:
+        """Hold the folder still: the file may have been removed, and made again by another.
+
+        Where it is gone and nobody has made it again, this does.
+
+        Raises:
+          InputError: another process has, or had, the folder.
+          OSError: the folder is gone.
+        """
+        if self._is_there():
+            return
+        if os.path.lexists(self.path):
+            other = _open(self.path)
+            holder = _read(other)
+            os.close(other)
+            raise InputError(_held(self.path.parent, holder, self.what))
+        self.close()
+        self._descriptor = _open(self.path)
+        self.take()
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor))
+        except OSError:  # ESTALE too, of what another host removed
+            return False
+
+    def give_back(self) -> None:
+        """Let others have the folder; an empty file is nobody's, on every file system."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):  # a full or a lost disk: the lock ends with the file
+                os.ftruncate(self._descriptor, 0)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the file, whatever it says."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class _Lease(Lock):
+    """Of a file system without locks: the thread that refreshes it looks whose it is."""
+
+    def __init__(self, path: pathlib.Path, what: str, content: bytes):
+        super().__init__(path, what, -1)
+        self.content = content
+
+    def require(self) -> None:
+        """Nothing: see `_leased`."""
+
+
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
+def locked(folder: pathlib.Path, what: str) -> Iterator[Lock]:
     """Keep `folder` to this process, in whichever way it ends: a killed holder locks nobody out.
 
     The lock is POSIX's on the open file `folder/NAME`, which the kernel, or the file server, gives
     back with the process. The host, the process and the time in it are text for a message. Where
     the file system has no locks, a line says so, and the file holds a lease: it is refreshed every
     minute, and nobody's after five. A POSIX lock is lost when the process closes *any* descriptor
-    of the file: nothing else opens it.
+    of the file: nothing else in it opens it. Between hosts it holds as far as the file server keeps
+    locks: NFS 4 does, NFS 3 with its lock daemon, and not where it is mounted `nolock`.
 
     Args:
       folder: made where it is missing.
@@ -44,33 +130,62 @@ def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    held = Lock(path, what, _open(path))
     try:
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.take()
         except OSError as error:
-            if error.errno in _HELD:
-                raise InputError(_held(folder, _read(descriptor), what)) from None
             if error.errno not in _NO_LOCKS:
                 raise
             print(
-                f"{path}: this file system has no locks ({error.strerror}): a lease of "
+                f"{shown(path)}: this file system has no locks ({error.strerror}): a lease of "
                 f"{STALE_SECONDS / 60:g} minutes is kept instead",
                 file=sys.stderr,
             )
-            with _leased(path, what):
-                yield
+            with _leased(path, what) as content:
+                yield _Lease(path, what, content)
             return
-        _write(descriptor, _facts(what))
-        yield
-        os.ftruncate(descriptor, 0)  # an empty file is nobody's, on every file system
+        yield held
+        held.give_back()
     finally:
+        held.close()
+
+
+def _open(path: pathlib.Path) -> int:
+    """The lock's file, open; a link, a pipe or a folder of that name is somebody else's."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    foreign = f"{path}: expected the file of a lock, and it is something else: move it away"
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO) and os.path.lexists(path):
+            raise InputError(foreign) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise InputError(foreign)
+    return descriptor
+
+
+def is_seen(folder: pathlib.Path, digest: bytes, seconds: float = 60.0) -> bool:
+    """Whether the lock's file in `folder` is the one whose content has that SHA-256.
+
+    For processes that do not hold it, on other hosts: a file server shows them a new file after a
+    while only.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if hashlib.sha256((folder / NAME).read_bytes()).digest() == digest:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
-def _leased(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Hold `path` by a time stamp in it, which a thread refreshes.
+def _leased(path: pathlib.Path, what: str) -> Iterator[bytes]:
+    """Hold `path` by a time stamp in it, which a thread refreshes; gives what it says.
 
     Of two that find it free at once, the one whose token is read a moment later has it.
     """
@@ -78,7 +193,8 @@ def _leased(path: pathlib.Path, what: str) -> Iterator[None]:
     lease = _lease(path)
     if lease and lease.get("token") and _now(path) - lease["at"] < STALE_SECONDS:
         raise InputError(_held(path.parent, lease, what))
-    _replace(path, mine)
+    content = json.dumps(mine).encode()
+    _replace(path, mine["token"], content)
     time.sleep(_SETTLE_SECONDS)
     if (lease := _lease(path)).get("token") != mine["token"]:
         raise InputError(_held(path.parent, lease, what))
@@ -95,7 +211,7 @@ def _leased(path: pathlib.Path, what: str) -> Iterator[None]:
     thread = threading.Thread(target=refresh, name="lease", daemon=True)
     thread.start()
     try:
-        yield
+        yield content
     finally:
         ended.set()
         thread.join()
@@ -121,20 +237,15 @@ def _now(path: pathlib.Path) -> float:
     return now
 
 
-def _replace(path: pathlib.Path, facts: dict) -> None:
-    partial = path.with_name(f"{path.name}-{facts['token']}")
-    partial.write_text(json.dumps(facts))
+def _replace(path: pathlib.Path, token: str, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}-{token}")
+    partial.write_bytes(content)
     partial.replace(path)
 
 
 def _facts(what: str) -> dict:
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return {"what": what, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
-
-
-def _write(descriptor: int, facts: dict) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(facts).encode(), 0)
 
 
 def _read(descriptor: int) -> dict:
@@ -144,7 +255,7 @@ def _read(descriptor: int) -> dict:
 def _parse(content: bytes) -> dict:
     try:
         facts = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = {}
     return facts if isinstance(facts, dict) else {}
 

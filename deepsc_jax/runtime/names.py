@@ -31,6 +31,11 @@ def cell(name: str | os.PathLike[str]) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
+def counted(number: int, noun: str) -> str:
+    """How many there are of something: `1 file`, `2 files`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def print_any_name() -> None:
     """Have standard output and error escape what their encoding lacks, where they would raise."""
     for stream in (sys.stdout, sys.stderr):

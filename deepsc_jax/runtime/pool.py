@@ -11,15 +11,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from typing import TypeVar
 
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import AbortError, InputError
 from deepsc_jax.runtime.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class AbortError(InputError):
-    """What ends all jobs, since no other could do better: a full disk."""
 
 
 def in_parallel(

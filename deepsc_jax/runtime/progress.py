@@ -9,6 +9,8 @@ from typing import Self
 import rich.console
 import rich.progress as bars
 
+from deepsc_jax.runtime.output import tell, without_output
+
 _SECONDS_BETWEEN_LINES = 10
 
 
@@ -61,7 +63,10 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        try:
+            self._bar.stop()
+        except OSError as gone:
+            without_output(gone)
 
     def advance(self, **values: float) -> None:
         """Report one more step, with some numbers by name."""
@@ -80,4 +85,4 @@ class Progress:
         rate = (now - self._begun) / max(step - self._start, 1)
         minutes, seconds = divmod(round(rate * (self._total - step)), 60)
         line = f"{self._title} {step}/{self._total}  {text}  {minutes}:{seconds:02d} left"
-        print(line, flush=True)
+        tell(line)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: what a program that trains does on them, from its first line to its last.
+"""SIGTERM, SIGHUP and SIGINT: what a program that trains does on them, from first line to last.
 
 Imports nothing but the standard library: it is entered before JAX is imported. A thread listens:
 the main thread's handlers Python would not run before a compilation of minutes ends.
@@ -14,16 +14,21 @@ from types import FrameType
 
 from deepsc_jax.runtime.exit_codes import INTERRUPTED, PREEMPTED
 
-CODES = {signal.SIGTERM: PREEMPTED, signal.SIGINT: INTERRUPTED}
+# SIGHUP: the terminal, or the connection to it, is gone.
+CODES = {
+    signal.SIGTERM: PREEMPTED,
+    signal.SIGHUP: PREEMPTED,
+    signal.SIGINT: INTERRUPTED,
+}
 
 
 class Signals:
     """What this process was sent, and what it does about it.
 
-    While there is nothing to save, SIGTERM ends the process at once with `PREEMPTED` and SIGINT
-    with `INTERRUPTED`, after a line. Inside of `heeded()` the first is noted, for the program to
-    save and end when it can, and a second SIGINT ends the process at once; a second SIGTERM changes
-    nothing, since schedulers send it repeatedly.
+    While there is nothing to save, SIGTERM and SIGHUP end the process at once with `PREEMPTED` and
+    SIGINT with `INTERRUPTED`, after a line. Inside of `heeded()` the first is noted, for the
+    program to save and end when it can, and a second SIGINT ends the process at once; a second of
+    the others changes nothing, since schedulers send them repeatedly.
     """
 
     def __init__(self) -> None:
@@ -34,12 +39,19 @@ class Signals:
         self._lock = threading.Lock()
 
     @property
+    def told(self) -> str:
+        """Who said that the job is to save and end."""
+        if self.received is None:
+            return "another process of the job was told to stop"
+        return self.received.name
+
+    @property
     def code(self) -> int:
         """With which code a process ends that has saved its work, on whichever it was sent."""
         return CODES[self.received or signal.SIGTERM]
 
     def listen(self) -> None:
-        """Hear both signals; in the main thread, and again after a library took them over.
+        """Hear these signals; in the main thread, and again after a library took them over.
 
         What the process was started to ignore stays ignored: a shell's background jobs share the
         terminal, and its Ctrl-C is the shell's to pass on.
@@ -82,7 +94,8 @@ class Signals:
     def _serve(self, reader: int) -> None:
         while True:
             for number in os.read(reader, 64):
-                if number in CODES:
+                # Else the program has a handler of its own.
+                if number in CODES and signal.getsignal(number) is _heard:
                     self._received(signal.Signals(number))
 
     def _received(self, number: signal.Signals) -> None:
@@ -111,17 +124,15 @@ def _let_go() -> None:
 def _forget() -> None:
     """In a forked child: else what it is sent, from its first moment on, its parent would hear."""
     signal.set_wakeup_fd(-1)
-    for number, default in (
-        (signal.SIGTERM, signal.SIG_DFL),
-        (signal.SIGINT, signal.default_int_handler),
-    ):
+    for number in CODES:
         if signal.getsignal(number) is _heard:
-            signal.signal(number, default)
+            python = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, python)
     _let_go()
 
 
 def hold() -> None:
-    """Keep both signals pending until `listen`, over an `exec` too."""
+    """Keep these signals pending until `listen`, over an `exec` too."""
     signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
 
 

@@ -10,7 +10,6 @@ well (`--mask=none`), tiles are z-scores of the whole scan, whose minimum lies b
 
 import functools
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Protocol, cast
 
 import jax
@@ -18,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import Config, ModelOptions, Plateau, VoxelClass
+from deepsc_jax.config import ModelOptions, Plateau, VoxelClass
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.classes import IDS
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.preprocess import intensity_of
 from deepsc_jax.models.layers.blocks import standardise
-from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import compiler
 from deepsc_jax.systems.system import (
     Batch,
@@ -66,10 +64,10 @@ class PatchOptions(ModelOptions, Protocol):
 class PatchSegmentation(System):
     """A network that segments tiles, each by itself."""
 
-    def __init__(self, config: Config, layout: Layout, model: ModuleType):
-        super().__init__(config, layout, model)
-        self.options = cast(PatchOptions, config.model)
-        self.network = model.build(config.model, config.data, layout)
+    @property
+    def options(self) -> PatchOptions:
+        """What the model's options say of the task."""
+        return cast(PatchOptions, self.config.model)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -10,6 +10,7 @@ teachers) are carried: the losses return them as they are after a batch, equal o
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Literal
@@ -29,7 +30,7 @@ from deepsc_jax.metrics.classification import macro_auc
 from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.models.torch_names import Rule
-from deepsc_jax.runtime.types import PyTree
+from deepsc_jax.runtime.types import PyTree, Untyped
 from deepsc_jax.systems import optimizers
 
 Task = Literal["lesions", "classes"]
@@ -75,10 +76,22 @@ class System(abc.ABC):
         """Put `model`, a module of the registry, into this task."""
         self.config, self.layout, self.model = config, layout, model
 
+    @functools.cached_property
+    def network(self) -> Untyped:
+        """The model's Flax module, as its options and the layout have it."""
+        return self.model.build(self.config.model, self.config.data, self.layout)
+
     @property
     def torch_names(self) -> tuple[Rule, ...]:
         """The parameters' names in PyTorch."""
         return self.model.TORCH_NAMES
+
+    def exported(self, variables: Variables) -> Variables:
+        """The collections that go to PyTorch, which `torch_names` names.
+
+        Here the parameters and running statistics; a counter or a teacher is of training alone.
+        """
+        return {name: variables[name] for name in variables if name in ("params", "batch_stats")}
 
     @property
     @abc.abstractmethod

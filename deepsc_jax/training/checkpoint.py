@@ -1,32 +1,35 @@
-"""Checkpoints through Orbax: state, data order and validation result together.
+"""Checkpoints through Orbax: state and data order together, and then their validation result.
 
 In a run's folder:
 
     STAGE/STEP            a checkpoint, with the SHA-256 sums of its files
+    STAGE/STEP/validation.json    its validation result, where it was validated
     STAGE/damaged-STEP    one whose files were not as they were written, set aside by a run
 """
 
 import pathlib
+import re
+from collections.abc import Sequence
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from deepsc_jax.runtime import cluster
+from deepsc_jax.runtime import cluster, failures
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.output import tell
 from deepsc_jax.runtime.types import JsonObject, JsonValue, PyTree, Untyped
 from deepsc_jax.systems.system import Variables
 from deepsc_jax.training import checksums
 from deepsc_jax.training.state import State
 
-policies = ocp.training.preservation_policies
-
 
 class Checkpoints:
     """The checkpoints of one stage: the two newest, and the best on validation.
 
-    A checkpoint holds the state, the data iterator's place, and `record`: a JSON object with the
-    validation result (`score`, `threshold`, ...). Saving is asynchronous. All processes of a job
-    create and call this alike; the files are on a disk that all of them see.
+    A checkpoint holds the state and the data iterator's place. It is saved once; its validation
+    result, a JSON object (`score`, `threshold`, ...), is added when it is known. Saving is
+    asynchronous. All processes of a job create and call this alike; the files are on a disk that
+    all of them see.
 
     Args:
       directory: the stage's folder.
@@ -41,12 +44,11 @@ class Checkpoints:
             if cluster.is_writer():
                 _set_damaged_aside(directory)
             cluster.wait_for_all(f"checkpoints of {directory.name} verified")
-        best: Untyped = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        keep: Untyped = policies.AnyPreservationPolicy([policies.LatestN(2), best])
+        self._records = {
+            step: record
+            for step in _steps(directory)
+            if (record := checksums.read_record(directory / str(step))) is not None
+        }
         always: Untyped = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         # Called when all files are written and before the folder gets its final name, so that no
         # checkpoint is ever without its sums; in the first process only. A function, since Orbax
@@ -56,20 +58,33 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             str(directory.absolute()),
             context=context,
-            preservation_policy=keep,
+            preservation_policy=_Kept(self),
             save_decision_policy=always,
             cleanup_tmp_directories=writer,
         )
 
-    def save(self, state: State, data_state: JsonValue, record: JsonObject | None) -> None:
-        """Save in the background; `record` is the validation result of this very step, if any."""
-        contents = {"state": state, "data": data_state, "record": record or {"score": None}}
-        metrics = {"score": record["score"]} if record else None
+    def save(self, state: State, data_state: JsonValue) -> None:
+        """Save a step that is not saved yet, in the background."""
         self.wait()
         self._saving = int(state.step)
-        self._checkpointer.save_checkpointables_async(
-            self._saving, contents, metrics=metrics, overwrite=True
-        )
+        contents = {"state": state, "data": data_state}
+        self._checkpointer.save_checkpointables_async(self._saving, contents)
+
+    def add_record(self, step: int, record: JsonObject) -> None:
+        """Add the validation result of a step that was saved; what is not kept then is removed."""
+        self.wait()
+        if cluster.is_writer():
+            checksums.add_record(self.directory / str(step), record)
+        self._records[step] = record
+        steps = self._steps()
+        for other in steps:
+            if other not in self.kept(steps):
+                self._checkpointer.delete(other, missing_ok=True)
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Which of `steps` are not removed."""
+        best = self._best(steps)
+        return {*sorted(steps)[-2:], *([] if best is None else [best])}
 
     def _write_sums(self) -> None:
         (partial,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
@@ -82,19 +97,37 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest score, or the newest where none was scored."""
-        saved: Untyped = self._checkpointer.checkpoints
-        scored = [(c.metrics["score"], c.step) for c in saved if c.metrics]
-        return max(scored)[1] if scored else self.latest_step()
+        best = self._best(self._steps())
+        return self.latest_step() if best is None else best
 
-    def is_scored(self, step: int) -> bool:
-        """Whether the checkpoint at `step` holds a validation result."""
-        saved: Untyped = self._checkpointer.checkpoints
-        return any(c.step == step and c.metrics for c in saved)
+    def record(self, step: int) -> JsonObject | None:
+        """The validation result of the checkpoint at `step`; None where there is none."""
+        return self._records.get(step)
+
+    def _steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        scored = [(self._records[step]["score"], step) for step in steps if step in self._records]
+        return max(scored)[1] if scored else None
 
     def load(self, like: State, step: int) -> dict[str, PyTree]:
-        """`state`, laid out as `like` is, `data` and `record` of the checkpoint at `step`."""
-        wanted = {"state": jax.tree.map(_abstract, like), "data": None, "record": None}
-        return self._checkpointer.load_checkpointables(step, wanted)
+        """`state`, laid out as `like` is, and `data` of the checkpoint at `step`.
+
+        Raises:
+          InputError: it is of another network or optimizer, or of another version.
+        """
+        wanted = {"state": jax.tree.map(_abstract, like), "data": None}
+        try:
+            return self._checkpointer.load_checkpointables(step, wanted)
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            if failures.explain(error) is not None:
+                raise
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise InputError(
+                f"{self.directory / str(step)}: not a checkpoint of this network ({reason}): copy "
+                "the whole folder of its run, or move it away"
+            ) from error
 
     def wait(self) -> None:
         """Return when everything is on disk."""
@@ -103,6 +136,20 @@ class Checkpoints:
     def close(self) -> None:
         """Finish saving and let go of the directory."""
         self._checkpointer.close()
+
+
+class _Kept:
+    """Orbax's way to ask `Checkpoints.kept`."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Untyped], *, context: Untyped) -> list[bool]:
+        """Whether each of the checkpoints is kept."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = self._checkpoints.kept(steps)
+        return [step in kept for step in steps]
 
 
 def _set_damaged_aside(directory: pathlib.Path) -> None:
@@ -122,14 +169,15 @@ def _set_damaged_aside(directory: pathlib.Path) -> None:
         folder.rename(aside)
         before = "the one before it is used" if step > steps[0] else "the stage starts anew"
         then = "" if usable else f", {before}"
-        print(f"{folder}: {damage}: set aside as {aside.name}{then}", flush=True)
+        tell(f"{folder}: {damage}: set aside as {aside.name}{then}")
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
     """The steps of a stage's complete checkpoints, in order."""
     if not directory.is_dir():
         return []
-    return sorted(int(child.name) for child in directory.iterdir() if child.name.isdecimal())
+    names = [child.name for child in directory.iterdir()]
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
 
 def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -162,6 +210,6 @@ def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, Jso
             f"{directory / str(step)}: {damage}, and it is the checkpoint to use: copy it again, "
             "or move it away and train on"
         )
-    contents = checkpoints.load(like, step)
+    contents, record = checkpoints.load(like, step), checkpoints.record(step) or {"score": None}
     checkpoints.close()
-    return contents["state"].variables, contents["record"] | {"step": step}
+    return contents["state"].variables, record | {"step": step}

@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import os
 import pathlib
 import shutil
 import time
 
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
+from deepsc_jax.runtime.output import tell
 from deepsc_jax.runtime.types import JsonObject, Untyped
 
 # Generated modules, in which type checkers see no names.
@@ -39,8 +42,10 @@ class MetricsLog:
         A line that is cut off, as a kill leaves the last one, is dropped. Where others are not
         ours, a copy of the file is kept first, and a line says so.
         """
-        if not self.writer or not self.path.exists():
+        if not self.writer or not os.path.lexists(self.path):
             return
+        if not self.path.is_file():  # a pipe would be waited for
+            raise InputError(f"{self.path}: expected a file, and it is none: move it away")
         kept: list[str] = []
         foreign: list[int] = []
         texts = self.path.read_bytes().split(b"\n")
@@ -95,7 +100,7 @@ class MetricsLog:
     def say(self, text: str) -> None:
         """Print a line."""
         if self.writer:
-            print(text, flush=True)
+            tell(text)
 
     def close(self) -> None:
         """Flush TensorBoard's files."""

@@ -2,8 +2,7 @@
 
 import contextlib
 import pathlib
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -29,6 +28,7 @@ def train(
     workdir: pathlib.Path,
     stages: Sequence[Stage],
     step_timeout: float = 0,
+    require_held: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
@@ -41,6 +41,7 @@ def train(
       workdir: where checkpoints and logs go.
       stages: of the system.
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
+      require_held: called before something is written; raises where another run has `workdir` now.
 
     Returns:
       Whether it got to the end; False after a signal.
@@ -60,7 +61,7 @@ def train(
     log = MetricsLog(workdir, writer=cluster.is_writer())
     watchdog = Watchdog(step_timeout, workdir, jax.process_index())
     with watchdog, contextlib.closing(log):
-        run = Run(system, store, workdir, mesh, log, Preemption(mesh), watchdog)
+        run = Run(system, store, workdir, mesh, log, Preemption(mesh), watchdog, require_held)
         return all(train_stage(run, stage) for stage in stages)
 
 
@@ -75,7 +76,7 @@ def train_stage(run: Run, stage: Stage) -> bool:
     # Entered once there is something to save, left when it is on disk.
     with contextlib.ExitStack() as heeding, contextlib.closing(checkpoints):
         if checkpoints.latest_step() == stage.steps and (
-            checkpoints.is_scored(stage.steps) or not validated
+            checkpoints.record(stage.steps) is not None or not validated
         ):
             run.log.say(f"{stage.name}: already trained for {stage.steps} steps")
             step = stage.steps
@@ -84,8 +85,7 @@ def train_stage(run: Run, stage: Stage) -> bool:
             step = _take_steps(run, stage, checkpoints, ready, heeding)
     stopped = run.preemption.agreed_now()
     if stopped:
-        told = (signals.received or signal.SIGTERM).name
-        run.log.say(f"{stage.name}: {told}: saved at step {step}; start it again to go on")
+        run.log.say(f"{stage.name}: {signals.told}: saved at step {step}; start it again to go on")
     return not stopped
 
 
@@ -117,13 +117,14 @@ def _take_steps(
             record = ready.validate(state) if ready.validate else None
         if record is not None:
             heeding.enter_context(signals.heeded(f"training of {stage.name}"))
+            run.require_held()
             _log_record(run, stage, step, record)
-            checkpoints.save(state, ready.batches.get_state(), record)
+            checkpoints.add_record(step, record)
         return record is None
 
     heeding.callback(run.watchdog.rest)
     heeding.callback(ready.batches.close)
-    preempted = validates() and not checkpoints.is_scored(step) and validate()
+    preempted = validates() and checkpoints.record(step) is None and validate()
     clock = StepClock(step)
     since: list[Scalars] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
@@ -151,12 +152,13 @@ def _take_steps(
             if saves or step % train.log_every == 0:
                 values = take_means(since)
                 require_finite(values, stage.name, step)
+                run.require_held()
                 values |= clock.rates(step, stage.batch)
                 run.log.write(stage.name, step, values)
                 progress.show(step, loss=values["loss"])
             with clock.paused():
                 if saves:
-                    checkpoints.save(state, ready.batches.get_state(), None)
+                    checkpoints.save(state, ready.batches.get_state())
                 if validates() and not preempted:
                     preempted = validate()
     return step

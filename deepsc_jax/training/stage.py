@@ -18,13 +18,16 @@ from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_variables
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.preemption import Preemption
-from deepsc_jax.training.step import Scalars, make_eval_step, make_train_step
+from deepsc_jax.training.step import TrainStep, make_eval_step, make_train_step
 from deepsc_jax.training.validation import Record, validate
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all stages of a training run share."""
+    """What all stages of a training run share.
+
+    `require_held` raises where another run has taken the folder over; called before it is written.
+    """
 
     system: System
     store: Store
@@ -33,6 +36,7 @@ class Run:
     log: MetricsLog
     preemption: Preemption
     watchdog: Watchdog
+    require_held: Callable[[], None]
 
 
 @dataclasses.dataclass
@@ -41,7 +45,7 @@ class ReadyStage:
 
     state: states.State
     batches: pipeline.BatchIterator
-    step: Callable[..., tuple[states.State, Scalars]]
+    step: TrainStep
     validate: Callable[[states.State], Record | None] | None
 
 
@@ -59,7 +63,7 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     read = _batches(run, "train", stage, train=True)
     run.log.say(f"{stage.name}: {read.shapes()}")
     batches = iter(read)
-    scored = reached is not None and checkpoints.is_scored(reached)
+    scored = reached is not None and checkpoints.record(reached) is not None
     run.log.resume(stage.name, reached or 0, scored=scored)
     if reached is not None:
         contents = checkpoints.load(state, reached)

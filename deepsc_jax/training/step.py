@@ -1,15 +1,17 @@
 """The train step and the evaluation step: one of each for all systems, stages and devices."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from deepsc_jax.data.decoding import decode
 from deepsc_jax.runtime import compiler, device_mesh
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems import optimizers
 from deepsc_jax.systems.system import Batch, Facts, Stage, System, Variables
@@ -18,10 +20,26 @@ from deepsc_jax.training.state import State
 Scalars = dict[str, Array]
 
 
+class TrainStep(Protocol):
+    """A compiled optimizer step; the state that it is given is donated."""
+
+    def __call__(self, state: State, batch: Batch, /) -> tuple[State, Scalars]:
+        """The next state, and the step's `loss`, its terms, `learning_rate` and `gradient_norm`."""
+        ...
+
+    def trace(self, state: PyTree, batch: PyTree, /) -> jax.stages.Traced:
+        """The step's program for arrays, or for shapes with their shardings."""
+        ...
+
+    def lower(self, state: PyTree, batch: PyTree, /) -> jax.stages.Lowered:
+        """The same, down to what XLA compiles."""
+        ...
+
+
 def make_train_step(
     system: System, stage: Stage, mesh: Mesh, facts: Facts, state_sharding: State | None = None
-) -> jax.stages.Wrapped:
-    """One optimizer step on a global batch; the state is donated.
+) -> TrainStep:
+    """One optimizer step on a global batch.
 
     Every device sums the gradient of its own examples in float32, in `platform.accumulation` parts;
     one all-reduce adds them up. What is carried goes from part to part.
@@ -35,26 +53,33 @@ def make_train_step(
       state_sharding: of the state, before and after the step (`states.sharding`); by default every
         device has a copy.
 
-    Returns:
-      A function to the next state and the scalars `loss`, its terms, `learning_rate` and
-      `gradient_norm`.
+    Raises:
+      InputError: when it is traced: accumulation in parts of a network with batch norm.
     """
-    optimizer = system.optimizer(stage)
+    optimizer = optax.with_extra_args_support(system.optimizer(stage))
     parts, decay = system.config.platform.accumulation, system.config.train.average_decay
 
     def share_of_loss(
-        params: PyTree, carried: Variables, batch: Batch
+        params: PyTree, carried: Variables, batch: Batch, facts: Facts
     ) -> tuple[Array, tuple[Scalars, Variables]]:
         batch = decode(batch, stage.reads, system.config.data, system.config.train)
         terms, carried = system.losses(stage, {"params": params, **carried}, batch, facts)
         means = jax.tree.map(lambda x: x.sum() / stage.batch, terms)
         return means["loss"], (means, carried)
 
-    def gradient_of(params: PyTree, carried: Variables, batch: Batch) -> tuple[PyTree, Variables]:
-        gradient, (means, carried) = jax.grad(share_of_loss, has_aux=True)(params, carried, batch)
-        return (gradient, means), carried
+    share = jax.grad(share_of_loss, has_aux=True)
 
-    def per_device(params: PyTree, carried: Variables, batch: Batch) -> tuple[PyTree, Variables]:
+    def per_device(
+        params: PyTree, shared: tuple[Variables, Facts], batch: Batch
+    ) -> tuple[PyTree, Variables]:
+        carried, facts = shared
+
+        def gradient_of(
+            params: PyTree, carried: Variables, batch: Batch
+        ) -> tuple[PyTree, Variables]:
+            gradient, (means, carried) = share(params, carried, batch, facts)
+            return (gradient, means), carried
+
         if parts == 1:
             total, carried = gradient_of(params, carried, batch)
             return device_mesh.sum_over_data(total), carried
@@ -80,13 +105,14 @@ def make_train_step(
 
     gradients = device_mesh.over_data(per_device, mesh)
 
-    def step(state: State, batch: Batch) -> tuple[State, Scalars]:
-        (gradient, means), carried = gradients(state.params, state.carried, batch)
+    def step(state: State, batch: Batch, facts: Facts) -> tuple[State, Scalars]:
+        _require_whole_statistics(system, state.carried)
+        (gradient, means), carried = gradients(state.params, (state.carried, facts), batch)
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, value=means["loss"]
         )
         params = optax.apply_updates(state.params, updates)
-        means["learning_rate"] = system.rate_taken(stage, state.step, opt_state)
+        means["learning_rate"] = jnp.asarray(system.rate_taken(stage, state.step, opt_state))
         means["gradient_norm"] = optax.tree.norm(gradient)
         taken = state.step + 1
         average = optimizers.averaged(state.average, params, taken, decay) if decay else {}
@@ -94,13 +120,47 @@ def make_train_step(
 
     whole = device_mesh.replicated(mesh)
     placed = state_sharding or whole
-    return jax.jit(
+    program = jax.jit(
         step,
-        in_shardings=(placed, None),  # a batch keeps that of `put_batch`
+        in_shardings=(placed, None, whole),  # a batch keeps that of `put_batch`
         out_shardings=(placed, whole),
         donate_argnums=0,
         compiler_options=_options(system, mesh),
     )
+    return _StepWithFacts(program, facts, whole)
+
+
+class _StepWithFacts:
+    """A step's program with the facts of one data set: they are no constants of the program.
+
+    So that another data set takes the same program, compiled once.
+    """
+
+    def __init__(self, program: jax.stages.Wrapped, facts: Facts, whole: NamedSharding):
+        self.program = program
+        self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), facts)
+        self._facts, self._whole = facts, whole
+        self._placed: Facts | None = None
+
+    def __call__(self, state: State, batch: Batch, /) -> tuple[State, Scalars]:
+        if self._placed is None:  # a plan's devices are not here
+            self._placed = jax.device_put(self._facts, self._whole)
+        return self.program(state, batch, self._placed)
+
+    def trace(self, state: PyTree, batch: PyTree, /) -> jax.stages.Traced:
+        return self.program.trace(state, batch, self._shapes)
+
+    def lower(self, state: PyTree, batch: PyTree, /) -> jax.stages.Lowered:
+        return self.program.lower(state, batch, self._shapes)
+
+
+def _require_whole_statistics(system: System, carried: Variables) -> None:
+    parts = system.config.platform.accumulation
+    if parts > 1 and "batch_stats" in carried:
+        raise InputError(
+            f"--accumulation={parts}: --model={system.config.name} normalises by the statistics of "
+            "a batch, of which each part would have its own, another function: give 1"
+        )
 
 
 def make_eval_step(

@@ -3,9 +3,10 @@
 WORKDIR is what `--workdir` names:
 
     WORKDIR/config.json    the configuration
-    WORKDIR/run.json       what it is trained on, and the lesion thresholds chosen for its stages
+    WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, and the
+                           lesion thresholds chosen for its stages
     WORKDIR/STAGE          the stage's checkpoints
-    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds the same
+    WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds also what a resumed run took again
 """
 
 import dataclasses
@@ -16,9 +17,11 @@ from deepsc_jax.config import Config
 from deepsc_jax.config.run import differences, load, save
 from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
+from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 from deepsc_jax.runtime.types import JsonObject
+from deepsc_jax.training import checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +34,14 @@ class Record:
         whatever it says of a scan, says so too.
       store: digest of the store it is trained on; empty where the weights came from elsewhere.
       thresholds: by stage, the lesion probability from which a voxel is lesion.
+      batch_norm: whose statistics batch norms took in training.
     """
 
     config: Config
     trained_on: str
     store: str
     thresholds: dict[str, float]
+    batch_norm: str = "global"
 
 
 def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
@@ -45,10 +50,19 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
     Of the processes of a job one is the writer; the others only look whether they may go on.
 
     Raises:
-      InputError: the folder holds a run of other settings, or on another store.
+      InputError: the folder holds a run of another model, of other settings, or on another store,
+        or checkpoints of a run that it does not say; or one with local batch norms on another
+        number of devices.
     """
+    norms = _norms(config)
     if (workdir / "config.json").exists():
         begun = read(workdir)
+        if begun.config.name != config.name:
+            raise InputError(
+                f"{workdir / 'config.json'}: a run of --model={begun.config.name} is here, and "
+                f"--model={config.name} was asked for: give another --workdir, or its flag file "
+                "to go on"
+            )
         # On whatever devices, it computes the same thing.
         if dataclasses.replace(begun.config, platform=config.platform) != config:
             changed = "; ".join(differences(begun.config, config))
@@ -61,11 +75,36 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
                 "give another folder, or the same --data_dir to go on"
             )
+        if begun.batch_norm != norms:
+            raise InputError(
+                f"{workdir / 'run.json'}: the run was begun with batch norms {begun.batch_norm}, "
+                f"and here they would be {norms}: give --data_devices as then, or another folder"
+            )
         record = dataclasses.replace(begun, config=config)
+    elif kept := _stages_saved(workdir):
+        raise InputError(
+            f"{workdir}: checkpoints of {', '.join(kept)}, and no config.json that says what they "
+            "are of: copy the whole folder of their run, or name another folder"
+        )
     else:
-        record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
+        trained_on = "phantoms" if store.phantoms else "scans"
+        record = Record(config, trained_on, store.digest, {}, norms)
     if writer:
         write(workdir, record)
+
+
+def _norms(config: Config) -> str:
+    """What the record says of batch norms: with local ones a result depends on the devices."""
+    if config.train.batch_norm == "global":
+        return "global"
+    devices, _ = device_mesh.make_mesh(config.platform).devices.shape
+    return f"local, by the scans of each of {devices} device{'s' * (devices > 1)}"
+
+
+def _stages_saved(workdir: pathlib.Path) -> list[str]:
+    """The stages with complete checkpoints."""
+    saved = [sums.parent for sums in workdir.glob(f"*/*/{checksums.SUMS}")]
+    return sorted({step.parent.name for step in saved if step.name.isdecimal()})
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:
@@ -89,11 +128,14 @@ def read(workdir: pathlib.Path) -> Record:
         )
     config, path = load(workdir / "config.json", registry.options), workdir / "run.json"
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no file of that name")
         facts: JsonObject = json.loads(path.read_text("utf-8"))
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):
             raise ValueError(f"thresholds are probabilities, {thresholds} found")
-        return Record(config, str(facts["trained_on"]), str(facts["store"]), thresholds)
+        texts = (str(facts[name]) for name in ("trained_on", "store"))
+        return Record(config, *texts, thresholds, str(facts["batch_norm"]))
     except (
         OSError,
         KeyError,

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 from typing import Any, cast
 
 import pytest
@@ -10,6 +12,7 @@ from deepsc_jax import gain
 from deepsc_jax.config import Config, TrainConfig
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.deepsc.config import JointTraining, Options, PreTraining
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.building import stages_of
 from deepsc_jax.training import workdir as workdirs
 
@@ -61,5 +64,37 @@ def test_a_finished_run_is_read(tmp_path: pathlib.Path):
 
     store = cast(Store, FakeStore())
     workdirs.begin(tmp_path, CONFIG, store)
-    (tmp_path / "metrics.json").write_text(json.dumps({"found": 1}))
-    assert gain.train_and_score(CONFIG, store, tmp_path, ("joint",)) == {"found": 1}
+    metrics = {"classes": {name: {"mean": 0.5} for name in gain.FIGURES["classes"]}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert gain.train_and_score(CONFIG, store, tmp_path, ("joint",)) == metrics
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"\xff", b"{", b'{"lesions": 3}', b'{"lesions": {"dsc": {"mean": null}}}'],
+)
+def test_damaged_metrics_are_named(tmp_path: pathlib.Path, content: bytes):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.json: not the metrics of a run"):
+        gain._read(path)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: pathlib.Path):
+    code = (
+        "import pathlib, sys, time\n"
+        "from deepsc_jax.runtime.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), 'training'):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"training, process {holder.pid} on "):
+            gain.train_and_score(CONFIG, cast(Store, None), tmp_path, ("joint",))
+    finally:
+        holder.kill()
+        holder.wait()

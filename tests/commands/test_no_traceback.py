@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deepsc_jax.runtime import exit_codes
-from deepsc_jax.runtime.lock import locked
+from deepsc_jax.runtime.lock import NAME, locked
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = f"--flagfile={ROOT / 'configs/tiny.flags'}"
@@ -57,15 +57,33 @@ def write_files(folder: pathlib.Path) -> None:
     (folder / "empty.csv").touch()
     (folder / "bytes.csv").write_bytes(bytes(range(256)))
     (folder / "columns.csv").write_text("name,value\na,1\n")
+    whole = "data/scans/phantom-train-0000"  # without one, a second line says so
     (folder / "missing.csv").write_text(
-        "case_id,patient_id,scan,lesion_mask,lung_mask,label,split\na,p,no.nii.gz,,,covid-19,train\n"
+        "case,patient,scan,lesion_mask,lung_mask,label,split\na,p,no.nii.gz,,,covid-19,train\n"
+        f"b,q,{whole}.nii.gz,,{whole}-lung.nii.gz,covid-19,train\n"
     )
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "metrics.json").write_text("a user's own")
+    (folder / "tables").mkdir()
+    (folder / "tables" / "predictions.csv.nii").touch()
     (folder / "text.nii").write_text("not a scan")
     (folder / "cut.nii.gz").write_bytes(gzip.compress(bytes(4000))[:20])
     for name, config, run in (("edited", b'{"model": 3}', b"{}"), ("bytes", b"\xff\xfe", b"\0")):
         (folder / name).mkdir()
         (folder / name / "config.json").write_bytes(config)
         (folder / name / "run.json").write_bytes(run)
+    (folder / "scans").mkdir()
+    (folder / "scans" / "text.nii").write_text("not a scan")
+    for name in ("foreign.json", "foreign.pth"):
+        (folder / name).write_text("a user's own")
+    (folder / "link-to-itself").symlink_to("link-to-itself")
+    (folder / "itself.flags").write_text("--flagfile=itself.flags")
+    for name in ("lock-is-a-link", "lock-is-a-pipe", "no-config"):
+        (folder / name).mkdir()
+    (folder / "lock-is-a-link" / NAME).symlink_to(folder / "file")
+    os.mkfifo(folder / "lock-is-a-pipe" / NAME)
+    (folder / "no-config" / "joint" / "4").mkdir(parents=True)
+    (folder / "no-config" / "joint" / "4" / "SHA256SUMS").touch()
 
 
 @pytest.fixture(scope="module")
@@ -82,70 +100,133 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 
 TRAIN = ("train", TINY, "--data_dir=data")
-WRONG = [
-    ("prepare",),
-    ("prepare", "--out=o", "--cases=none.csv"),
-    ("prepare", "--out=o", "--cases=empty"),
-    ("prepare", "--out=o", "--cases=empty.csv"),
-    ("prepare", "--out=o", "--cases=bytes.csv"),
-    ("prepare", "--out=o", "--cases=columns.csv"),
-    ("prepare", "--out=o", "--cases=missing.csv"),
-    ("prepare", "--out=o", "--phantoms=a,b,c"),
-    ("prepare", "--out=o", "--phantoms=1"),
-    ("prepare", "--out=o", "--phantoms=-1,0,0"),
-    ("prepare", "--out=file", "--phantoms=1,0,0"),
-    ("prepare", "--out=file/below", "--phantoms=1,0,0"),
-    ("prepare", "--out=/proc/none", "--phantoms=1,0,0"),
-    ("prepare", "--out=o", "--phantoms=1,0,0", "--tile=8,8"),
-    ("prepare", "--out=o", "--phantoms=1,0,0", "--workers=x"),
-    ("prepare", "--out=o", "--no_such_flag=1"),
-    ("prepare", "--flagfile=none.flags"),
-    ("prepare", "--flagfile=bytes.csv"),
-    ("prepare", "--out=o", "word"),
-    ("prepare", "--out=empty", "--verify"),
-    ("train",),
-    ("train", TINY, "--data_dir=none", "--workdir=run"),
-    ("train", TINY, "--data_dir=empty", "--workdir=run"),
-    ("train", TINY, "--data_dir=file", "--workdir=run"),
-    (*TRAIN, "--workdir=file"),
-    (*TRAIN, "--workdir=file/below"),
-    (*TRAIN, "--workdir=/proc/none"),
-    (*TRAIN, "--workdir=edited"),
-    (*TRAIN, "--workdir=bytes"),
-    (*TRAIN, "--workdir=run", "--stage=none"),
-    (*TRAIN, "--workdir=run", "--model=none"),
-    (*TRAIN, "--workdir=run", "--tile=16,24,32"),
-    (*TRAIN, "--workdir=run", "--data_devices=64"),
-    (*TRAIN, "--workdir=run", "--deepsc.joint.batch=0"),
-    (*TRAIN, "--workdir=run", "--adam_b1=x"),
-    (*TRAIN, "--workdir=run", "--step_timeout=-1"),
-    (*TRAIN, "--workdir=run", "--coordinator=localhost:1"),
-    ("evaluate",),
-    ("evaluate", "--checkpoint=none", "--data_dir=data"),
-    ("evaluate", "--checkpoint=edited", "--data_dir=data"),
-    ("evaluate", "--checkpoint=bytes", "--data_dir=data"),
-    ("evaluate", "--checkpoint=empty", "--data_dir=none"),
-    ("predict",),
-    ("predict", "--checkpoint=none", "--scan=text.nii", "--out=o"),
-    ("predict", "--checkpoint=edited", "--scan=text.nii", "--out=o"),
-    ("predict", "--checkpoint=bytes", "--scans=empty", "--out=o"),
-    ("predict", "--checkpoint=bytes", "--scan=a.nii", "--scans=empty", "--out=o"),
-    ("predict", "--checkpoint=bytes", "--scan=text.nii", "--out=file"),
-    ("predict", "--checkpoint=bytes", "--scans=none", "--out=o"),
-    ("predict", "--checkpoint=bytes", "--scans=empty", "--out=o", "--share=3/2"),
-    ("plan", TINY, "--platform=none"),
-    ("plan", TINY, "--devices=-1"),
-    ("plan", TINY, "--stage=none"),
-    ("plan", "--flagfile=none.flags"),
-    ("benchmark", TINY, "--work=none"),
-    ("benchmark", TINY, "--peer=none"),
-    ("benchmark", TINY, "--repeats=0"),
-    ("demo", "--scan=text.nii", "--out=o"),
-    ("demo", "--scan=none.nii", "--out=o"),
-    ("demo", "--scan=cut.nii.gz", "--out=o"),
-    ("gain", TINY, "--data_dir=none", "--out=o"),
-    ("gain", TINY, "--data_dir=data", "--out=o", "--seeds=x"),
-    ("parity", "--json=file/below.json"),
+# Each with what its line must name.
+WRONG: dict[tuple[str, ...], str] = {
+    ("prepare",): "--out",
+    ("prepare", "--out=o", "--cases=none.csv"): "none.csv",
+    ("prepare", "--out=o", "--cases=empty"): "empty",
+    ("prepare", "--out=o", "--cases=empty.csv"): "empty.csv",
+    ("prepare", "--out=o", "--cases=bytes.csv"): "bytes.csv",
+    ("prepare", "--out=o", "--cases=columns.csv"): "columns.csv",
+    ("prepare", TINY, "--out=m", "--cases=missing.csv"): "no.nii.gz",
+    ("prepare", "--out=o", "--phantoms=a,b,c"): "--phantoms=a,b,c",
+    ("prepare", "--out=o", "--phantoms=1"): "--phantoms=1:",
+    ("prepare", "--out=o", "--phantoms=-1,0,0"): "--phantoms=-1,0,0",
+    ("prepare", "--out=file", "--phantoms=1,0,0"): "--out: file",
+    ("prepare", "--out=file/below", "--phantoms=1,0,0"): "--out: file/below",
+    ("prepare", "--out=/proc/none", "--phantoms=1,0,0"): "--out: /proc/none",
+    ("prepare", "--out=o", "--phantoms=1,0,0", "--tile=8,8"): "tile",
+    ("prepare", "--out=o", "--phantoms=1,0,0", "--workers=x"): "workers",
+    ("prepare", "--out=o", "--no_such_flag=1"): "no_such_flag",
+    ("prepare", "--flagfile=none.flags"): "none.flags",
+    ("prepare", "--flagfile=bytes.csv"): "bytes.csv",
+    ("prepare", "--out=o", "word"): "'word'",
+    ("prepare", "--out=empty", "--verify"): "empty/store",
+    ("train",): "--data_dir",
+    ("train", TINY, "--data_dir=none", "--workdir=run"): "none/store",
+    ("train", TINY, "--data_dir=empty", "--workdir=run"): "empty/store",
+    ("train", TINY, "--data_dir=file", "--workdir=run"): "file/store",
+    (*TRAIN, "--workdir=file"): "--workdir: file",
+    (*TRAIN, "--workdir=file/below"): "--workdir: file/below",
+    (*TRAIN, "--workdir=/proc/none"): "--workdir: /proc/none",
+    (*TRAIN, "--workdir=edited"): "edited/config.json",
+    (*TRAIN, "--workdir=bytes"): "bytes/config.json",
+    (*TRAIN, "--workdir=run", "--stage=none"): "--stage=none",
+    (*TRAIN, "--workdir=run", "--model=none"): "none",
+    (*TRAIN, "--workdir=run", "--tile=16,24,32"): "tile depth 16",
+    (*TRAIN, "--workdir=run", "--data_devices=64"): "split over 64 devices",
+    (*TRAIN, "--workdir=run", "--deepsc.joint.batch=0"): "batch",
+    (*TRAIN, "--workdir=run", "--adam_b1=x"): "adam_b1",
+    (*TRAIN, "--workdir=run", "--step_timeout=-1"): "step_timeout",
+    (*TRAIN, "--workdir=run", "--coordinator=localhost:1"): "--coordinator",
+    ("evaluate",): "--checkpoint",
+    ("evaluate", "--checkpoint=none", "--data_dir=data", "--out=e"): "none: no config.json",
+    ("evaluate", "--checkpoint=edited", "--data_dir=data", "--out=e"): "edited/config.json",
+    ("evaluate", "--checkpoint=bytes", "--data_dir=data", "--out=e"): "bytes/config.json",
+    ("evaluate", "--checkpoint=empty", "--data_dir=none", "--out=e"): "empty: no config.json",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=foreign"): "foreign/metrics.json",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=file"): "--out: file",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=gs://bucket/o"): "gs://bucket/o",
+    ("predict", "--checkpoint=empty", "--scans=tables", "--out=o"): "predictions.csv",
+    ("predict",): "--checkpoint",
+    ("predict", "--checkpoint=none", "--scan=text.nii", "--out=o"): "none: no config.json",
+    ("predict", "--checkpoint=edited", "--scan=text.nii", "--out=o"): "edited/config.json",
+    ("predict", "--checkpoint=bytes", "--scans=empty", "--out=o"): "empty",
+    ("predict", "--checkpoint=bytes", "--scans=scans", "--out=o"): "bytes/config.json",
+    ("predict", "--checkpoint=bytes", "--scan=a.nii", "--scans=empty", "--out=o"): "--scan",
+    ("predict", "--checkpoint=bytes", "--scan=text.nii", "--out=file"): "--out: file",
+    ("predict", "--checkpoint=bytes", "--scans=none", "--out=o"): "none",
+    ("predict", "--checkpoint=bytes", "--scans=scans", "--out=o", "--share=3/2"): "--share=3/2",
+    ("plan", TINY, "--platform=none"): "--platform=none",
+    ("plan", TINY, "--devices=-1"): "--devices=-1",
+    ("plan", TINY, "--stage=none"): "--stage=none",
+    ("plan", "--flagfile=none.flags"): "none.flags",
+    ("benchmark", TINY, "--work=none"): "--work=none",
+    ("benchmark", TINY, "--peer=none"): "--peer=none",
+    ("benchmark", TINY, "--repeats=0"): "repeats",
+    ("demo", "--scan=text.nii", "--out=o"): "text.nii",
+    ("demo", "--scan=none.nii", "--out=o"): "none.nii",
+    ("demo", "--scan=cut.nii.gz", "--out=o"): "cut.nii.gz",
+    ("gain", TINY, "--data_dir=none", "--out=o"): "none/store",
+    ("gain", TINY, "--data_dir=data", "--out=o", "--seeds=x"): "seeds",
+    ("parity", "--json=file/below.json"): "--json: file",
+    (*TRAIN, "--workdir=gs://bucket/run"): "--workdir=gs://bucket/run",
+    (*TRAIN, "--workdir="): "--workdir: is empty",
+    (*TRAIN, "--workdir=link-to-itself/below"): "link-to-itself/below",
+    ("train", TINY, "--data_dir=gs://bucket/data", "--workdir=run"): "--data_dir=gs://bucket/data",
+    (*TRAIN, "--workdir=run", "--step_timeout=nan"): "step_timeout",
+    (*TRAIN, "--workdir=run", "--step_timeout=inf"): "step_timeout",
+    (*TRAIN, "--workdir=run", "--cache_mib=99999999999999999999"): "cache_mib",
+    (*TRAIN, "--workdir=run", "--seed=99999999999999999999"): "seed",
+    (*TRAIN, "--workdir=run", "--data_devices=2000000000"): "--data_devices=2000000000",
+    (*TRAIN, "--workdir=run", "--space=2000000000"): "space = 2000000000",
+    (*TRAIN, "--workdir=run", "--flagfile=itself.flags"): "itself.flags",
+    (*TRAIN, "--workdir=run", "--model=unet3d"): "unet3d",
+    (*TRAIN, "--workdir=lock-is-a-link"): "lock-is-a-link",
+    (*TRAIN, "--workdir=lock-is-a-pipe"): "lock-is-a-pipe",
+    (*TRAIN, "--workdir=no-config"): "no-config",
+    (
+        *TRAIN,
+        "--workdir=run",
+        "--coordinator=localhost:70000",
+        "--num_processes=2",
+        "--process_id=0",
+    ): "70000",
+    ("plan", TINY, "--json=file/below.json"): "--json: file",
+    ("plan", TINY, "--json=empty"): "--json: empty",
+    ("gain", TINY, "--data_dir=data", "--out=file"): "--out: file",
+    ("gain", TINY, "--data_dir=data", "--out=gs://bucket/gain"): "--out=gs://bucket/gain",
+    ("demo", "--out=gs://bucket/demo"): "--out=gs://bucket/demo",
+    ("demo", "--out=file"): "--out: file",
+    ("parity", "--json=empty"): "--json: empty",
+    ("benchmark", TINY, "--json=empty"): "--json: empty",
+    ("plan", TINY, "--json=foreign.json"): "foreign.json: was not written here",
+    ("benchmark", TINY, "--json=foreign.json"): "foreign.json: was not written here",
+    ("interop.torch", "--from=text.nii", "--to=gs://bucket/w.pth"): "--to=gs://bucket/w.pth",
+    ("interop.torch", "--from=none.pth", "--to=foreign.pth"): "foreign.pth: was not written here",
+    ("interop.torch", "--from=none.pth", "--to=w.pth"): "none.pth: cannot be read",
+    ("interop.torch", "--from=empty", "--to=w.pth"): "empty: no config.json",
+    ("interop.monai", TINY, "--data_dir=data", "--out=m", "--channels=a"): "--channels=a",
+    ("interop.monai", "--model=resnet3d", "--data_dir=data", "--out=m"): "--model=resnet3d",
+    ("interop.monai", TINY, "--data_dir=none", "--out=m"): "none/store",
+    ("interop.monai", TINY, "--data_dir=data", "--out=gs://bucket/m"): "--out=gs://bucket/m",
+}
+STEP = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+ENVIRONMENTS: list[dict[str, str]] = [
+    {"SLURM_STEP_NUM_TASKS": "x"},
+    {"PMI_SIZE": "-1"},
+    {"OMPI_COMM_WORLD_SIZE": "2.5"},
+    STEP | {"SLURM_NTASKS": "x"},
+    STEP | {"SLURM_JOB_ID": "12abc"},
+    STEP | {"SLURM_PROCID": "2"},
+    STEP | {"SLURM_LOCALID": "x"},
+    STEP | {"JAX_COORDINATOR_PORT": "70000"},
 ]
 
 
@@ -158,11 +239,33 @@ CALLS = [
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join(call)[-70:])
 def test_what_is_wrong_is_one_line(commands: Commands, call: tuple[str, ...]) -> None:
+    for package in ("torch", "monai"):
+        if call[0] == f"interop.{package}":
+            pytest.importorskip(package)
     code, said = commands.run(*call)
     assert "Traceback" not in said
     assert code in (exit_codes.BAD_INPUT, exit_codes.BAD_FLAG), said
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, said
+    assert WRONG[call] in errors[0]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=str)
+def test_what_a_launcher_cannot_mean_is_one_line(
+    commands: Commands, environment: dict[str, str]
+) -> None:
+    code, said = commands.run(*TRAIN, "--workdir=run", **environment)
+    assert code == exit_codes.BAD_INPUT, said
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_home_folder_is_found_where_no_shell_saw_it(commands: Commands) -> None:
+    home = {"HOME": str(commands.folder / "home")}
+    code, said = commands.run(*TRAIN, "--workdir=~/run", "--data_devices=64", **home)
+    assert code == exit_codes.BAD_INPUT, said
+    assert (commands.folder / "home" / "run" / "config.json").exists()
+    assert not (commands.folder / "~").exists()
 
 
 def test_a_folder_in_use_names_who_uses_it(commands: Commands) -> None:

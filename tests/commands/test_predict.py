@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     variables = {"params": jax.tree.map(jnp.asarray, draw(CONFIG))}
     checkpoints = Checkpoints(folder / "run" / "segmentation", writer=True)
     state = states.create(system, system.stage("segmentation"), variables)
-    checkpoints.save(state, {"next_index": 0}, None)
+    checkpoints.save(state, {"next_index": 0})
     checkpoints.close()
     cases = write_phantoms((0, 0, 2), folder, seed=0, size=48, workers=1)
     for i in range(SCANS):
@@ -87,7 +87,7 @@ def test_stopped_and_gone_on_with_by_an_array_of_tasks(folder: pathlib.Path) -> 
     assert stopped.wait() == 75, said
     first = results(folder)
     assert 0 < len(first) < SCANS
-    assert f"SIGTERM: {SCANS - len(first)} scans are left" in said
+    assert f"SIGTERM: {SCANS - len(first)} scans left" in said
 
     programs = folder / "bin"
     programs.mkdir()

@@ -1,10 +1,12 @@
 """Training as users start it: killed, stopped, on damaged checkpoints, and in two processes."""
 
+import contextlib
 import json
 import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -195,11 +197,101 @@ def test_ten_kills_at_random_moments_change_nothing(never_stopped: Runs) -> None
     assert_as_never_stopped(never_stopped, never_stopped.finish("killed-ten-times"))
 
 
+def signal_at(
+    run_of: Runs, run: subprocess.Popen, name: str, pid: int, number: signal.Signals, after: float
+) -> int:
+    """Send `number` to a process of a run so many seconds after its next step; the run's code."""
+    before = len(run_of.said(name))
+    begun = f"{STAGE} "  # of its first line of progress or validation, or that it was resumed
+    run_of.wait_until(lambda: begun in run_of.said(name)[before:], run, name)
+    time.sleep(after)
+    if run.poll() is None:
+        os.kill(pid, number)
+    return run.wait(timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_kills_and_signals_at_random_moments_of_a_network_change_nothing(
+    never_stopped: Runs,
+) -> None:
+    draw = random.Random(7)
+    numbers = [signal.SIGKILL] * 6 + [signal.SIGTERM] * 4 + [signal.SIGINT] * 4
+    draw.shuffle(numbers)
+    codes = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}
+    ended = []
+    for i, number in enumerate(numbers):
+        name = "random"
+        run = never_stopped.start(name)
+        if i % 4 == 0:  # before there is a step
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(timeout=draw.uniform(1, 12))
+            run.send_signal(number)
+            code = run.wait(timeout=120)
+            code = codes[number] if code == -number else code  # before its first line was run
+        else:
+            after = draw.uniform(0, 1.5)
+            code = signal_at(never_stopped, run, name, run.pid, number, after)
+        assert code in (codes[number], 0), f"{number.name}:\n{never_stopped.said(name)}"
+        ended.append((number.name, code, reached(never_stopped.folder / name)))
+    print(*ended, sep="\n")
+    assert_as_never_stopped(never_stopped, never_stopped.finish("random"))
+    assert "Traceback" not in never_stopped.said("random")
+    assert sum(code != 0 for _, code, _ in ended) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_two_processes_of_which_one_is_killed_at_random_end_as_two_never_killed(
+    never_stopped: Runs,
+) -> None:
+    assert never_stopped.start_two("two-reference").wait() == 0, never_stopped.said("two-reference")
+    draw = random.Random(8)
+    for which in (0, 1):
+        run = never_stopped.start_two("two-killed")
+        never_stopped.wait_until(lambda run=run: len(children(run)) == 2, run, "two-killed")
+        pid, after = children(run)[which], draw.uniform(0, 0.5)
+        code = signal_at(never_stopped, run, "two-killed", pid, signal.SIGKILL, after)
+        assert code == 137, never_stopped.said("two-killed")
+    assert never_stopped.start_two("two-killed").wait() == 0, never_stopped.said("two-killed")
+    one, two = (never_stopped.folder / name for name in ("two-reference", "two-killed"))
+    expected, found = final_state(one), final_state(two)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    assert losses(two) == losses(one)
+    assert "Traceback" not in never_stopped.said("two-killed")
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+def test_two_processes_that_write_to_two_folders_are_refused(never_stopped: Runs) -> None:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    runs = []
+    for i in range(2):
+        command = [sys.executable, "-m", "deepsc_jax.train", *FLAGS]
+        command += [f"--data_dir={never_stopped.folder / 'data'}"]
+        command += [f"--workdir={never_stopped.folder / f'apart-{i}'}"]
+        command += [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"]
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+        runs.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
+    said = [run.communicate(timeout=300)[1] for run in runs]
+    assert [run.returncode for run in runs] == [1, 1], said
+    assert "process 1 refused to start" in said[0]
+    assert "apart-1 is not the folder that process 0 writes to" in said[1]
+
+
 def processes(launcher: subprocess.Popen) -> list[int]:
     """The launcher's two processes, in order."""
-    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
-    first, second = (int(pid) for pid in children.split())
+    first, second = children(launcher)
     return [first, second]
+
+
+def children(launcher: subprocess.Popen) -> list[int]:
+    """The processes that the launcher has started so far."""
+    path = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
 
 
 def test_two_processes_by_two_devices_equal_four_devices_and_stop_and_go_on_as_one(
@@ -212,7 +304,8 @@ def test_two_processes_by_two_devices_equal_four_devices_and_stop_and_go_on_as_o
     assert run.wait() == 75, never_stopped.said("two")
     text, stopped = never_stopped.said("two"), reached(two)
     assert 10 < stopped < STEPS
-    assert text.count(f"{STAGE}: SIGTERM: saved at step {stopped}; start it again") == 1
+    told = f"{STAGE}: another process of the job was told to stop: saved at step {stopped}; start"
+    assert text.count(told) == 1
     assert text.count(f"{STAGE} 1/{STEPS}  loss") == 1  # the first process only
     assert "error" not in text
 

@@ -103,6 +103,30 @@ def test_a_tilde_is_the_home_folder(case_list, tmp_path, monkeypatch):
     assert case.scan == tmp_path / "home/a.nii"
 
 
+def test_what_spreadsheets_put_before_the_first_line_is_no_column(tmp_path):
+    path, line = tmp_path / "cases.csv", "a,p1,train,cap,a.nii.gz,,"
+    text = f"{HEADER}\n{line}\nb,p2,train,flu,b.nii.gz,,\n".replace(",", ";")
+    for before in ("sep=;\n", "\ufeff\ufeff"):
+        path.write_text(before + text, encoding="utf-8")
+        failures: list[str] = []
+        (case,) = datasets.read_cases(path, check_files=False, failures=failures)
+        assert case.name == "a"
+        assert f"line {3 + before.count(chr(10))}: b: label 'flu'" in failures[0]
+
+
+def test_a_quote_that_nothing_closes_takes_in_no_case(case_list):
+    path = case_list('a,"p1,train,cap,a.nii,,', "b,p2,train,cap,b.nii,,", make_files=False)
+    with pytest.raises(InputError, match=r"not a CSV text file .unexpected end of data"):
+        datasets.read_cases(path)
+
+
+def test_what_is_too_large_for_a_list_is_not_read(tmp_path):
+    with (tmp_path / "scan.nii").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match="1099511627776 bytes, expected a case list of at most"):
+        datasets.read_cases(tmp_path / "scan.nii")
+
+
 def test_a_scan_that_stands_twice_is_named_by_whatever_path(case_list, tmp_path):
     path = case_list("a,p1,train,cap,a.nii.gz,,", "b,p1,train,cap,link.nii.gz,,")
     (tmp_path / "link.nii.gz").unlink()

@@ -47,7 +47,7 @@ def test_unusable_dicom_folders_are_refused(tmp_path):
     cut = write_series(tmp_path / "cut", ct((9, 10, 11)))
     victim = sorted(cut.iterdir())[4]
     victim.write_bytes(victim.read_bytes()[:-80])
-    refused(cut, "damaged .*, as are 1 of 9 files there")
+    refused(cut, "damaged .*, one of 1 such file among 9")
 
 
 def test_dicom_without_simpleitk_says_what_to_install(tmp_path, monkeypatch):
@@ -96,9 +96,14 @@ def test_the_longest_ct_series_is_read_whatever_lies_beside_it(tmp_path):
     np.testing.assert_array_equal(scan.values, hu)
     (note,) = scan.notes
     assert "DICOM series ….840.99.4444 (Thorax 5.0 B70f, 9 slices) is read; left out: " in note
-    for part in ("14 of PT", "8 of CT", "12 of localizer or", "11 of localizer or"):
+    for part in (
+        "14 slices of PT",
+        "8 slices of CT",
+        "12 slices of localizer or",
+        "11 slices of loc",
+    ):
         assert part in note
-    assert note.endswith("1 that are no DICOM image, such as readme.txt")
+    assert note.endswith("1 file without a DICOM image, such as readme.txt")
 
 
 def test_a_localizer_of_the_series_itself_is_left_out(tmp_path):
@@ -110,7 +115,7 @@ def test_a_localizer_of_the_series_itself_is_left_out(tmp_path):
 
     scan = load_scan(write_series(tmp_path / "s", hu, edit=first_is_localizer))
     np.testing.assert_array_equal(scan.values, hu[1:])
-    assert "left out: 1 of localizer or" in scan.notes[0]
+    assert "left out: 1 slice of localizer or" in scan.notes[0]
 
 
 def test_one_series_alone_needs_no_note(tmp_path):
@@ -195,7 +200,36 @@ def test_tags_without_which_itk_takes_1_mm_or_no_turn_are_asked_for(tmp_path):
 def test_a_rescale_that_some_slices_lack_is_refused(tmp_path):
     folder = write_series(tmp_path / "s", ct((9, 10, 11)))
     set_tag(sorted(folder.iterdir())[2], 0x00281052, None)
+    refused(folder, r"RescaleSlope and RescaleIntercept are \('1', ''\)")
+    set_tag(sorted(folder.iterdir())[2], 0x00281053, None)
     refused(folder, "1 of 9 slices .* have no RescaleSlope and RescaleIntercept")
+
+
+@pytest.mark.parametrize("slope", ["0", "1,0", "nan", "1\\2"])
+def test_a_rescale_that_gdcm_would_guess_is_refused(tmp_path, slope):
+    folder = write_series(tmp_path / "s", ct((9, 10, 11)))
+    for file in folder.iterdir():
+        set_tag(file, 0x00281053, slope)
+    refused(folder, "expected a number other than 0 and a number")
+
+
+def test_slices_of_several_types_keep_their_numbers(tmp_path):
+    """Read as the first slice's type, unsigned, air of the others would be above 64,000."""
+    hu = ct((9, 10, 11))
+    folder = write_series(tmp_path / "s", hu)
+    unsigned = np.abs(hu).astype(np.uint16)
+    write_series(tmp_path / "u", unsigned, edit=lambda _, tags: tags.update({"0028|1052": "0"}))
+    first = sorted(folder.iterdir())[0]
+    first.write_bytes((tmp_path / "u" / first.name).read_bytes())
+    hu[0] = unsigned[0]
+    np.testing.assert_array_equal(load_scan(folder).values, hu)
+
+
+def test_positions_beyond_any_scanner_are_refused(tmp_path):
+    edit = lambda i, tags: tags.update({"0020|0032": f"0\\0\\{i}e300"})  # noqa: E731
+    refused(
+        write_series(tmp_path / "s", ct((9, 10, 11)), edit=edit), "mm from the origin, expected"
+    )
 
 
 def test_a_tilted_gantry_keeps_its_shear(tmp_path):

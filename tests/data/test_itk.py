@@ -103,7 +103,8 @@ def test_a_right_anterior_superior_space_is_turned(tmp_path):
             "no voxel size",
         ),
         ({"space_directions": "(0,0,0) (0,1,0) (0,0,1)"}, "case.nrrd: "),
-        ({"space_directions": "(nan,0,0) (0,1,0) (0,0,1)"}, "case.nrrd: "),
+        ({"space_directions": "(nan,0,0) (0,1,0) (0,0,1)"}, "no voxel size"),
+        ({"space_directions": "none (0,1,0) (0,0,1)"}, "no voxel size; taken would be 1 mm"),
         ({"type": "nonsense"}, "cannot be read"),
         (
             {
@@ -133,7 +134,10 @@ def test_nrrd_that_itk_would_guess_or_choke_on_is_refused(tmp_path, changes, sai
         ({"CompressedData": "True"}, "truncated or damaged"),
         ({"DistanceUnits": "m"}, "DistanceUnits are m, expected mm"),
         ({"ElementSpacing": None}, "no voxel size; taken would be 1 mm.*--allow=voxels"),
-        ({"ElementSpacing": "0 1 1"}, "case.mha: "),
+        ({"ElementSpacing": "0 1 1"}, "ElementSpacing is '0 1 1', expected a positive number"),
+        ({"ElementSpacing": "-0.7 0.9 2.5"}, "expected a positive number for each axis"),
+        ({"ElementSpacing": "0.7 0.9"}, "expected a positive number for each axis"),
+        ({"ElementSize": "0.7 x 2.5"}, "ElementSize is '0.7 x 2.5', expected a positive number"),
         ({"ElementToIntensityFunctionOffset": "-1024"}, "scales voxels"),
         ({"ElementNumberOfChannels": "3"}, "expected one number in each"),
         ({"ElementDataFile": "x%03d.raw"}, "lie in several files"),

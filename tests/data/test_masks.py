@@ -1,7 +1,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from scan_files import affine_of, ct, write
+from scan_files import affine_of, ct, edit_header, write
 
 from deepsc_jax.data.scans import load_mask, load_scan
 from deepsc_jax.runtime.errors import InputError
@@ -40,6 +40,46 @@ def test_mask_of_another_affine_is_refused_and_rounding_is_not(tmp_path, scan):
     for affine in (far, affine_of(signs=(1, -1, 1)), affine_of(spacing=(0.7, 0.9, 2.6))):
         with pytest.raises(InputError, match=r"lesion mask lies up to .* voxels away"):
             load_mask(write(tmp_path / "far.nii", empty, affine), scan)
+
+
+def test_what_readers_take_differently_in_a_mask_is_noted_or_refused(tmp_path, scan):
+    mask = (ct() > 0).astype(np.uint8)
+    image = nib.Nifti1Image(mask, affine_of())
+    image.set_qform(affine_of(signs=(1, -1, 1)), 1)
+    image.set_sform(affine_of(), 2)
+    nib.save(image, tmp_path / "mirrored.nii")
+    notes: list[str] = []
+    np.testing.assert_array_equal(load_mask(tmp_path / "mirrored.nii", scan, notes=notes), mask.T)
+    (note,) = notes
+    assert note.startswith("lesion mask: its sform and its qform place it up to ")
+    thick = edit_header(write(tmp_path / "thick.nii", mask), "pixdim", [1, 0.7, 0.9, 5, 1, 1, 1, 1])
+    with pytest.raises(InputError, match=r"thick.nii: its sform says voxels of .*--allow=voxels"):
+        load_mask(thick, scan)
+    load_mask(thick, scan, "lung mask", {"voxels"}, notes)
+    assert notes[1].endswith(": allowed")
+    own = load_scan(thick, allow={"voxels", "intensity"})
+    load_mask(thick, own, "lung mask", {"voxels"}, notes)
+    assert len(notes) == 2  # the scan's notes have it
+
+
+def test_a_mask_in_another_unit_is_compared_in_mm(tmp_path, scan):
+    mask = (ct() > 0).astype(np.uint8)
+    metres = affine_of()
+    metres[:3] /= 1000
+    path = edit_header(write(tmp_path / "metres.nii", mask, metres), "xyzt_units", 1)
+    np.testing.assert_array_equal(load_mask(path, scan), mask.T)
+    path = edit_header(write(tmp_path / "unit.nii", mask), "xyzt_units", 1)
+    with pytest.raises(InputError, match=r"unit.nii: by the units .* 1000 times .*--allow=voxels"):
+        load_mask(path, scan)
+    np.testing.assert_array_equal(load_mask(path, scan, allow={"voxels"}), mask.T)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_mask_that_is_not_finite_is_refused_without_a_warning(tmp_path, scan, value):
+    path = write(tmp_path / "mask.nii", np.where(ct() > 0, value, 0).astype(np.float32))
+    with pytest.raises(InputError, match=r"lesion mask holds .* beside 0 and 1"):
+        load_mask(path, scan)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])

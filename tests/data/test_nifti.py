@@ -272,7 +272,7 @@ def test_more_slices_than_the_header_says_are_refused_and_padding_is_not(tmp_pat
         (0, -1024, "nibabel leaves such voxels as they are, ITK adds -1024"),
         (1, np.nan, "scales voxels by scl_slope 1 and scl_inter nan"),
         (2, np.inf, "scales voxels by scl_slope 2 and scl_inter inf"),
-        (1e38, 0, "voxels are NaN or infinite"),
+        (1e38, 0, "NaN or infinite in"),
     ],
 )
 def test_scaling_that_cannot_be_meant_is_refused(tmp_path, slope, intercept, said):
@@ -330,3 +330,10 @@ def test_analyze_is_refused_since_it_records_no_orientation(tmp_path):
     image = nib.AnalyzeImage(ct(), np.eye(4))
     nib.save(image, tmp_path / "case.img")
     refused(tmp_path / "case.img", "Analyze 7.5, whose orientation is not recorded")
+
+
+@pytest.mark.parametrize("field", ["quatern_b", "qoffset_x"])
+def test_a_qform_that_is_not_finite_is_said_to_be_none(tmp_path, field):
+    path = edit_header(write(tmp_path / "case.nii", ct(), qform_code=1), field, np.nan)
+    assert load_scan(path).notes == ("its qform gives no orientation: the sform is read",)
+    refused(edit_header(path, "sform_code", 0), "its qform gives no orientation .*not finite")

@@ -1,6 +1,7 @@
 """The store: exact reads of any box, few bytes for a small one, and refusals."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import tensorstore as ts
 
 from deepsc_jax.config import DataConfig
-from deepsc_jax.data import store
+from deepsc_jax.data import records, store
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 from deepsc_jax.runtime.errors import InputError
@@ -144,6 +145,25 @@ def test_refuses_other_preprocessing_but_not_other_reading(folder):
     store.Store(folder, DataConfig(working_size=(48, 40), tile=(8, 8, 8), slices=3, depth_bucket=8))
 
 
+@pytest.mark.parametrize(("lacks", "read"), [("slices", True), ("hu_window", False)])
+def test_a_store_of_before_an_option_was_is_read_where_that_decides_nothing_stored(
+    folder, tmp_path, lacks, read
+):
+    shutil.copytree(folder, tmp_path / "store")
+    index = tmp_path / "store" / "index.json"
+    text = index.read_bytes()
+    made_with = json.loads(text)["data"]
+    without = {name: value for name, value in made_with.items() if name != lacks}
+    before, after = (json.dumps(document).encode() for document in (made_with, without))
+    body = text[: text.rstrip(b"\n").rfind(b"\n") + 1].replace(before, after)
+    index.write_bytes(body + b'"sha256": "%b"}\n' % hashlib.sha256(body).hexdigest().encode())
+    if read:
+        assert store.Store(tmp_path / "store").data.slices == DataConfig().slices
+    else:
+        with pytest.raises(InputError, match=r"not an index of this version .*hu_window missing"):
+            store.Store(tmp_path / "store")
+
+
 def test_refuses_folders_that_are_no_store(folder, tmp_path):
     with pytest.raises(InputError, match="no index"):
         store.Store(tmp_path / "absent")
@@ -241,7 +261,9 @@ def test_of_900_flipped_bits_all_are_found_and_none_changes_a_voxel(tmp_path):
         else:
             opened = store.Store(tmp_path)
             name = str(path.relative_to(tmp_path)).partition("/c/")[0]
-            with pytest.raises(InputError, match=f"{name}: missing or damaged"):
+            with pytest.raises(
+                InputError, match=f"{name}: (missing or damaged|not as it was written)"
+            ):
                 everything(opened)
             (line,) = opened.damage()
             assert line.startswith(f"{path}: not as it was written")
@@ -257,6 +279,42 @@ def test_an_exchanged_volume_is_seen(folder, copied):
     shutil.copy(two, one)
     with pytest.raises(InputError, match=r"cases/one/volume/c/0/0/0: damaged \("):
         store.Store(copied)
+
+
+def test_a_volume_exchanged_for_another_of_equal_size_is_seen_when_it_is_read(tmp_path):
+    """Chunks of less than 128 bytes are not compressed, so that all such volumes have one size."""
+    case = Case("one", "p", "train", 0, tmp_path / "one.nii.gz")
+    shape, chunk = (4, 8, 8), (2, 4, 4)
+    lung, grid = np.ones(shape, bool), dataclasses.replace(GRID, shape=shape)
+    for seed, name in enumerate(("store", "other")):
+        noise = np.random.default_rng(seed).random(shape, np.float32)
+        record = store.write_case(tmp_path / name, case, Prepared(noise, lung, None, grid), chunk)
+        store.write_index(tmp_path / name, DATA, [record], tmp_path / name)
+    mine, theirs = (tmp_path / f"{n}/cases/one/volume/c/0/0/0" for n in ("store", "other"))
+    store.Store(tmp_path / "store").read("one", "volume")
+    assert mine.stat().st_size == theirs.stat().st_size
+    shutil.copy(theirs, mine)
+    opened = store.Store(tmp_path / "store")
+    for read in (
+        lambda: opened.read("one", "volume", (0, 0, 0), (1, 1, 1)),
+        lambda: opened.read_slices("one", np.array([3])),
+    ):
+        with pytest.raises(InputError, match=r"cases/one/volume: not as it was written: copy it"):
+            read()
+    assert opened.read("one", "lung").all()
+
+
+def test_a_store_without_seals_is_read(folder, copied):
+    """As earlier versions wrote it."""
+    (line,) = (text for text in [(copied / "index.json").read_text()] if '"seals"' in text)
+    document = json.loads(line)
+    for record in document["cases"]:
+        del record["seals"]
+    cases = [records.record_from_json(record, copied.parent) for record in document["cases"]]
+    store.write_index(copied, DATA, cases, copied)
+    np.testing.assert_array_equal(
+        store.Store(copied).read("one", "volume"), store.Store(folder).read("one", "volume")
+    )
 
 
 def test_a_store_of_other_content_has_another_digest(tmp_path):

@@ -11,6 +11,7 @@ from deepsc_jax.evaluation.baselines import (
     lesion_features,
     predict_band,
     run_baselines,
+    table,
 )
 from deepsc_jax.phantoms.lesions import make_phantom
 
@@ -81,6 +82,14 @@ def test_logistic_regression_separates_what_is_separable():
     y = np.arange(60) % 3
     x = rng.normal(size=(60, 2)) + 8 * np.stack([y == 1, y == 2], axis=1)
     assert classification_baseline(x[:30], y[:30], x[30:], y[30:]) == 1.0
+
+
+def test_chance_is_of_as_many_classes_as_there_are():
+    names = ("low_hu", "high_hu", "sigma_mm", "min_ml")
+    figures: dict[str, float | None] = {f"band_{name}": 1.0 for name in names}
+    figures |= {"band_dsc": None, "band_accuracy": None, "true_mask_accuracy": None}
+    figures |= {"nuisance_accuracy": 0.6, "chance_accuracy": 0.5}
+    assert table(figures).endswith("0.600  on the nuisances alone (0.500 is chance)")
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Outcome, attempt
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.predict import summary, twins, write_table
+from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
 
 NAMES = {
@@ -108,6 +109,7 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_scan_is_predicted(
     assert outcome.error is not None
     assert outcome.error.startswith(f"{tmp_path}/ct.nii: No space left on device: ")
     assert outcome.error.endswith("free some space, then start again")
+    assert outcome.code == exit_codes.FILE_SYSTEM
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.undo()
     assert predict(tmp_path).error is None
@@ -196,3 +198,21 @@ def test_what_is_doubtful_is_refused_or_allowed_with_a_note(tmp_path: pathlib.Pa
         (row,) = csv.DictReader(file)
     assert row["notes"] == "; ".join(allowed.result["notes"])
     assert ", 1 with notes in 9 s" in summary([allowed], 1, seconds=9, busy=1)
+
+
+def test_evidence_and_values_are_written_whether_or_not_there_are_classes(
+    tmp_path: pathlib.Path,
+) -> None:
+    def regresses(volume: np.ndarray) -> Prediction:
+        values = {"crp": np.float32(12.5), "ldh": float("nan")}
+        return Prediction(evidence={"evidence_1": volume}, values=values)
+
+    scan = tmp_path / "ct.nii"
+    request = Request("ct", scan, write_chest(scan))
+    outcome = attempt(request, tmp_path / "out", NETWORK, regresses, overwrite=False)
+    assert outcome.error is None
+    result = json.loads((tmp_path / "out" / "ct" / "result.json").read_text())
+    assert result["values"] == {"crp": 12.5, "ldh": None}
+    assert result["evidence_share_in_lung"] == pytest.approx([1], abs=0.2)
+    assert "class" not in result
+    assert (tmp_path / "out" / "ct" / "evidence_1.nii.gz").is_file()

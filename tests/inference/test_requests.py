@@ -197,6 +197,25 @@ def test_a_list_of_names_that_are_no_utf8(tmp_path: pathlib.Path) -> None:
     assert found.path.samefile(scan)
 
 
+def test_in_a_list_what_is_there_decides_how_a_name_is_spelled(tmp_path: pathlib.Path) -> None:
+    names = ["#1.nii", " b.nii", "c .nii", "d.nii ", "e,e.nii"]
+    for name in names:
+        put(tmp_path / name)
+    lines = ["# a remark", "#1.nii", " b.nii", "c .nii", "d.nii ", '"e,e.nii"', "f.nii ", "#2.nii"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    found = requests.listed(tmp_path / "list.txt").requests
+    assert [request.path.name for request in found] == [*names, "f.nii"]
+
+
+def test_a_folder_that_is_linked_twice_is_counted(tmp_path: pathlib.Path) -> None:
+    put(tmp_path / "scans" / "a" / "ct.nii")
+    (tmp_path / "scans" / "b").symlink_to("a")
+    found = requests.below(tmp_path / "scans", tmp_path / "out")
+    assert [request.name for request in found.requests] == ["a/ct"]
+    assert found.left_out == 1
+    assert found.notes[0].endswith("1 left out, links to what is here anyway: b")
+
+
 def test_a_home_folder_in_a_list(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "list.txt").write_text("~/scan.nii\n")

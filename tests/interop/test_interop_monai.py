@@ -1,5 +1,6 @@
 """The peer: MONAI's U-Net on the segmentation stage's batches."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -11,8 +12,11 @@ from deepsc_jax.data import preparation
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.interop import monai
+from deepsc_jax.models.comparators import resnet3d
 from deepsc_jax.models.deepsc.config import Options, PreTraining
 from deepsc_jax.phantoms.writing import write_phantoms
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.building import build
 
 DATA = DataConfig(
     working_spacing_mm=(8, 9, 9),
@@ -59,3 +63,15 @@ def test_the_peer_learns_and_is_evaluated_as_ours_is(store: Store):
         assert len(rows) == 2
         dsc.append(metrics["lesions"]["dsc"]["mean"])
     assert dsc[1] > dsc[0] + 0.02
+
+
+def test_a_model_without_tiles_to_draw_is_refused():
+    system = build(dataclasses.replace(CONFIG, model=resnet3d.Options()), "cpu")
+    with pytest.raises(InputError, match="--model=resnet3d: it has no stage that draws tiles"):
+        monai.segmentation_stage(system)
+
+
+@pytest.mark.parametrize("texts", [["a"], ["16"], [], ["16", "-4"], ["16", "x"]])
+def test_channels_that_are_none_are_refused(texts: list[str]):
+    with pytest.raises(InputError, match=f"--channels={','.join(texts)}: expected whole numbers"):
+        monai._channels(texts)

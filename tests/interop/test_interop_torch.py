@@ -159,6 +159,18 @@ def test_unreadable_files_are_named(tmp_path: pathlib.Path):
             interop.read(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", interop.SUFFIXES)
+def test_a_users_file_is_not_replaced_by_weights(tmp_path: pathlib.Path, suffix: str):
+    path, weights = tmp_path / f"weights{suffix}", {"a": torch.ones(2)}
+    interop.write(weights, path)
+    interop.write(weights | {"b": torch.zeros(1)}, path)  # ours is
+    assert sorted(interop.read(path)) == ["a", "b"]
+    path.write_bytes(b"a user's own")
+    with pytest.raises(InputError, match=f"weights{suffix}: was not written here or has been"):
+        interop.write(weights, path)
+    assert path.read_bytes() == b"a user's own"
+
+
 def test_a_run_made_from_weights_is_what_predict_reads(params: Any, tmp_path: pathlib.Path):
     workdir = tmp_path / "run"
     system = system_of(CONFIG)

@@ -5,8 +5,10 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -85,52 +87,6 @@ def test_a_platform_that_is_not_there_is_one_line(platform: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def gathered(monkeypatch: pytest.MonkeyPatch, *others: dict[str, str]) -> None:
-    """Let the processes after this one have those digests."""
-
-    def by_process(values: np.ndarray) -> np.ndarray:
-        rows = [values]
-        for digests in others:
-            mine = [cluster.digest("\n".join(digests)), *digests.values()]
-            if values.ndim == 0:
-                rows.append(np.asarray(len(mine)))
-            else:
-                sums = [np.frombuffer(bytes.fromhex(d), np.uint8) for d in mine[: len(values)]]
-                rows.append(np.stack(sums))
-        return np.stack(rows)
-
-    monkeypatch.setattr(cluster, "by_process", by_process)
-
-
-FACTS = {name: cluster.digest(name) for name in ("--learning_rate", "--joint_steps", "store")}
-
-
-def test_processes_of_the_same_settings_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.require_same(FACTS)  # alone
-    gathered(monkeypatch, FACTS, FACTS)
-    cluster.require_same(FACTS)
-
-
-def test_what_differs_among_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = FACTS | {"--learning_rate": cluster.digest("3e-4"), "store": cluster.digest("b")}
-    gathered(monkeypatch, FACTS, other, FACTS | {"store": cluster.digest("c")})
-    with pytest.raises(InputError) as refused:
-        cluster.require_same(FACTS)
-    assert "differ from process 0 in --learning_rate (process 2); store (process 2, 3):" in str(
-        refused.value
-    )
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("other", [{"--seed": FACTS["store"]}, {**FACTS, "--new": FACTS["store"]}])
-def test_processes_of_different_versions_are_refused(
-    monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
-) -> None:
-    gathered(monkeypatch, other)
-    with pytest.raises(InputError, match="different versions of this program"):
-        cluster.require_same(FACTS)
-
-
 def test_what_one_process_refuses_all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses() -> None:
         raise InputError("run: held")
@@ -143,5 +99,33 @@ def test_what_one_process_refuses_all_refuse(monkeypatch: pytest.MonkeyPatch) ->
         cluster.together(refuses)
     cluster.together(lambda: None)
     monkeypatch.setattr(cluster, "by_process", answer(False, True))
-    with pytest.raises(InputError, match="process 2 refused to start"):
+    with pytest.raises(InputError, match="process 2 cannot go on"):
         cluster.together(lambda: None)
+
+
+@pytest.mark.parametrize("port", [0, 65536, 10**12])
+def test_a_port_that_there_cannot_be_is_one_line(port: int) -> None:
+    with pytest.raises(InputError, match="expected one from 1 to 65535"):
+        cluster._require_free("--coordinator", port)
+
+
+def test_waiting_for_the_others_is_said_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.05)
+    with cluster._said_when_it_waits("host:1234"):
+        time.sleep(0.5)
+    assert "waiting for the other processes of the job at host:1234" in capfd.readouterr().err
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 60)
+    with cluster._said_when_it_waits("host:1234"):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_what_jax_is_told_of_numbers_is_compared() -> None:
+    before = cluster.numerics()
+    with jax.default_matmul_precision("highest"):
+        changed = cluster.numerics()
+    assert [name for name in before if before[name] != changed[name]] == [
+        "JAX_DEFAULT_MATMUL_PRECISION"
+    ]

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import zlib
 
 import pytest
@@ -122,3 +123,22 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_behind(
     assert said.count("\n") == 1
     assert "cannot be kept here (No space left on device)" in said
     assert not any(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_goes_after_an_hour(tmp_path: pathlib.Path) -> None:
+    old, new = tmp_path / "partial-00", tmp_path / "partial-01"
+    for path in (old, new):
+        path.write_bytes(b"half a program")
+    os.utime(old, (time.time() - 4000, time.time() - 4000))
+    CompilationCache(tmp_path, None).put("a", b"a program")
+    assert {path.name for path in tmp_path.iterdir()} == {"a-cache", "partial-01"}
+
+
+def test_entries_that_cannot_be_read_are_said_once(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    cache = CompilationCache(tmp_path)
+    for key in "abc":
+        (tmp_path / f"{key}-cache").mkdir()
+        assert cache.get(key) is None
+    assert capsys.readouterr().err.count("cannot be read (Is a directory)") == 1

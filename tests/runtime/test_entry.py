@@ -149,3 +149,28 @@ def test_of_a_program_that_cannot_be_kept_nothing_is_said(monkeypatch: pytest.Mo
                 f"Error writing persistent compilation cache entry for 'f': {reason}", stacklevel=1
             )
     assert [str(one.message).rpartition(" ")[2] for one in said] == ["left"]
+
+
+HANDLES = """
+import os, signal, sys, tempfile, time
+from deepsc_jax.runtime import entry
+def main():
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(dir=os.environ["PLACE"]):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+entry.run(main, lambda: None, computes=False, trains=True)
+"""
+
+
+def test_a_program_with_a_handler_of_its_own_cleans_up_as_benchmarks_do(tmp_path: pathlib.Path):
+    """It has the allocator settings of training, and nothing to save."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLES],
+        env=os.environ | {"PLACE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (143, "")
+    assert not list(tmp_path.iterdir())

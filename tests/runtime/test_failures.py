@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from deepsc_jax.runtime import exit_codes
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.failures import below, explain
 
 
@@ -39,6 +39,7 @@ LOST = jax.errors.JaxRuntimeError(
 )
 EXPLAINED = [
     (InputError("a: b"), exit_codes.BAD_INPUT, "a: b"),
+    (FileSystemError("a: full"), exit_codes.FILE_SYSTEM, "a: full"),
     (FULL, exit_codes.FILE_SYSTEM, "/run/state: No space left on device: make room, then"),
     (WRITTEN, exit_codes.FILE_SYSTEM, "/run/d/0: No space left on device: make room, then"),
     (raised(RuntimeError("save"), by=FULL), exit_codes.FILE_SYSTEM, "/run/state: No space"),
@@ -75,6 +76,15 @@ def test_a_write_without_a_name_is_below_a_folder() -> None:
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("shapes"), OSError("no number")])
 def test_an_error_of_ours_is_none_of_them(error: BaseException) -> None:
     assert explain(error) is None
+
+
+def test_bad_input_is_what_was_raised_not_what_was_being_handled() -> None:
+    bad = InputError("a: b")
+    assert explain(raised(KeyError("x"), by=bad)) is None  # a bug, in the handling of it
+    error = raised(RuntimeError("worker"), by=bad)
+    error.__cause__ = bad  # as `raise ... from` has it
+    assert explain(error) == (exit_codes.BAD_INPUT, "a: b")
+    assert explain(ExceptionGroup("reads", [bad])) == (exit_codes.BAD_INPUT, "a: b")
 
 
 def test_what_was_deliberately_hidden_stays_hidden() -> None:

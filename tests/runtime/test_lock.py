@@ -1,6 +1,7 @@
 """One program at a time in a folder; a killed one locks nobody out."""
 
 import errno
+import hashlib
 import os
 import pathlib
 import re
@@ -111,3 +112,65 @@ def test_a_lease_is_refreshed_and_stale_after_five_minutes(
         else:
             with lock.locked(tmp_path, "training"):
                 pass
+
+
+def test_a_link_a_pipe_or_a_folder_of_the_locks_name_is_somebody_elses(
+    tmp_path: pathlib.Path,
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("precious")
+
+    def link(path: pathlib.Path) -> None:
+        path.symlink_to(mine)
+
+    for name, make in (("link", link), ("pipe", os.mkfifo), ("folder", pathlib.Path.mkdir)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / lock.NAME)
+        with (
+            pytest.raises(InputError, match="it is something else: move it away"),
+            lock.locked(tmp_path / name, "training"),
+        ):
+            pass
+    assert mine.read_text() == "precious"
+
+
+def test_a_lock_whose_file_is_removed_is_taken_anew(tmp_path: pathlib.Path) -> None:
+    with lock.locked(tmp_path, "training") as held:
+        held.require()
+        (tmp_path / lock.NAME).unlink()
+        held.require()
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        other = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+        assert f"training, process {os.getpid()} on " in other.stderr
+    with lock.locked(tmp_path, "training"):
+        pass
+
+
+def test_who_lost_the_folder_to_another_is_told(tmp_path: pathlib.Path) -> None:
+    with lock.locked(tmp_path, "training") as held:
+        (tmp_path / lock.NAME).unlink()
+        other = hold(tmp_path)
+        try:
+            with pytest.raises(InputError, match=f"training, process {other.pid} on "):
+                held.require()
+        finally:
+            other.kill()
+            other.wait()
+
+
+def test_a_stopped_holder_holds(tmp_path: pathlib.Path) -> None:
+    holder = hold(tmp_path)
+    holder.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(InputError), lock.locked(tmp_path, "training"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_other_processes_see_whether_a_folder_is_the_one(tmp_path: pathlib.Path) -> None:
+    with lock.locked(tmp_path, "training") as held:
+        digest = hashlib.sha256(held.content).digest()
+        assert lock.is_seen(tmp_path, digest, 0)
+        assert not lock.is_seen(tmp_path / "elsewhere", digest, 0)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from deepsc_jax.runtime.names import cell, print_any_name, shown
+from deepsc_jax.runtime.names import cell, counted, print_any_name, shown
 
 NAMES = {
     b"scan_01.nii.gz": "scan_01.nii.gz",
@@ -44,6 +44,10 @@ def test_every_character_is_shown_as_one_line_of_utf8() -> None:
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "＝"])
 def test_a_cell_is_no_formula(start: str) -> None:
     assert cell(f"{start}cmd|' /C calc'!A0") == f"'{start}cmd|' /C calc'!A0"
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
 
 
 def test_other_cells_stay() -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: at once where nothing is to be saved, heeded where something is."""
+"""SIGTERM, SIGHUP and SIGINT: at once where nothing is to be saved, heeded where something is."""
 
 import signal
 import subprocess
@@ -8,6 +8,12 @@ import time
 import pytest
 
 from deepsc_jax.runtime import exit_codes
+
+CODES = {
+    signal.SIGTERM: exit_codes.PREEMPTED,
+    signal.SIGHUP: exit_codes.PREEMPTED,
+    signal.SIGINT: exit_codes.INTERRUPTED,
+}
 
 # It hangs in one C call, as a compilation does: no Python handler runs in the main thread.
 HANGS = """
@@ -68,10 +74,7 @@ def start(program: str, *arguments: str) -> subprocess.Popen:
     return run
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, exit_codes.PREEMPTED), (signal.SIGINT, exit_codes.INTERRUPTED)],
-)
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_with_nothing_to_save_a_signal_ends_even_a_compilation_at_once(
     number: signal.Signals, code: int
 ) -> None:
@@ -84,10 +87,7 @@ def test_with_nothing_to_save_a_signal_ends_even_a_compilation_at_once(
     assert time.monotonic() - begun < 10
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, exit_codes.PREEMPTED), (signal.SIGINT, exit_codes.INTERRUPTED)],
-)
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_what_is_to_be_saved_is_saved(number: signal.Signals, code: int) -> None:
     run = start(SAVES, "0.1")
     run.send_signal(number)

@@ -14,9 +14,8 @@ from deepsc_jax.config import Config, StageConfig
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.inference import predictor
-from deepsc_jax.models import registry
 from deepsc_jax.models.comparators import resnet3d, unet3d
-from deepsc_jax.planning import compiled
+from deepsc_jax.planning import compiled, flops
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.building import build
@@ -139,10 +138,10 @@ def test_weights_go_to_pytorch_and_back_by_the_same_bits(
 ) -> None:
     torch_names = pytest.importorskip("deepsc_jax.interop.torch", reason="needs torch")
     network = predictor.load(runs[name])
-    table = registry.torch_names(name)
-    weights = torch_names.variables_to_torch(network.variables, table)
     system = build(config_of(name), "cpu")
-    back = torch_names.variables_from_torch(weights, table, torch_names.expected(system))
+    exported = system.exported(network.variables)
+    weights = torch_names.variables_to_torch(exported, system.torch_names)
+    back = torch_names.run_variables(system, weights)
     assert _leaves(back) == _leaves(network.variables)
     torch_names.save_run(system, system.stages[0], back, 0.5, tmp_path / "run")
     assert predictor.load(tmp_path / "run").network.digest == network.network.digest
@@ -152,8 +151,24 @@ def test_weights_go_to_pytorch_and_back_by_the_same_bits(
 def test_its_step_is_planned(name: str) -> None:
     system = build(config_of(name), "cpu")
     mesh = device_mesh.make_mesh(system.config.platform, jax.devices()[:1])
-    traced = compiled.trace(system, system.stages[0].name, mesh, 2, 16)
-    assert traced.jaxpr.eqns
+
+    def products(scans: int) -> int:
+        traced = compiled.trace(system, system.stages[0].name, mesh, scans, 16)
+        return sum(flops.count(traced.jaxpr).values())
+
+    assert products(4) == 2 * products(2) > 0
+
+
+def test_parts_of_a_batch_with_statistics_are_refused_where_it_is_planned_and_trained() -> None:
+    platform = dataclasses.replace(handful.CONFIG.platform, accumulation=2)
+    for name in OPTIONS:
+        system = build(dataclasses.replace(config_of(name), platform=platform), "cpu")
+        mesh = device_mesh.make_mesh(platform, jax.devices()[:1])
+        if name == "resnet3d":
+            with pytest.raises(InputError, match="--accumulation=2: --model=resnet3d normalises"):
+                compiled.trace(system, system.stages[0].name, mesh, 2, 16)
+        else:
+            compiled.trace(system, system.stages[0].name, mesh, 2, 16)
 
 
 def test_a_stage_that_a_model_has_not_is_refused(runs: dict[str, pathlib.Path]) -> None:
@@ -162,5 +177,6 @@ def test_a_stage_that_a_model_has_not_is_refused(runs: dict[str, pathlib.Path]) 
 
 
 def test_a_run_of_another_model_does_not_go_on(runs: dict[str, pathlib.Path], store: Store) -> None:
-    with pytest.raises(InputError, match="--model: unet3d then, resnet3d now"):
+    said = "a run of --model=unet3d is here, and --model=resnet3d was asked for: give another"
+    with pytest.raises(InputError, match=said):
         workdirs.begin(runs["unet3d"], config_of("resnet3d"), store)

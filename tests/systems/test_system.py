@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 import stored
 from parity_network import CONFIG as DEEPSC
@@ -29,6 +30,7 @@ from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.inference.predictor import Predictor, abstract_state
 from deepsc_jax.metrics.overlap import THRESHOLDS
 from deepsc_jax.models.layers.layout import Layout
+from deepsc_jax.models.torch_names import LINEAR, Rule
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.systems.system import (
     Batch,
@@ -366,6 +368,65 @@ def test_a_later_stage_starts_from_the_best_checkpoint_of_the_one_before(
         "batches": counts["batches"] + 1,
         "scans": counts["scans"] + 2,
     }
+
+
+def test_what_is_carried_for_training_alone_does_not_go_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    interop = pytest.importorskip("deepsc_jax.interop.torch", reason="needs torch")
+    names = (Rule("weight", "linear.weight", LINEAR), Rule("bias", "linear.bias"))
+    system = counting()
+    monkeypatch.setattr(system.model, "TORCH_NAMES", names, raising=False)
+    variables = initial(system)
+    assert "counts" in variables
+    weights = interop.variables_to_torch(system.exported(variables), system.torch_names)
+    assert weights.keys() == {"linear.weight", "linear.bias"}
+    back = interop.run_variables(system, {name: 2 * x for name, x in weights.items()})
+    assert same(back["counts"], variables["counts"])
+    assert same(back["params"], jax.tree.map(lambda x: 2 * x, variables["params"]))
+
+
+def test_another_data_set_takes_the_same_program():
+    """Class weights are an argument: as constants of the program they had it compiled anew."""
+    mesh = device_mesh.make_mesh(CONFIG.platform)
+    state = states.create(SYSTEM, FIRST, initial(SYSTEM))
+    batch = device_mesh.put_batch(batch_of(4, 0), mesh, DEPTH_AXES)
+    texts = [
+        make_train_step(SYSTEM, FIRST, mesh, {"class_weights": jnp.array(weights)})
+        .lower(state, batch)
+        .as_text()
+        for weights in ([0.5, 1.0, 2.0], [3.0, 0.25, 1.5])
+    ]
+    assert texts[0] == texts[1]
+
+
+class OnPlateau(Counting):
+    """Halves its rate, at once, where the loss does not fall; reads it from the state."""
+
+    def optimizer(self, stage: Stage) -> optax.GradientTransformation:
+        del stage
+        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=0, rtol=0.0, atol=1e9)
+        return optax.chain(optax.sgd(0.1), plateau)
+
+    def rate_taken(self, stage: Stage, step: Any, opt_state: Any) -> Any:
+        del stage, step
+        return 0.1 * opt_state[1].scale
+
+
+def test_an_optimizer_is_told_the_loss_and_the_log_its_own_rate():
+    system = OnPlateau(CONFIG, Layout(), ModuleType("linear"))
+    mesh = device_mesh.make_mesh(CONFIG.platform)
+    facts = {"class_weights": jnp.ones(3)}
+    step = make_train_step(system, FIRST, mesh, facts)
+    state = states.create(system, FIRST, initial(system))
+    state = jax.device_put(state, device_mesh.replicated(mesh))
+    rates = []
+    for number in range(3):
+        batch = device_mesh.put_batch(batch_of(4, number), mesh, DEPTH_AXES)
+        state, scalars = step(state, batch)
+        rates.append(float(scalars["learning_rate"]))
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[2] < rates[1] <= rates[0]
 
 
 def test_it_predicts_and_what_it_carries_is_part_of_the_network_that_is_named():

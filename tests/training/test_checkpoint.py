@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, their sums, and what becomes of damaged ones."""
 
+import contextlib
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable
@@ -27,8 +29,9 @@ def save(stage: pathlib.Path, scores: dict[int, float | None]) -> None:
     """A checkpoint per step, with its score if it was validated."""
     checkpoints = Checkpoints(stage, writer=True)
     for step, score in scores.items():
-        record = None if score is None else {"score": score}
-        checkpoints.save(state(step), {"batch": step}, record)
+        checkpoints.save(state(step), {"batch": step})
+        if score is not None:
+            checkpoints.add_record(step, {"score": score})
     checkpoints.close()
 
 
@@ -46,11 +49,69 @@ def test_the_two_newest_and_the_best_are_kept(tmp_path: pathlib.Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
     contents = checkpoints.load(state(0), 4)
+    records = [checkpoints.record(step) for step in (2, 4, 5)]
     checkpoints.close()
     np.testing.assert_array_equal(contents["state"].params["w"], np.arange(3000.0) + 4)
     assert contents["state"].carried["counters"]["seen"] == 8
     assert contents["data"] == {"batch": 4}
-    assert contents["record"] == {"score": 0.3}
+    assert records == [{"score": 0.9}, {"score": 0.3}, None]
+
+
+def test_of_equal_scores_the_newest_is_the_best(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {1: 0.5, 2: 0.5, 3: None, 4: None})
+    assert kept(tmp_path) == ["2", "3", "4"]
+
+
+def test_what_is_no_longer_the_best_goes_when_a_better_one_is_known(
+    tmp_path: pathlib.Path,
+) -> None:
+    save(tmp_path, {1: 0.5, 2: None, 3: 0.7})
+    assert kept(tmp_path) == ["2", "3"]
+
+
+class KilledError(Exception):
+    """In the place of a kill."""
+
+
+@pytest.mark.parametrize("killed_at", ["write_json", "aside", "none"])
+def test_a_saved_step_is_whole_whatever_happens_while_its_record_is_added(
+    tmp_path: pathlib.Path, killed_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state is written once: adding a record touches no file of it."""
+
+    def kill(*_: object) -> None:
+        raise KilledError
+
+    checkpoints = Checkpoints(tmp_path, writer=True)
+    checkpoints.save(state(2), {"batch": 2})
+    checkpoints.save(state(4), {"batch": 4})
+    checkpoints.wait()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "4" / "state").rglob("*")}
+    if killed_at == "none":
+        checkpoints.add_record(4, {"score": 0.5})
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(checksums, killed_at, kill)
+            with pytest.raises(KilledError):
+                checkpoints.add_record(4, {"score": 0.5})
+    checkpoints.close()
+    (tmp_path / "4" / ".partial-01234567-SHA256SUMS").touch()  # as a kill leaves it
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "4" / "state").rglob("*")}
+    again = Checkpoints(tmp_path, writer=True)
+    assert again.latest_step() == 4
+    assert again.record(4) == ({"score": 0.5} if killed_at == "none" else None)
+    again.add_record(4, {"score": 0.25})
+    assert again.best_step() == 4
+    again.close()
+    assert checksums.damage(tmp_path / "4") is None
+    assert checksums.read_record(tmp_path / "4") == {"score": 0.25}
+
+
+def test_a_record_that_is_not_as_it_was_written_is_named(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {2: 0.9, 4: 0.1})
+    (tmp_path / "2" / "validation.json").write_text('{"score": 0.0}')
+    with pytest.raises(InputError, match=r"/2/validation.json: is not as it was written: copy"):
+        Checkpoints(tmp_path)
 
 
 def test_every_file_of_a_checkpoint_has_its_sum(tmp_path: pathlib.Path) -> None:
@@ -131,7 +192,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
     assert line.startswith(f"{tmp_path / '4'}: ")
     assert found in line
     assert line.endswith("set aside as damaged-4, the one before it is used")
-    checkpoints.save(state(4), {"batch": 4}, None)
+    checkpoints.save(state(4), {"batch": 4})
     checkpoints.close()
     assert kept(tmp_path) == ["2", "4", "damaged-4"]
     assert checksums.damage(tmp_path / "4") is None
@@ -168,7 +229,7 @@ def test_what_was_half_saved_is_removed(tmp_path: pathlib.Path) -> None:
     save(tmp_path, {2: None})
     (tmp_path / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     checkpoints = Checkpoints(tmp_path, writer=True)
-    checkpoints.save(state(4), {"batch": 4}, None)
+    checkpoints.save(state(4), {"batch": 4})
     checkpoints.close()
     assert kept(tmp_path) == ["2", "4"]
     assert checksums.damage(tmp_path / "4") is None
@@ -184,3 +245,31 @@ def test_a_damaged_best_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
     flip(tmp_path / "2")
     with pytest.raises(InputError, match=r"/2: state/.* is not as it was written, and it is the"):
         checkpoint.load_variables(tmp_path, state(0))
+
+
+def test_names_that_are_no_steps_are_left_alone(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {1: 0.5, 2: 0.6})
+    # Decimals of another script, zeros before, a sign: numbers to Python.
+    for name in ("٣", "007", "+4", "notes", "5.bak", "damaged-1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readme").write_text("mine")
+    before = kept(tmp_path)
+    checkpoints = Checkpoints(tmp_path, writer=True)
+    assert checkpoints.latest_step() == 2
+    checkpoints.close()
+    assert kept(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path: pathlib.Path) -> None:
+    save(tmp_path, {1: 0.5})
+    whole = state(0)
+    others = [
+        dataclasses.replace(whole, params={"w": whole.params["w"][:10]}),
+        dataclasses.replace(whole, params={"v": whole.params["w"]}),
+        dataclasses.replace(whole, carried={}),
+    ]
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        for other in others:
+            with pytest.raises(InputError, match=r"/1: not a checkpoint of this network") as found:
+                checkpoints.load(other, 1)
+            assert "\n" not in str(found.value)

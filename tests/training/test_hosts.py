@@ -11,11 +11,29 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 JOB = """
 import os, signal, sys, time
+import jax
 import numpy as np
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime import cluster
 from deepsc_jax.config import PlatformConfig
 from deepsc_jax.runtime.errors import InputError
+
+def compare(*given):
+    values = {"store": "a"} | given[jax.process_index()]
+    try:
+        cluster.require_same({name: cluster.digest(value) for name, value in values.items()})
+        print("same")
+    except InputError as error:
+        print(error)
+
+def refuses_in(process):
+    def check():
+        if jax.process_index() == process:
+            raise InputError("ct.nii: has changed")
+    try:
+        return cluster.together(check)
+    except InputError as error:
+        return error
 
 what = sys.argv[1]
 address = sys.argv[2:] and (sys.argv[2], 2, int(sys.argv[3]))
@@ -23,6 +41,13 @@ with cluster.job(*address) as count:
     mesh = device_mesh.make_mesh(PlatformConfig())
     found = cluster.by_process(np.asarray([cluster.is_writer()]))
     print("processes", count, "devices", mesh.size, found.tolist(), flush=True)
+    if what == "compares":
+        print("float64", cluster.by_process(np.asarray([jax.process_index() + 1 / 3])).tolist())
+        compare({}, {})
+        compare({"--learning_rate": "1"}, {"--learning_rate": "2"})
+        compare({}, {"--newer": "1"})
+        compare({"--a": "1"}, {"--b": "1"})
+        print("threshold", refuses_in(1), flush=True)
     if what == "late":
         device_mesh.connect(mesh)
         time.sleep(0 if cluster.is_writer() else 40)
@@ -34,7 +59,7 @@ with cluster.job(*address) as count:
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "fails":
             raise InputError("scan.nii.gz: not a scan")
-    if what not in ("ends", "late"):
+    if what not in ("ends", "late", "compares"):
         cluster.wait_for_all("never")
 """
 
@@ -141,6 +166,22 @@ def test_a_process_that_fails_says_why_and_takes_the_others_with_it() -> None:
     said = first.communicate(timeout=60)[1]
     assert first.returncode != 0
     assert "another process is gone" in said or "another task died" in said
+
+
+def test_what_differs_among_processes_is_named_in_all_of_them() -> None:
+    refusals = ("cannot go on: its own line says why", "ct.nii: has changed")
+    for job, refusal in zip(start_job("compares"), refusals, strict=True):
+        said, errors = job.communicate(timeout=300)
+        assert job.returncode == 0, errors
+        lines = [line for line in said.splitlines() if not line.startswith("[Gloo]")]
+        _, gathered, same, differs, newer, renamed, threshold = lines
+        assert gathered == f"float64 {[[1 / 3], [1 + 1 / 3]]}"  # no float32 between
+        assert same == "same"
+        assert "differ from process 0 in --learning_rate (process 1): give all of" in differs
+        assert "different versions of this program" in newer
+        assert "different versions of this program" in renamed
+        assert threshold.startswith("threshold ")
+        assert threshold.endswith(refusal)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """metrics.jsonl: no line lost, none double, whatever is in the file."""
 
 import json
+import os
 import pathlib
 import time
 
 import pytest
 
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training import logs
 
 
@@ -81,3 +83,10 @@ def test_a_clock_that_is_set_is_said_once(
     said = capsys.readouterr().out
     assert said.startswith("the clock jumped by -3600 s: ")
     assert said.count("\n") == 1
+
+
+def test_a_log_that_is_no_file_is_named_and_not_waited_for(tmp_path: pathlib.Path) -> None:
+    log = logs.MetricsLog(tmp_path)
+    os.mkfifo(log.path)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: expected a file"):
+        log.resume("joint", 2)

@@ -143,10 +143,10 @@ def test_a_stopped_run_resumes_to_bit_identical_parameters(
 def test_the_joint_stage_wants_both_pretrainings_complete(
     trained: pathlib.Path, store: Store, tmp_path: pathlib.Path
 ) -> None:
+    workdirs.begin(tmp_path, CONFIG, store)
     shutil.copytree(trained / "segmentation", tmp_path / "segmentation")
     with pytest.raises(InputError, match=r"classification: trained for 0 steps, 4 expected"):
         loop.train(SYSTEM, store, tmp_path, stages("joint"))
-    workdirs.begin(tmp_path, CONFIG, store)
     assert inference.load(tmp_path).stage.name == "segmentation"  # an empty joint/ is no checkpoint
 
 

@@ -86,7 +86,7 @@ def run(name: str, dtype: str, **platform: Any) -> tuple[list[float], list[Any]]
             if gradient is None:
                 adam: Any = state.opt_state
                 gradient = jax.tree.map(lambda m: np.asarray(m) / 0.1, adam[0].mu)
-        assert step._cache_size() == 1
+        assert step.program._cache_size() == 1
         return losses, [gradient, jax.tree.map(np.asarray, state.params)]
 
 

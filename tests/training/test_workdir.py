@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any, cast
 
@@ -55,6 +56,19 @@ def test_other_settings_and_another_store_are_refused(tmp_path: pathlib.Path):
         begin(tmp_path, digest="b2")
 
 
+def test_a_run_with_local_batch_norms_goes_on_with_as_many_devices_alone(tmp_path: pathlib.Path):
+    def on(devices: int) -> Config:
+        platform = PlatformConfig(data_devices=devices)
+        return dataclasses.replace(CONFIG, train=TrainConfig(batch_norm="local"), platform=platform)
+
+    begin(tmp_path, on(2))
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["batch_norm"] == "local, by the scans of each of 2 devices"
+    begin(tmp_path, on(2))
+    with pytest.raises(InputError, match=r"run\.json: .* each of 2 devices, .* each of 4 devices"):
+        begin(tmp_path, on(4))
+
+
 @pytest.mark.parametrize("text", ["[]", "{", json.dumps({"trained_on": "phantoms", "store": "a1"})])
 def test_a_damaged_record_is_named(tmp_path: pathlib.Path, text: str):
     begin(tmp_path)
@@ -63,6 +77,25 @@ def test_a_damaged_record_is_named(tmp_path: pathlib.Path, text: str):
         workdirs.read(tmp_path)
 
 
+def test_a_record_that_is_no_file_is_named_and_not_waited_for(tmp_path: pathlib.Path):
+    begin(tmp_path)
+    (tmp_path / "run.json").unlink()
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(InputError, match=r"run\.json: not the record of a run"):
+        workdirs.read(tmp_path)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: pathlib.Path):
     with pytest.raises(InputError, match=r"no config\.json found: give --checkpoint"):
         workdirs.read(tmp_path)
+
+
+def test_checkpoints_without_what_says_of_which_run_they_are_are_refused(tmp_path: pathlib.Path):
+    begin(tmp_path)
+    (tmp_path / "joint" / "4").mkdir(parents=True)
+    (tmp_path / "joint" / "4" / "SHA256SUMS").touch()
+    begin(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"checkpoints of joint, and no config\.json"):
+        begin(tmp_path)
+    assert not (tmp_path / "config.json").exists()

@@ -62,11 +62,6 @@ class Options:
                 raise ValueError(f"{name} is {values}: each must be at least 1")
         if self.stem_stride < 1:
             raise ValueError(f"stem_stride is {self.stem_stride}: it must be at least 1")
-        if platform.accumulation > 1:
-            raise ValueError(
-                f"accumulation is {platform.accumulation}: each part would have statistics of its "
-                "own in batch norms, which is another function: give 1"
-            )
         if platform.space > 1:
             raise ValueError(
                 f"space is {platform.space}: this network's depth is not split: give 1"

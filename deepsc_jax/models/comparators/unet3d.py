@@ -29,6 +29,8 @@ from deepsc_jax.models.layers.blocks import (
 from deepsc_jax.models.layers.layout import Layout, Volume
 from deepsc_jax.models.torch_names import CONV, DECONV, POINT, Rule
 
+CLASSES = 2  # of a voxel: the background and lesion; MLPerf's task has 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Training(StageConfig):
@@ -46,9 +48,6 @@ class Options:
     widths: tuple[int, ...] = option(
         (32, 64, 128, 256, 320, 320),
         "code: channels of each level, finest first; each has half the sides of the one before",
-    )
-    classes: int = option(
-        2, "assumed: outputs of a voxel, the first for the background; MLPerf's task has 3"
     )
     dice_smoothing: float = option(
         1e-6, "code: added above and below the fraction of the Dice loss"
@@ -72,12 +71,10 @@ class Options:
         """Refuse what cannot work.
 
         Raises:
-          ValueError: too few levels or classes, or sides that the levels do not halve.
+          ValueError: too few levels, or sides that the levels do not halve.
         """
         if len(self.widths) < 2 or min(self.widths) < 1:
             raise ValueError(f"widths is {self.widths}: give at least two levels' channels")
-        if self.classes < 2:
-            raise ValueError(f"classes is {self.classes}: give the background and at least one")
         if self.dice_smoothing <= 0:
             raise ValueError(f"dice_smoothing is {self.dice_smoothing:g}: it must be above 0")
         factor = self.tile_step
@@ -151,7 +148,7 @@ class UNet3D(nn.Module):
             x = level(widths[i], 1, self.layout, name=f"upsample{step}")(x, masks[i])
             maps[f"level{i + 1}"] = x = self.perturb(f"level{i + 1}", x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        head = nn.Dense(self.options.classes, dtype=wide, precision=EXACT, name="output")
+        head = nn.Dense(CLASSES, dtype=wide, precision=EXACT, name="output")
         return {"logits": head(x.astype(wide)), "maps": maps}
 
 

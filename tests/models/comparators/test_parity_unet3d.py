@@ -24,12 +24,12 @@ from reference import unet3d as reference
 from deepsc_jax.config import DataConfig
 from deepsc_jax.interop.torch import to_torch
 from deepsc_jax.models.comparators import unet3d
-from deepsc_jax.models.comparators.unet3d import TORCH_NAMES, Options
+from deepsc_jax.models.comparators.unet3d import CLASSES, TORCH_NAMES, Options
 from deepsc_jax.models.layers.layout import Layout
 
-WIDTHS, CLASSES = (4, 6, 8), 3
+WIDTHS = (4, 6, 8)
 SHAPE, VALID = (2, 12, 8, 8, 1), (8, 12)  # the real slices of each patch, the others being padding
-OPTIONS = Options(widths=WIDTHS, classes=CLASSES)
+OPTIONS = Options(widths=WIDTHS)
 PAIRS = [
     ("native", "float64"),
     ("folded", "float32"),
@@ -123,30 +123,37 @@ def test_monais_dynunet_is_the_same_function(dtype: str, within: Any):
 
 
 def test_the_full_size_network_has_mlperfs_number_of_parameters():
-    network = unet3d.build(Options(classes=3), DataConfig(), Layout())
+    network = unet3d.build(Options(), DataConfig(), Layout())
     shape = jax.ShapeDtypeStruct((1, 32, 32, 32, 1), jnp.float32)
     variables: Any = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), shape)
     ours = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     with torch.device("meta"):
-        theirs = reference.UNet3D(Options().widths, 3)
+        theirs = reference.UNet3D(Options().widths, CLASSES)
     assert ours == sum(p.numel() for p in theirs.parameters())
 
 
 @pytest.mark.slow
-def test_the_full_size_network_at_64_voxels_a_side(within: Any):
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_full_size_network_at_64_voxels_a_side(dtype: str, within: Any):
     options = Options()
-    network = unet3d.build(options, DataConfig(), Layout("folded"))
+    network = unet3d.build(options, DataConfig(), Layout("folded", jnp.dtype(dtype)))
     x = masked_volume((1, 64, 64, 64, 1))
     params = draw_params(network, jnp.zeros(x.shape))["params"]
-    module = reference.UNet3D(options.widths, options.classes)
+    module = reference.UNet3D(options.widths, CLASSES)
     errors = compare(
         lambda p, x: [network.apply({"params": p}, x)["logits"]],  # pyright: ignore
         lambda x: [channel_last(module(channel_first(x)))],
         [x],
-        "float32",
+        dtype,
         params,
         module,
         table=TORCH_NAMES,
     )
-    bounds = errors.against(JOINT_VALUES["float32"], JOINT_GRADIENTS["float32"])
-    within("3D U-Net at full size", "float32", bounds)
+    bounds = errors.against(JOINT_VALUES[dtype], JOINT_GRADIENTS[dtype])
+    if dtype == "float32":
+        # Of 45 million ReLUs some have an input that rounding puts on the other side of 0, and
+        # there the gradient jumps: PyTorch's own float32 is 0.041 from its float64 in the input's
+        # gradient, 0.0064 in the parameters'. No bound could tell that from a mistake; float64,
+        # whose rounding moves no input past 0 here, can. Float32 gradients of few voxels are above.
+        bounds = {"values": bounds["values"]}
+    within("3D U-Net at full size", dtype, bounds)

@@ -13,6 +13,7 @@ from reference.deepsc.geometry import Grid, resample, slice_grid, tile_grid
 from reference.deepsc.inception import Inception, Plain
 from reference.deepsc.lesion import Lesion
 from reference.deepsc.lungs import coarser
+from reference.training import standardise
 
 
 def options_of(config: Config) -> Options:
@@ -89,7 +90,7 @@ class DeepSC(nn.Module):
             return Output([self.tile(k, *t)[0] for k, t in enumerate(real_tiles(scan)) if t])
         slices = scan["slices"][None, None]
         lungs = coarser(slices > 0, (1, 2, 2))
-        features = self.inception_cls(self.standardise(slices), slices > 0)
+        features = self.inception_cls(standardise(slices, self.config), slices > 0)
         lesions = torch.zeros_like(features[:, :1])
         if stage == "classification":
             return Output([], *self.classifier(features, lesions, lungs))
@@ -122,18 +123,14 @@ class DeepSC(nn.Module):
         """Segment a tile; joined by F_c (`features`, on `grid`), if given. Also F_s, and where."""
         where = tile_grid(origin, (len(values), values.shape[1], values.shape[2]))
         lungs = (values > 0)[None, None]
-        tile_features = mixed = self.inception_seg(self.standardise(values)[None, None], lungs)
+        shown = standardise(values, self.config)[None, None]
+        tile_features = mixed = self.inception_seg(shown, lungs)
         if features is not None and grid is not None:
             (ll, lc), _ = self.cross_stitch.weights
             mixed = (ll * tile_features + lc * resample(features, grid, where)) * lungs
         lesion, scales = self.lesion(mixed, lungs)
         tile = Tile(index, origin, lesion[0, 0], [s[0, 0] for s in scales], lungs[0, 0])
         return tile, tile_features, where
-
-    def standardise(self, x: Tensor) -> Tensor:
-        """Values inside the lungs to about mean 0 and deviation 1; 0, outside of them, stays."""
-        mean, sd = self.config.data.intensity_mean, self.config.data.intensity_sd
-        return torch.where(x > 0, (x - mean) / sd, 0)
 
 
 def real_tiles(scan: dict[str, Tensor]) -> list[tuple[Tensor, tuple[int, int, int]] | None]:
