@@ -62,7 +62,9 @@ class Augmentation:
         return np.concatenate(parts).astype(np.float32)
 
 
-_WIDTHS = {f.name: np.size(f.default) for f in dataclasses.fields(Augmentation)}
+_WIDTHS = {
+    f.name: np.size(getattr(Augmentation(), f.name)) for f in dataclasses.fields(Augmentation)
+}
 SIZE = sum(_WIDTHS.values())
 
 

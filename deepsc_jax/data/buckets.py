@@ -87,7 +87,7 @@ def depths(found: Sequence[int], data: DataConfig, least: int) -> tuple[int, ...
         """The padded slices of the scans from step `first` on, and the buckets' depths."""
         if first == len(steps):
             return 0.0, ()
-        options = [(float("inf"), ())]
+        options: list[tuple[float, tuple[int, ...]]] = [(float("inf"), ())]
         for last in range(first, len(steps)) if left else ():
             scans = counts[first : last + 1].sum()
             if scans >= least:

@@ -5,6 +5,7 @@ outside the lungs and padding, and stays 0; inside it stays above 0. One functio
 scan, a tile cut from a wider box, and a sampled slice, a box one slice deep.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 
@@ -170,7 +171,8 @@ def _blurred(x: Array, sigma: Float[Array, "3"]) -> Array:
         steps = jnp.arange(-REACH, REACH + 1)
         weights = jnp.exp(-0.5 * (steps / jnp.maximum(sigma[axis], 1e-3)) ** 2)
         weights /= weights.sum()
-        x = sum(weights[k + REACH] * _shifted(x, k, axis, 0) for k in range(-REACH, REACH + 1))
+        parts = [weights[k + REACH] * _shifted(x, k, axis, 0) for k in range(-REACH, REACH + 1)]
+        x = functools.reduce(jnp.add, parts)
     return x
 
 

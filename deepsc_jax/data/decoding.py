@@ -80,7 +80,8 @@ def _changed(
         if name == "slices":  # each is a box
             boxes, masks = boxes[:, :, None], masks[:, :, None]
         places = _places(name, batch, starts, data)
-        size = data.tile if name == "tiles" else boxes.shape[2:]
+        deep, high, wide = data.tile if name == "tiles" else boxes.shape[2:]
+        size = deep, high, wide
         of_scan = functools.partial(_changed_boxes, size=size, train=train, data=data)
         # One scan after another: what a resampling takes would be too much for all.
         boxes, masks = lax.map(of_scan, (boxes, masks, columns, batch["depth"], *places))

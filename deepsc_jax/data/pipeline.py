@@ -232,7 +232,8 @@ class _Reader:
     ) -> Example:
         """Tiles of the changed scan, as the boxes that they are made of on the device."""
         tile = self.config.data.tile
-        box = tuple(side + 2 * more for side, more in zip(tile, self.margin, strict=True))
+        depth, height, width = (t + 2 * more for t, more in zip(tile, self.margin, strict=True))
+        box = depth, height, width
         voxels = self.store.lesion_voxels(case.name)
         voxels = augment.moved_voxels(voxels, augmentation, case.shape)
         origins = self._random_origins(case.shape, voxels, rng)

@@ -6,11 +6,11 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from deepsc_jax.config.training import StageConfig, TrainConfig
+from deepsc_jax.config import StageOptions, TrainConfig
 from deepsc_jax.runtime.types import PyTree
 
 
-def learning_rate(train: TrainConfig, stage: StageConfig) -> optax.Schedule:
+def learning_rate(train: TrainConfig, stage: StageOptions) -> optax.Schedule:
     """The learning rate by step: a linear warm-up, then `train.schedule` down to 0.
 
     `train.rate_batch` scales it with the stage's batch (Goyal et al. 2017; linear).
@@ -39,7 +39,7 @@ def adam(train: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransfor
 
     Kernels alone decay: not norms, biases, or the scalars of a cross-stitch unit.
     """
-    steps = [
+    steps: list[optax.GradientTransformation] = [
         optax.adamw(
             schedule,
             b1=train.adam_b1,

@@ -17,6 +17,7 @@ from deepsc_jax.models.layers.blocks import (
     recomputed,
 )
 from deepsc_jax.models.layers.layout import Layout, Volume
+from deepsc_jax.runtime.types import PyTree
 
 
 class ResidualUnit(nn.Module):
@@ -62,7 +63,7 @@ class Classifier(nn.Module):
         features: Volume,
         lesions: Float[Array, "batch slices height width 1"],
         lungs: Mask,
-    ) -> dict[str, Array | tuple[Array, ...]]:
+    ) -> dict[str, PyTree]:
         """Classify.
 
         Args:

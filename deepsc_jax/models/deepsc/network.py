@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from deepsc_jax.config import DataConfig, Ints3
 from deepsc_jax.geometry import grids
@@ -27,7 +27,6 @@ from deepsc_jax.models.deepsc.inception import Inception
 from deepsc_jax.models.deepsc.lesion import LesionSubnet
 from deepsc_jax.models.deepsc.torch_names import TORCH_NAMES
 from deepsc_jax.models.layers.blocks import (
-    Mask,
     masked,
     pool_mask,
     real_slices,
@@ -214,7 +213,9 @@ class DeepSC(nn.Module):
         return parts.sum(axis=1)
 
 
-def inside(volume: Float[Array, "batch depth height width"]) -> Mask:
+def inside(
+    volume: Float[Array, "batch depth height width"],
+) -> Bool[Array, "batch depth height width 1"]:
     """The lungs' voxels: what lies outside of them is 0, and nothing inside is."""
     return (volume > 0)[..., None]
 
