@@ -103,8 +103,12 @@ def test_a_mirrored_scans_left_lung_is_its_right_one() -> None:
     stage = build(CONFIG, "cpu").stages[0]
     classes = np.array([0, 1, 2, 3], np.uint8).reshape(1, 1, 1, 1, 4).repeat(2, axis=0)
     vectors = [augment.Augmentation(flip=flip).vector() for flip in (0.0, 1.0)]
-    batch = {"classes": jnp.asarray(classes), "augmentation": jnp.asarray(np.stack(vectors))}
-    seen = decode(batch, stage.reads, CONFIG.data)["classes"]
+    batch = {
+        "tiles": jnp.zeros(classes.shape, jnp.uint16),
+        "classes": jnp.asarray(classes),
+        "augmentation": jnp.asarray(np.stack(vectors)),
+    }
+    seen = decode(batch, stage.reads, CONFIG.data, CONFIG.train)["classes"]
     assert seen.ravel().tolist() == [0, 1, 2, 3, 3, 1, 2, 0]
 
 
