@@ -19,7 +19,6 @@ from deepsc_jax.config import Config, PlatformConfig
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.batch import Batch as HostBatch
-from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.layers.layout import resolve_dtype
@@ -28,6 +27,7 @@ from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build as build_system
+from deepsc_jax.systems.decoding import decode
 from deepsc_jax.systems.system import Batch, System, Variables, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import Scalars, make_train_step

@@ -1,7 +1,7 @@
 """Random changes of a training scan, drawn once per scan: its tiles and slices get the same.
 
 They are drawn here, on the host, by counter, travel as a short vector, and happen on the device
-(`decoding`, `changes`). Extents in mm are turned into voxels of the scan at hand here.
+(`systems.decoding`, `systems.changes`). Extents in mm become voxels of the scan at hand here.
 """
 
 import dataclasses

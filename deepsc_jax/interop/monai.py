@@ -23,7 +23,6 @@ from monai.networks.nets.unet import UNet
 
 from deepsc_jax.config import Config
 from deepsc_jax.data import pipeline
-from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
@@ -37,6 +36,7 @@ from deepsc_jax.runtime.files import local_path, write_own_json
 from deepsc_jax.runtime.places import output_folder
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.systems.building import build
+from deepsc_jax.systems.decoding import decode
 from deepsc_jax.systems.system import Stage, System
 
 

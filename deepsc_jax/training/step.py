@@ -9,11 +9,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
-from deepsc_jax.data.decoding import decode
 from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems import optimizers
+from deepsc_jax.systems.decoding import decode
 from deepsc_jax.systems.system import Batch, Facts, Stage, System, Variables
 from deepsc_jax.training.state import State
 

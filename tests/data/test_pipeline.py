@@ -13,11 +13,11 @@ from deepsc_jax.config import Config, DataConfig, TrainConfig
 from deepsc_jax.data import pipeline, store
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.datasets import Case
-from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices
 from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.decoding import decode
 
 # What the stages of a joint network read.
 STAGES = {

@@ -13,7 +13,6 @@ import pytest
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data import augment, preparation
 from deepsc_jax.data.classes import IDS
-from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.inference import predictor
@@ -23,6 +22,7 @@ from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.planning import compiled
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.systems.building import build
+from deepsc_jax.systems.decoding import decode
 from deepsc_jax.systems.system import System, initial
 from deepsc_jax.training import loop
 from deepsc_jax.training import workdir as workdirs

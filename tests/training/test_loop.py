@@ -21,7 +21,6 @@ from handful import CONFIG
 from deepsc_jax.config import CLASSES
 from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
-from deepsc_jax.data.decoding import decode
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import choose_threshold
@@ -33,6 +32,7 @@ from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems import joint, whole_scan
 from deepsc_jax.systems.building import build
+from deepsc_jax.systems.decoding import decode
 from deepsc_jax.systems.system import Stage, initial
 from deepsc_jax.training import checkpoint, loop
 from deepsc_jax.training import workdir as workdirs

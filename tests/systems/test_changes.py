@@ -12,10 +12,11 @@ import pytest
 from scipy import ndimage
 
 from deepsc_jax.config import DataConfig, TrainConfig
-from deepsc_jax.data import augment, changes, decoding
+from deepsc_jax.data import augment
 from deepsc_jax.data.augment import Augmentation
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
+from deepsc_jax.systems import changes, decoding
 
 DEPTH = 13
 DATA = DataConfig(working_size=(16, 24), tile=(8, 8, 12), slices=6, depth_bucket=16)

@@ -15,9 +15,9 @@ from deepsc_jax.config import DataConfig, Ints3, TrainConfig
 from deepsc_jax.data import augment
 from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Reads
-from deepsc_jax.data.changes import Columns, moved, textured, unit
 from deepsc_jax.data.classes import MIRRORED_IDS
 from deepsc_jax.geometry.sampling import slice_indices
+from deepsc_jax.systems.changes import Columns, moved, textured, unit
 
 Batch = dict[str, Array]
 

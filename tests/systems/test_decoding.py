@@ -8,10 +8,11 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from deepsc_jax.config import DataConfig, TrainConfig
-from deepsc_jax.data import augment, changes, decoding
+from deepsc_jax.data import augment
 from deepsc_jax.data.batch import DEPTH_AXES, Batch, Reads
 from deepsc_jax.geometry.sampling import cut_tiles, tile_corners
 from deepsc_jax.runtime import device_mesh
+from deepsc_jax.systems import changes, decoding
 
 DATA = DataConfig(working_size=(8, 12), tile=(4, 4, 6), slices=5, depth_bucket=4)
 WHOLE = DataConfig(working_size=(8, 12), tile=(16, 8, 12), slices=8, depth_bucket=16)
