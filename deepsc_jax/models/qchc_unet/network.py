@@ -125,7 +125,8 @@ class QCHCUNet(nn.Module):
         """
         del valid
         options, layout = self.options, self.layout
-        levels, size, maps = len(options.widths), x.shape[1:4], {}
+        levels, maps = len(options.widths), {}
+        size = (x.shape[1], x.shape[2], x.shape[3])
         encoder = recomputed(Encoder, layout.remat_blocks, static=(2,))
         decoder = recomputed(Decoder, layout.remat_blocks, static=(3,))
         skips: list[Volume] = []
