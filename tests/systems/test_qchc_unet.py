@@ -220,5 +220,6 @@ def test_data_and_platform_that_do_not_fit_are_refused(
     data: dict[str, Any], platform: dict[str, Any], reason: str
 ) -> None:
     Options().check(DataConfig(mask="none"), PlatformConfig())
+    given: dict[str, Any] = {"mask": "none"} | data
     with pytest.raises(ValueError, match=reason):
-        Options().check(DataConfig(**({"mask": "none"} | data)), PlatformConfig(**platform))
+        Options().check(DataConfig(**given), PlatformConfig(**platform))

@@ -69,7 +69,7 @@ def test_overlapping_tiles_end_where_the_volume_does_and_their_mean_is_taken():
     # By hand: along depth at 0, 2, 4 and 5 of 9 slices, and the lone tile in the middle of 2 rows.
     places = corners((9, 2, 4), (4, 4, 4), (2, 2, 2))
     assert places.tolist() == [[0, -1, 0], [2, -1, 0], [4, -1, 0], [5, -1, 0]]
-    values = np.broadcast_to(np.float32([1, 2, 3, 4])[:, None, None, None], (4, 4, 4, 4))
+    values = np.broadcast_to(np.array([1, 2, 3, 4], np.float32)[:, None, None, None], (4, 4, 4, 4))
     mean = averaged((9, 2, 4), iter([(jnp.asarray(values), places)]))
     expected = [1, 1, 1.5, 1.5, 2.5, 3, 3.5, 3.5, 4]
     np.testing.assert_array_equal(mean, np.broadcast_to(np.reshape(expected, (9, 1, 1)), (9, 2, 4)))

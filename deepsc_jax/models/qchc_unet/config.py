@@ -56,16 +56,17 @@ class Options:
         False, "assumed: off; on, the lowest level has scores as well"
     )
     identity: bool = option(
-        False, "assumed: off; code (DRU-net): on, an encoder block's input joins its sum as well"
+        False,
+        "assumed: off; on, as in DRU-net's code, an encoder block's input joins its sum as well",
     )
     bias: bool = option(
         False,
-        "assumed: off, since batch norm follows every convolution; code (MIScnn): on, which is the "
-        "same function",
+        "assumed: off, since batch norm follows every convolution; on, as in MIScnn's code, it is "
+        "the same function",
     )
     upsampling_norm: bool = option(
         True,
-        "code (DRU-net): on, batch norm and ReLU follow a transposed convolution; off, as in "
+        "code: on (DRU-net's), batch norm and ReLU follow a transposed convolution; off, as in "
         "MIScnn, which has neither but a bias",
     )
     overlap: float = option(
@@ -74,22 +75,22 @@ class Options:
     tversky_alpha: float = option(0.5, "paper: weight of false negatives in the Tversky index")
     tversky_beta: float = option(0.5, "paper: weight of false positives in the Tversky index")
     tversky_epsilon: float = option(
-        1e-6, "code (MIScnn): added above and below the fraction of the Tversky index"
+        1e-6, "code: MIScnn's, added above and below the fraction of the Tversky index"
     )
     plateau_factor: float = option(0.1, "paper: of a reduction of the learning rate")
     plateau_window: int = option(
         150, "paper: steps of an epoch, over which the training loss is averaged"
     )
     plateau_patience: int = option(
-        15, "code (MIScnn): epochs without improvement, after which the learning rate is reduced"
+        15, "code: MIScnn's, epochs without improvement after which the learning rate is reduced"
     )
     plateau_min_delta: float = option(
-        1e-4, "code (MIScnn): by less than this a loss is not improved"
+        1e-4, "code: MIScnn's, by less than this a loss is not improved"
     )
     plateau_cooldown: int = option(
-        1, "code (MIScnn): epochs after a reduction that do not count against patience"
+        1, "code: MIScnn's, epochs after a reduction that do not count against patience"
     )
-    plateau_floor: float = option(1e-5, "code (MIScnn): the lowest learning rate")
+    plateau_floor: float = option(1e-5, "code: MIScnn's, the lowest learning rate")
     segmentation: Training = dataclasses.field(default_factory=Training)
 
     def __post_init__(self) -> None:

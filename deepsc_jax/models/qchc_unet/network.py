@@ -126,7 +126,7 @@ class QCHCUNet(nn.Module):
         del valid
         options, layout = self.options, self.layout
         levels, maps = len(options.widths), {}
-        size = x.shape[1], x.shape[2], x.shape[3]
+        size = (x.shape[1], x.shape[2], x.shape[3])
         encoder = recomputed(Encoder, layout.remat_blocks, static=(2,))
         decoder = recomputed(Decoder, layout.remat_blocks, static=(3,))
         skips: list[Volume] = []
