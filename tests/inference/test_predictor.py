@@ -12,7 +12,7 @@ from parity_network import draw
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.inference import predictor as inference
-from deepsc_jax.systems import joint_prediction
+from deepsc_jax.systems import whole_scan
 from deepsc_jax.systems.building import build
 
 CONFIG = Config(
@@ -73,19 +73,21 @@ def test_another_network_is_known_by_its_digest(params: Any) -> None:
 def test_a_chunk_is_read_while_the_next_is_computed(params: Any, monkeypatch: Any) -> None:
     predictor = predictor_of(params, "segmentation")
     program: Any = predictor._predict
-    segment, paste, events = program._segment, joint_prediction.paste, []
+    segment, events = program._segment, []
 
     def dispatch(*arguments: Any) -> Any:
         events.append("dispatch")
         return segment(*arguments)
 
-    def paste_chunk(whole: np.ndarray, tiles: np.ndarray, corners: np.ndarray) -> None:
-        events.append(f"paste {len(corners)}")
-        paste(whole, tiles, corners)
+    def noted(items: Any) -> Any:
+        for tiles, corners in items:
+            events.append(f"read {len(corners)}")
+            yield tiles, corners
 
+    one_behind = whole_scan.one_behind
     monkeypatch.setattr(program, "_segment", dispatch)
-    monkeypatch.setattr(joint_prediction, "paste", paste_chunk)
+    monkeypatch.setattr(whole_scan, "one_behind", lambda x: noted(one_behind(x)))
     found = predictor(volume(40)).lesion  # ten tiles, in chunks of four
-    assert events == ["dispatch", "dispatch", "paste 4", "dispatch", "paste 4", "paste 2"]
+    assert events == ["dispatch", "dispatch", "read 4", "dispatch", "read 4", "read 2"]
     assert found is not None
     np.testing.assert_array_equal(found > 0, volume(40) > 0)
