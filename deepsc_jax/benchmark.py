@@ -1,19 +1,19 @@
 """Throughput, measured side by side with PyTorch and MONAI.
 
-    python -m deepsc_jax.benchmark --flagfile=configs/phantom.flags --work=train_joint --peer=torch
+    deepsc benchmark --flagfile=configs/phantom.flags --work=train_joint --peer=torch
 
 Every work and every peer runs in a process of its own. Each is built and warmed up, compilation
 apart (in a process before it, whose programs it reads), and then they take turns, `--repeats` of a
 timed, synchronised run, after an untimed one unless it is long; the table gives medians, and the
 ratio of ours to each peer, below 1 where ours is faster. Peers start from the same weights and
 inputs, and the first results must agree. All have the allocator settings of `train`
-(`program.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
+(`entry.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
 On a GPU they share its memory, so XLA takes none ahead.
 
 `--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
 `torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as
 many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`);
-`--peer=forms` ours with each form of its convolutions (`models/convolution.py`).
+`--peer=forms` ours with each form of its convolutions (`models/layers/convolution.py`).
 Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
 cache of decoded chunks then.
 
