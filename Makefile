@@ -4,8 +4,8 @@ SCAN ?=
 # has between backticks.
 override SCAN := $(value SCAN)
 export SCAN
-# Where the demo writes.
-OUT ?= runs/demo
+# Where the demo writes; runs/demo by default.
+OUT ?=
 override OUT := $(value OUT)
 export OUT
 # Passed to pip, e.g. PIP_FLAGS='--find-links ~/wheels'.
@@ -53,10 +53,10 @@ $(INSTALLED_DOCS): pyproject.toml | $(PY)
 venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
 
 demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
-	$(PY) -m deepsc_jax.demo --out="$$OUT" $${SCAN:+--scan="$$SCAN"}
+	$(PY) -m deepsc_jax.demo $${OUT:+--out="$$OUT"} $${SCAN:+--scan="$$SCAN"}
 
 gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
-	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir="$$OUT/data" --out=runs/gain
+	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir="$${OUT:-runs/demo}/data" --out=runs/gain
 
 parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a table and runs/parity.json
 	@mkdir -p runs
@@ -69,8 +69,8 @@ benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/
 	$(PY) -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json
 
 picture: ## docs/picture.png anew, from what make demo predicted
-	@set -- "$$OUT"/predictions/phantom-test-*/picture.png; [ $$# = 1 ] && [ -f "$$1" ] || { \
-	  echo "$$OUT/predictions: one predicted phantom expected, found: $$*: keep one of them" >&2; exit 1; }; \
+	@out="$${OUT:-runs/demo}"; set -- "$$out"/predictions/phantom-test-*/picture.png; [ $$# = 1 ] && [ -f "$$1" ] || { \
+	  echo "$$out/predictions: one predicted phantom expected, found: $$*: keep one of them" >&2; exit 1; }; \
 	cp "$$1" docs/picture.png
 
 docs: $(INSTALLED_DOCS) ## the documentation as a site, runs/site/index.html; strict: no broken link

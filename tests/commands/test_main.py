@@ -72,7 +72,7 @@ def test_the_help_of_a_command_is_its_own_and_ends_well():
     assert "deepsc train --flagfile=" in done.stdout
     assert "python -m" not in done.stdout
     assert "--flagfile: " in done.stdout
-    assert "--model: <deepsc|unet3d|" in done.stdout
+    assert "--model: <deepsc|" in done.stdout
     assert "deepsc: segmentation, classification, joint;" in " ".join(done.stdout.split())
     assert "--tile:" not in done.stdout
     assert "All commands as one" not in done.stdout
