@@ -2,7 +2,8 @@
 
 Writes a phantom data set, runs the three training stages, evaluates on held-out phantoms beside
 simple baselines, predicts one of them (and --scan, if given), and names the files to open.
-Everything is a call of the programs that real data takes. Phantom results say nothing about patients.
+Everything is a call of the programs that real data takes. Phantom results say nothing about
+patients.
 """
 
 import hashlib

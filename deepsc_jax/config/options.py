@@ -86,7 +86,7 @@ def from_document(section: type, document: JsonValue) -> Options:
     hints = typing.get_type_hints(section)
     names = {field.name for field in dataclasses.fields(section)}
     for name in sorted(names ^ document.keys()):
-        raise KeyError(f"{name} missing" if name in names else f"{name} is no option")
+        raise KeyError(f"{name} missing" if name in names else f"{name} is no option of this one")
     return section(**{name: _value(name, hints[name], document[name]) for name in names})
 
 

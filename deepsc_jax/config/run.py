@@ -11,6 +11,7 @@ from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.training import TrainConfig
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
+from deepsc_jax.runtime.types import JsonValue
 
 SHARED: dict[str, type] = {"data": DataConfig, "train": TrainConfig, "platform": PlatformConfig}
 
@@ -73,24 +74,35 @@ def load(path: pathlib.Path, options_of: Callable[[str], type]) -> Config:
     """
     try:
         document = json.loads(path.read_text("utf-8"))
-        name = document["model"]
+        name = _section("model", document)
         if not isinstance(name, str):
-            raise TypeError("it is of a version before models had names")
-        sections = {key: from_document(section, document[key]) for key, section in SHARED.items()}
-        return Config(model=from_document(options_of(name), document[name]), **sections)
+            raise KeyError("models without names")
+        options = from_document(options_of(name), _section(name, document))
+        sections = {k: from_document(kind, _section(k, document)) for k, kind in SHARED.items()}
+        return Config(model=options, **sections)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+    except KeyError as error:
         raise InputError(
-            f"{path}: not a configuration of this version ({error}): give the --workdir of a run "
-            "of this version"
+            f"{path}: a run of another version of deepsc_jax ({error.args[0]}): use the version "
+            "that wrote it, or train anew in another --workdir"
+        ) from error
+    except (TypeError, ValueError, OSError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not a run's configuration ({error}): copy the whole folder of the run again"
         ) from error
 
 
+def _section(name: str, document: JsonValue) -> JsonValue:
+    if not isinstance(document, dict):
+        raise TypeError(f"{document!r:.40} found, an object expected")
+    if name not in document:
+        raise KeyError(f"{name} missing")
+    return document[name]
+
+
 def differences(begun: Config, asked: Config) -> list[str]:
-    """What is another in `asked`, by flag, the platform apart."""
-    if begun.name != asked.name:
-        return [f"--model: {begun.name} then, {asked.name} now"]
+    """What is another in `asked`, of the same model, by flag, the platform apart."""
     rows = []
     for prefix, one, other in (
         ("", begun.data, asked.data),

@@ -1,6 +1,7 @@
 """How a network is trained, whichever it is, and the options of a stage."""
 
 import dataclasses
+from typing import Literal
 
 from deepsc_jax.config.options import option, require
 
@@ -36,6 +37,12 @@ class TrainConfig:
     flip_probability: float = option(0.5, "assumed: chance of a left-right flip")
     intensity_shift: float = option(0.02, "assumed: extent of a random shift of [0, 1] values")
     intensity_scale: float = option(0.05, "assumed: extent of a random scale of [0, 1] values")
+    batch_norm: Literal["global", "local"] = option(
+        "global",
+        "assumed: whose statistics normalise in training, of networks with batch norm: the whole "
+        "batch's, or local, each device's own scans'; local saves an all-reduce a norm, and then "
+        "the result depends on the number of devices, which must stay as it was",
+    )
     cache_mib: int = option(1024, "assumed: MiB of decoded chunks kept in memory")
     log_every: int = option(10, "assumed: steps between two lines of metrics.jsonl")
     evaluate_every: int = option(500, "assumed: steps between two evaluations on validation")
@@ -44,6 +51,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, str):
+                continue
             may_be_zero = field.name in ("seed", "cache_mib")
             if field.type is int and not may_be_zero:
                 require(value >= 1, f"{field.name} is {value}: it must be at least 1")

@@ -5,6 +5,7 @@ Undefined figures are None (`null` in JSON), never a number and never left out.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -36,13 +37,37 @@ CLASSIFICATION = {
 LEGEND = "mean ± standard deviation over scans; RMSD: root mean square distance of the surfaces"
 
 
+class ScanFigures(TypedDict):
+    """The segmentation figures of a scan; None where one is not defined (`per_scan`)."""
+
+    dsc: float | None
+    sensitivity: float | None
+    specificity: float | None
+    specificity_scan: float | None
+    nsd: float | None
+    rmsd_mm: float | None
+    has_lesion: bool
+    missed: bool
+    lesion_ml: float
+    predicted_ml: float
+    false_positive_ml: float
+
+
+class Spread(TypedDict):
+    """A figure over scans: `n` of them have it."""
+
+    mean: float | None
+    sd: float | None
+    n: int
+
+
 def per_scan(
     pred: Bool[np.ndarray, "D H W"],
     truth: Bool[np.ndarray, "D H W"],
     lung: Bool[np.ndarray, "D H W"],
     spacing_mm: Sequence[float],
     tolerance_mm: float = NSD_TOLERANCE_MM,
-) -> JsonObject:
+) -> ScanFigures:
     """The segmentation figures of one scan, a row for `summarise` once it has a `label`.
 
     Args:
@@ -62,7 +87,8 @@ def per_scan(
         ValueError: the masks are not boolean volumes of one shape, or a spacing is not positive.
     """
     has_lesion = bool(truth.any())
-    row: JsonObject = {
+    voxel_ml = math.prod(spacing_mm) / 1000
+    row: ScanFigures = {
         "dsc": dice(pred, truth) if has_lesion else None,
         "sensitivity": _defined(sensitivity(pred, truth)),
         "specificity": _defined(specificity(pred, truth, lung)),
@@ -71,13 +97,13 @@ def per_scan(
         "rmsd_mm": None,
         "has_lesion": has_lesion,
         "missed": has_lesion and not pred.any(),
+        "lesion_ml": float(np.count_nonzero(truth) * voxel_ml),
+        "predicted_ml": float(np.count_nonzero(pred) * voxel_ml),
+        "false_positive_ml": float(np.count_nonzero(pred & ~truth) * voxel_ml),
     }
     if has_lesion:
         row["nsd"] = normalized_surface_dice(pred, truth, spacing_mm, tolerance_mm)
         row["rmsd_mm"] = _defined(root_mean_square_surface_distance(pred, truth, spacing_mm))
-    voxel_ml = math.prod(spacing_mm) / 1000
-    for name, mask in (("lesion", truth), ("predicted", pred), ("false_positive", pred & ~truth)):
-        row[f"{name}_ml"] = float(np.count_nonzero(mask) * voxel_ml)
     return row
 
 
@@ -155,7 +181,7 @@ def _over_lesion_free(rows: Sequence[JsonObject]) -> JsonObject:
     }
 
 
-def _spread(values: Sequence[float | None]) -> JsonObject:
+def _spread(values: Sequence[float | None]) -> Spread:
     defined = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(defined)) if defined else None,
@@ -208,7 +234,7 @@ def _classification_table(figures: JsonObject) -> str:
     return f"{_aligned([['diagnosis', scans], *lines])}\n\n{_aligned([given, *confusion])}"
 
 
-def _figure(spread: JsonObject, decimals: int) -> str:
+def _figure(spread: Spread, decimals: int) -> str:
     if spread["mean"] is None:
         return "-"
     mean = f"{spread['mean']:.{decimals}f}"

@@ -22,6 +22,7 @@ def build(config: Config, platform: str | None = None) -> System:
     row = registry.row(config.name)
     model: ModuleType = importlib.import_module(row.model)
     layout = of_platform(config.platform, platform or jax.default_backend())
+    layout = dataclasses.replace(layout, local_norms=config.train.batch_norm == "local")
     return registry.load(row.system)(config, layout, model)
 
 

@@ -5,19 +5,16 @@ and gives `logits (N, class)`; and `losses(options, logits, label, class_weights
 """
 
 import functools
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from deepsc_jax.config import Config
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.geometry.sampling import slice_indices
 from deepsc_jax.models.layers.blocks import standardise
-from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import compiler
 from deepsc_jax.systems.system import (
     Batch,
@@ -35,10 +32,6 @@ from deepsc_jax.systems.system import (
 
 class ImageClassification(System):
     """A network that classifies a scan by its sampled slices."""
-
-    def __init__(self, config: Config, layout: Layout, model: ModuleType):
-        super().__init__(config, layout, model)
-        self.network = model.build(config.model, config.data, layout)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -42,7 +42,6 @@ class Joint(System):
         super().__init__(config, layout, model)
         assert isinstance(config.model, options.Options)
         self.options = config.model
-        self.network = model.build(config.model, config.data, layout)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -7,18 +7,15 @@ and the real slices of each, and gives `logits (N, d, h, w, class)`, background 
 
 import functools
 from collections.abc import Iterator
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from deepsc_jax.config import Config
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.models.layers.blocks import standardise
-from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import compiler
 from deepsc_jax.systems.system import (
     Batch,
@@ -38,10 +35,6 @@ from deepsc_jax.systems.whole_scan import chunks, cut, one_behind, paste
 
 class PatchSegmentation(System):
     """A network that segments tiles, each by itself."""
-
-    def __init__(self, config: Config, layout: Layout, model: ModuleType):
-        super().__init__(config, layout, model)
-        self.network = model.build(config.model, config.data, layout)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -10,6 +10,7 @@ teachers) are carried: the losses return them as they are after a batch, equal o
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Literal
@@ -30,7 +31,7 @@ from deepsc_jax.metrics.classification import macro_auc
 from deepsc_jax.metrics.overlap import THRESHOLDS
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.models.torch_names import Rule
-from deepsc_jax.runtime.types import PyTree
+from deepsc_jax.runtime.types import PyTree, Untyped
 
 Task = Literal["lesions", "classes"]
 Variables = dict[str, PyTree]
@@ -74,6 +75,11 @@ class System(abc.ABC):
     def __init__(self, config: Config, layout: Layout, model: ModuleType):
         """Put `model`, a module of the registry, into this task."""
         self.config, self.layout, self.model = config, layout, model
+
+    @functools.cached_property
+    def network(self) -> Untyped:
+        """The model's Flax module, as its options and the layout have it."""
+        return self.model.build(self.config.model, self.config.data, self.layout)
 
     @property
     def torch_names(self) -> tuple[Rule, ...]:

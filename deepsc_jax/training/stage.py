@@ -19,7 +19,7 @@ from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_variables
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.preemption import Preemption
-from deepsc_jax.training.step import Scalars, make_eval_step, make_train_step
+from deepsc_jax.training.step import TrainStep, make_eval_step, make_train_step
 from deepsc_jax.training.validation import Record, validate
 
 
@@ -46,7 +46,7 @@ class ReadyStage:
 
     state: states.State
     batches: grain.DatasetIterator
-    step: Callable[..., tuple[states.State, Scalars]]
+    step: TrainStep
     validate: Callable[[states.State], Record | None] | None
 
 

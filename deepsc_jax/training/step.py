@@ -1,6 +1,7 @@
 """The train step and the evaluation step: one of each for all systems, stages and devices."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,26 @@ from deepsc_jax.training.state import State
 Scalars = dict[str, Array]
 
 
+class TrainStep(Protocol):
+    """A compiled optimizer step; the state that it is given is donated."""
+
+    def __call__(self, state: State, batch: Batch, /) -> tuple[State, Scalars]:
+        """The next state, and the step's `loss`, its terms, `learning_rate` and `gradient_norm`."""
+        ...
+
+    def trace(self, state: PyTree, batch: PyTree, /) -> jax.stages.Traced:
+        """The step's program for arrays, or for shapes with their shardings."""
+        ...
+
+    def lower(self, state: PyTree, batch: PyTree, /) -> jax.stages.Lowered:
+        """The same, down to what XLA compiles."""
+        ...
+
+
 def make_train_step(
     system: System, stage: Stage, mesh: Mesh, facts: Facts, state_sharding: State | None = None
-) -> jax.stages.Wrapped:
-    """One optimizer step on a global batch; the state is donated.
+) -> TrainStep:
+    """One optimizer step on a global batch.
 
     Every device sums the gradient of its own examples in float32, in `platform.accumulation` parts;
     one all-reduce adds them up. What is carried goes from part to part.
@@ -31,10 +48,6 @@ def make_train_step(
       facts: of the training split (`System.facts`).
       state_sharding: of the state, before and after the step (`states.sharding`); by default every
         device has a copy.
-
-    Returns:
-      A function to the next state and the scalars `loss`, its terms, `learning_rate` and
-      `gradient_norm`.
     """
     optimizer, schedule = system.optimizer(stage), system.learning_rate(stage)
     parts = system.config.platform.accumulation

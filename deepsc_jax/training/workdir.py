@@ -3,7 +3,8 @@
 WORKDIR is what `--workdir` names:
 
     WORKDIR/config.json    the configuration
-    WORKDIR/run.json       what it is trained on, and the lesion thresholds chosen for its stages
+    WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, and the
+                           lesion thresholds chosen for its stages
     WORKDIR/STAGE          the stage's checkpoints
     WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds the same
 """
@@ -16,6 +17,7 @@ from deepsc_jax.config import Config
 from deepsc_jax.config.run import differences, load, save
 from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
+from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 from deepsc_jax.runtime.types import JsonObject
@@ -32,12 +34,14 @@ class Record:
         whatever it says of a scan, says so too.
       store: digest of the store it is trained on; empty where the weights came from elsewhere.
       thresholds: by stage, the lesion probability from which a voxel is lesion.
+      batch_norm: whose statistics batch norms took in training.
     """
 
     config: Config
     trained_on: str
     store: str
     thresholds: dict[str, float]
+    batch_norm: str = "global"
 
 
 def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
@@ -46,11 +50,19 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
     Of the processes of a job one is the writer; the others only look whether they may go on.
 
     Raises:
-      InputError: the folder holds a run of other settings, or on another store, or checkpoints of
-        a run that it does not say.
+      InputError: the folder holds a run of another model, of other settings, or on another store;
+        one with local batch norms on another number of devices; or checkpoints of a run that it
+        does not say.
     """
+    norms = _norms(config)
     if (workdir / "config.json").exists():
         begun = read(workdir)
+        if begun.config.name != config.name:
+            raise InputError(
+                f"{workdir / 'config.json'}: a run of --model={begun.config.name} is here, and "
+                f"--model={config.name} was asked for: give another --workdir, or its flag file "
+                "to go on"
+            )
         # On whatever devices, it computes the same thing.
         if dataclasses.replace(begun.config, platform=config.platform) != config:
             changed = "; ".join(differences(begun.config, config))
@@ -63,6 +75,11 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
                 "give another folder, or the same --data_dir to go on"
             )
+        if begun.batch_norm != norms:
+            raise InputError(
+                f"{workdir / 'run.json'}: the run was begun with batch norms {begun.batch_norm}, "
+                f"and here they would be {norms}: give --data_devices as then, or another folder"
+            )
         record = dataclasses.replace(begun, config=config)
     elif kept := sorted({sums.parts[-3] for sums in workdir.glob(f"*/*/{checksums.SUMS}")}):
         raise InputError(
@@ -70,9 +87,18 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
             "are of: copy the whole folder of their run, or name another folder"
         )
     else:
-        record = Record(config, "phantoms" if store.phantoms else "scans", store.digest, {})
+        trained_on = "phantoms" if store.phantoms else "scans"
+        record = Record(config, trained_on, store.digest, {}, norms)
     if writer:
         write(workdir, record)
+
+
+def _norms(config: Config) -> str:
+    """What the record says of batch norms: with local ones a result depends on the devices."""
+    if config.train.batch_norm == "global":
+        return "global"
+    devices, _ = device_mesh.make_mesh(config.platform).devices.shape
+    return f"local, by the scans of each of {devices} device{'s' * (devices > 1)}"
 
 
 def write(workdir: pathlib.Path, record: Record) -> None:
@@ -102,7 +128,10 @@ def read(workdir: pathlib.Path) -> Record:
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):
             raise ValueError(f"thresholds are probabilities, {thresholds} found")
-        return Record(config, str(facts["trained_on"]), str(facts["store"]), thresholds)
+        trained_on, digest, norms = (
+            str(facts[name]) for name in ("trained_on", "store", "batch_norm")
+        )
+        return Record(config, trained_on, digest, thresholds, norms)
     except (
         OSError,
         KeyError,

@@ -131,9 +131,9 @@ def document(tmp_path):
 
 def test_a_damaged_document_is_refused_by_name(refused, document):
     model, data = document["deepsc"], document["data"]
-    assert "not a configuration of this version" in refused("{")
-    assert "not a configuration of this version" in refused("[]")
-    assert "'train'" in refused(json.dumps(without(document, "train")))
+    assert "not a run's configuration" in refused("{")
+    assert "not a run's configuration" in refused("[]")
+    assert "train missing" in refused(json.dumps(without(document, "train")))
     assert "unheard_of is no option" in refused(
         json.dumps(document | {"data": data | {"unheard_of": 1}})
     )
@@ -149,14 +149,19 @@ def test_a_damaged_document_is_refused_by_name(refused, document):
 
 
 def test_a_document_of_a_version_before_is_refused_in_one_line(refused, document):
-    again = "give the --workdir of a run of this version"
     # As it was written before models had names: their options and the losses' as sections.
     before = without(document, "deepsc") | {"model": document["deepsc"], "loss": {}}
-    for text in (json.dumps(before), json.dumps(without(document, "model")), "{}"):
-        line = refused(text)
-        assert line.startswith("not a configuration of this version (")
-        assert line.endswith(again)
-    assert "before models had names" in refused(json.dumps(before))
+    fewer = document | {"train": without(document["train"], "batch_norm")}
+    reasons = [
+        (before, "models without names"),
+        (without(document, "model"), "model missing"),
+        (fewer, "batch_norm missing"),
+    ]
+    for written, reason in reasons:
+        assert refused(json.dumps(written)) == (
+            f"a run of another version of deepsc_jax ({reason}): use the version that wrote it, or "
+            "train anew in another --workdir"
+        )
 
 
 def test_a_document_of_an_unknown_model_lists_those_there_are(refused, document):

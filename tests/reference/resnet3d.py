@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepsc_jax.config import Config
 from deepsc_jax.models.comparators.resnet3d import Options
+from reference.training import Batch, standardise, take_steps
 
 
 def network(config: Config) -> nn.Module:
@@ -27,38 +28,23 @@ def network(config: Config) -> nn.Module:
 timed = network
 
 
-def standardise(x: Tensor, config: Config) -> Tensor:
-    """Values inside the lungs to about mean 0 and deviation 1; 0, outside of them, stays."""
-    return torch.where(x > 0, (x - config.data.intensity_mean) / config.data.intensity_sd, 0)
-
-
 def train(
     network: nn.Module,
     config: Config,
     stage: str,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     class_weights: Tensor,
 ) -> Iterator[dict[str, float]]:
     """One step a batch; yields the losses before the step."""
-    options, of_stage = config.train, config.stage(stage)
-    optimizer = torch.optim.Adam(
-        network.parameters(),
-        of_stage.learning_rate,
-        (options.adam_b1, options.adam_b2),
-        options.adam_eps,
-    )
-    steps = of_stage.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))
-    for batch in batches:
+
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
         label = batch["label"].long()
         logits = network(standardise(batch["slices"], config)[:, None])
         entropy = nn.functional.cross_entropy(logits, label, reduction="none")
         loss = (class_weights[label] * entropy).mean()  # torch's own divides by the weights' sum
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        yield {"cross_entropy": loss.item(), "loss": loss.item()}
+        return {"cross_entropy": loss, "loss": loss}
+
+    return take_steps(network, config, stage, batches, losses_of)
 
 
 def forward(

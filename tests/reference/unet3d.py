@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deepsc_jax.config import Config
 from deepsc_jax.models.comparators.unet3d import Options
+from reference.training import Batch, means_of, standardise, take_steps
 
 
 def unit(channels: int, features: int, stride: int = 1) -> nn.Sequential:
@@ -87,39 +88,22 @@ def network(config: Config) -> UNet3D:
 timed = network
 
 
-def standardise(x: Tensor, config: Config) -> Tensor:
-    """Values inside the lungs to about mean 0 and deviation 1; 0, outside of them, stays."""
-    return torch.where(x > 0, (x - config.data.intensity_mean) / config.data.intensity_sd, 0)
-
-
 def train(
     network: nn.Module,
     config: Config,
     stage: str,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     class_weights: Tensor,
 ) -> Iterator[dict[str, float]]:
     """One step a batch, all its tiles at once; yields the means of the losses before the step."""
-    options, of_stage = config.train, config.stage(stage)
-    optimizer = torch.optim.Adam(
-        network.parameters(),
-        of_stage.learning_rate,
-        (options.adam_b1, options.adam_b2),
-        options.adam_eps,
-    )
-    steps = of_stage.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))
-    for batch in batches:
+
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
         tiles = standardise(batch["tiles"], config).flatten(0, 1)[:, None]
         truths = batch["lesions"].flatten(0, 1).long()
         logits = network(tiles)
-        rows = [loss(z[None], t[None]) for z, t in zip(logits, truths, strict=True)]
-        means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
-        optimizer.zero_grad()
-        means["loss"].backward()
-        optimizer.step()
-        schedule.step()
-        yield {name: value.item() for name, value in means.items()}
+        return means_of([loss(z[None], t[None]) for z, t in zip(logits, truths, strict=True)])
+
+    return take_steps(network, config, stage, batches, losses_of)
 
 
 def forward(

@@ -162,5 +162,6 @@ def test_a_stage_that_a_model_has_not_is_refused(runs: dict[str, pathlib.Path]) 
 
 
 def test_a_run_of_another_model_does_not_go_on(runs: dict[str, pathlib.Path], store: Store) -> None:
-    with pytest.raises(InputError, match="--model: unet3d then, resnet3d now"):
+    said = "a run of --model=unet3d is here, and --model=resnet3d was asked for: give another"
+    with pytest.raises(InputError, match=said):
         workdirs.begin(runs["unet3d"], config_of("resnet3d"), store)

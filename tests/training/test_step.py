@@ -90,7 +90,7 @@ def test_scanned_tiles_trace_over_the_mesh(store: Store) -> None:
     system = build(dataclasses.replace(CONFIG, platform=platform), "cpu")
     stage, mesh = system.stage("joint"), device_mesh.make_mesh(platform)
     assert system.layout.loop_tiles
-    step: Any = make_train_step(system, stage, mesh, NO_FACTS)
+    step = make_train_step(system, stage, mesh, NO_FACTS)
     batches = first_batches(system, stage, store)
     batch = device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)
     batches.close()
@@ -149,7 +149,7 @@ def test_one_batch_is_learnt_by_heart(store: Store) -> None:
     """If a stage cannot overfit two scans, something is wrong with its gradient."""
     system = build(CONFIG.with_stage("joint", steps=150, learning_rate=3e-3), "cpu")
     stage, mesh = system.stage("joint"), device_mesh.make_mesh(CONFIG.platform)
-    step: Any = make_train_step(system, stage, mesh, NO_FACTS)
+    step = make_train_step(system, stage, mesh, NO_FACTS)
     current, batches = at_start(system, stage, mesh), first_batches(system, stage, store)
     batch = device_mesh.put_batch(next(batches), mesh, DEPTH_AXES)
     batches.close()

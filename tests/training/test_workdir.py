@@ -56,6 +56,19 @@ def test_other_settings_and_another_store_are_refused(tmp_path: pathlib.Path):
         begin(tmp_path, digest="b2")
 
 
+def test_a_run_with_local_batch_norms_goes_on_with_as_many_devices_alone(tmp_path: pathlib.Path):
+    def on(devices: int) -> Config:
+        platform = PlatformConfig(data_devices=devices)
+        return dataclasses.replace(CONFIG, train=TrainConfig(batch_norm="local"), platform=platform)
+
+    begin(tmp_path, on(2))
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["batch_norm"] == "local, by the scans of each of 2 devices"
+    begin(tmp_path, on(2))
+    with pytest.raises(InputError, match=r"run\.json: .* each of 2 devices, .* each of 4 devices"):
+        begin(tmp_path, on(4))
+
+
 @pytest.mark.parametrize("text", ["[]", "{", json.dumps({"trained_on": "phantoms", "store": "a1"})])
 def test_a_damaged_record_is_named(tmp_path: pathlib.Path, text: str):
     begin(tmp_path)

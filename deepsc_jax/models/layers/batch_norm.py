@@ -23,8 +23,10 @@ class BatchNorm(nn.Module):
 
     Parameters `scale` and `bias`, and `mean` and `var` in the collection `batch_stats`, a channel.
     In training the statistics are those of the global batch, whose sums over `data` are one
-    all-reduce; apart from it they are the running ones. Float32 or wider, whatever the dtype of the
-    input. A batch of one value has the variance 0, where PyTorch refuses it.
+    all-reduce; with `layout.local_norms` those of a device's own examples, and the running ones
+    move by the devices' mean. Apart from training they are the running ones. Float32 or wider,
+    whatever the dtype of the input. A batch of one value has the variance 0, where PyTorch refuses
+    it.
     """
 
     layout: Layout = Layout()
@@ -53,11 +55,14 @@ class BatchNorm(nn.Module):
         shift = running_mean.value
         if train:
             wide = wide - shift
-            count, sums, squares, for_all = self._sums(wide, weights)
+            own = for_all = self._sums(wide, weights)
+            if not self.layout.local_norms:
+                own, for_all = device_mesh.shared_sum_over_data(own)
+            count, sums, squares = _parts(own)
             mean = sums / jnp.maximum(count, 1)
             variance = nn.relu(squares / jnp.maximum(count, 1) - mean * mean)
             if not self.is_initializing():
-                self._update(running_mean, running_var, *for_all)
+                self._update(running_mean, running_var, for_all)
         else:
             mean, variance = shift, running_var.value
         slope = lax.rsqrt(variance + NORM_EPSILON) * scale
@@ -66,10 +71,8 @@ class BatchNorm(nn.Module):
         )
         return affine(wide, slope, offset, self.layout).astype(x.dtype).reshape(x.shape)
 
-    def _sums(
-        self, wide: Features, weights: Float[Array, "batch"] | None
-    ) -> tuple[Array, Array, Array, tuple[Array, Array, Array]]:
-        """How many values, their sum and their sum of squares, own and for all devices."""
+    def _sums(self, wide: Features, weights: Float[Array, "batch"] | None) -> Array:
+        """Of a device's examples: count, sums and sums of squares of values, in a row."""
         batch, voxels, *_, channels = wide.shape
         if weights is None:
             weights = jnp.ones(batch, wide.dtype)
@@ -82,24 +85,24 @@ class BatchNorm(nn.Module):
             return (values * weights[:, None, None]).sum(axis=(0, 1))
 
         count = weights.sum(keepdims=True) * voxels
-        vector = jnp.concatenate([count, total(wide), total(wide * wide)])
-        own, for_all = (
-            (v[0], v[1 : channels + 1], v[channels + 1 :])
-            for v in device_mesh.shared_sum_over_data(vector)
-        )
-        return *own, for_all
+        return jnp.concatenate([count, total(wide), total(wide * wide)])
 
-    def _update(
-        self,
-        running_mean: nn.Variable,
-        running_var: nn.Variable,
-        count: Float[Array, ""],
-        sums: Float[Array, "channel"],
-        squares: Float[Array, "channel"],
-    ) -> None:
-        count, sums, squares = lax.stop_gradient((count, sums, squares))
+    def _update(self, running_mean: nn.Variable, running_var: nn.Variable, vector: Array) -> None:
+        """Move the running statistics by what `_sums` gives, of the batch or of this device."""
+        count, sums, squares = _parts(lax.stop_gradient(vector))
         mean = sums / jnp.maximum(count, 1)  # less the running one, which was taken off
         unbiased = nn.relu(squares - count * mean * mean) / jnp.maximum(count - 1, 1)
+        if self.layout.local_norms:  # the mean of all devices that have any
+            one = (count > 0).astype(mean.dtype)
+            vector = one * jnp.concatenate([one[None], mean, unbiased])
+            count, mean, unbiased = _parts(device_mesh.shared_sum_over_data(vector)[1])
+            mean, unbiased = (values / jnp.maximum(count, 1) for values in (mean, unbiased))
         share = MOMENTUM * (count > 0)
         running_mean.value = running_mean.value + share * mean
         running_var.value = (1 - share) * running_var.value + share * unbiased
+
+
+def _parts(vector: Array) -> tuple[Array, Array, Array]:
+    """One value, and two of each channel."""
+    channels = len(vector) // 2
+    return vector[0], vector[1 : channels + 1], vector[channels + 1 :]

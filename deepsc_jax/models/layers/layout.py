@@ -19,7 +19,7 @@ CPU_FORMS: tuple[ConvForm, ...] = ("folded", "direct")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a device computes a network; the result is the same.
+    """How a device computes a network; the result is the same, local norms apart.
 
     Attributes:
       form: of the convolutions (`convolution`).
@@ -27,6 +27,7 @@ class Layout:
       loop_tiles: a scan's tiles one after another, in a loop, rather than all as one batch.
       remat_tiles: the backward pass computes a looped tile's activations again.
       remat_blocks: it computes what is inside a block again.
+      local_norms: batch norms take the statistics of a device's own examples: another function.
     """
 
     form: ConvForm = "native"
@@ -34,6 +35,7 @@ class Layout:
     loop_tiles: bool = False
     remat_tiles: bool = False
     remat_blocks: bool = False
+    local_norms: bool = False
 
 
 def of_platform(choice: PlatformConfig, platform: str) -> Layout:

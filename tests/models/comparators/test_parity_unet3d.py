@@ -133,9 +133,10 @@ def test_the_full_size_network_has_mlperfs_number_of_parameters():
 
 
 @pytest.mark.slow
-def test_the_full_size_network_at_64_voxels_a_side(within: Any):
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_full_size_network_at_64_voxels_a_side(dtype: str, within: Any):
     options = Options()
-    network = unet3d.build(options, DataConfig(), Layout("folded"))
+    network = unet3d.build(options, DataConfig(), Layout("folded", jnp.dtype(dtype)))
     x = masked_volume((1, 64, 64, 64, 1))
     params = draw_params(network, jnp.zeros(x.shape))["params"]
     module = reference.UNet3D(options.widths, options.classes)
@@ -143,10 +144,16 @@ def test_the_full_size_network_at_64_voxels_a_side(within: Any):
         lambda p, x: [network.apply({"params": p}, x)["logits"]],  # pyright: ignore
         lambda x: [channel_last(module(channel_first(x)))],
         [x],
-        "float32",
+        dtype,
         params,
         module,
         table=TORCH_NAMES,
     )
-    bounds = errors.against(JOINT_VALUES["float32"], JOINT_GRADIENTS["float32"])
-    within("3D U-Net at full size", "float32", bounds)
+    bounds = errors.against(JOINT_VALUES[dtype], JOINT_GRADIENTS[dtype])
+    if dtype == "float32":
+        # Of 45 million ReLUs some have an input that rounding puts on the other side of 0, and
+        # there the gradient jumps: PyTorch's own float32 is 0.041 from its float64 in the input's
+        # gradient, 0.0064 in the parameters'. No bound could tell that from a mistake; float64,
+        # whose rounding moves no input past 0 here, can. Float32 gradients of few voxels are above.
+        bounds = {"values": bounds["values"]}
+    within("3D U-Net at full size", dtype, bounds)

@@ -24,10 +24,11 @@ def train(norm, variables, x, weights=None) -> Any:
     return norm.apply(variables, x, train=True, weights=weights, mutable=[BATCH_STATS])
 
 
-def over_devices(count, form, weights):
+def over_devices(count, form, weights, *, local=False, rows=slice(None)):
     """Loss, gradient of input and parameters, and statistics after a step over `count` devices."""
-    norm = BatchNorm(Layout(form))
+    norm = BatchNorm(Layout(form, local_norms=local))
     x, probe = draw(8, 2, 3, 4, 5) + 3, draw(8, 2, 3, 4, 5, seed=1)
+    x, probe, weights = x[rows], probe[rows], weights[rows]
     with jax.enable_x64(True):
         params = {"scale": draw(5, seed=2) + 1, "bias": draw(5, seed=3)}
         stats = {"mean": draw(5, seed=4), "var": np.exp(draw(5, seed=5))}
@@ -53,7 +54,8 @@ def over_devices(count, form, weights):
             axis_names={device_mesh.DATA},  # as `over_data` has it
         )
         lowered = jax.jit(mapped).lower(params, stats, (x, probe, weights))
-        assert lowered.as_text().count("stablehlo.all_reduce") == 3  # the last: of the results
+        reductions = lowered.as_text().count("stablehlo.all_reduce")
+        assert reductions == (2 if local else 3)  # the last: of the results
         return jax.device_get(lowered.compile()(params, stats, (x, probe, weights)))
 
 
@@ -63,6 +65,30 @@ def test_devices_share_one_batchs_statistics(form):
     for other in others:
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-10 * np.abs(a).max())
+
+
+def test_local_norms_are_those_of_each_devices_own_examples_and_move_by_their_mean():
+    both = over_devices(2, "native", WEIGHTS, local=True)
+    halves = [over_devices(1, "native", WEIGHTS, rows=rows) for rows in (slice(4), slice(4, 8))]
+    (a, of_params, of_x, moved), (b, *others) = halves
+    expected = (
+        a + b,
+        jax.tree.map(np.add, of_params, others[0]),
+        np.concatenate([of_x, others[1]]),
+        jax.tree.map(lambda x, y: (x + y) / 2, moved, others[2]),
+    )
+    for x, y in zip(jax.tree.leaves(both), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-10 * np.abs(y).max())
+    shared = over_devices(2, "native", WEIGHTS)
+    assert np.abs(both[2] - shared[2]).max() > 1e-3 * np.abs(shared[2]).max()
+
+
+def test_a_device_with_nothing_but_filling_moves_no_running_statistics():
+    weights = np.array([1, 1, 1, 1, 0, 0, 0, 0.0])
+    *_, moved = over_devices(2, "native", weights, local=True)
+    *_, expected = over_devices(1, "native", weights, rows=slice(4))
+    for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-10)
 
 
 @pytest.mark.parametrize("form", ["native", "folded"])

@@ -12,6 +12,7 @@ from reference.deepsc.cross_stitch import CrossStitch
 from reference.deepsc.geometry import Grid, resample, slice_grid, tile_grid
 from reference.deepsc.inception import Inception, Plain
 from reference.deepsc.lesion import Lesion
+from reference.training import standardise
 
 
 def options_of(config: Config) -> Options:
@@ -82,7 +83,7 @@ class DeepSC(nn.Module):
         depth = int(scan["depth"])
         if stage == "segmentation":
             return Output([self.tile(k, *t)[0] for k, t in enumerate(real_tiles(scan)) if t])
-        features = self.inception_cls(self.standardise(scan["slices"])[None, None])
+        features = self.inception_cls(standardise(scan["slices"], self.config)[None, None])
         lesions = torch.zeros_like(features[:, :1])
         if stage == "classification":
             return Output([], *self.classifier(features, lesions))
@@ -112,17 +113,12 @@ class DeepSC(nn.Module):
     ) -> tuple[Tile, Tensor, Grid]:
         """Segment a tile; joined by F_c (`features`, on `grid`), if given. Also F_s, and where."""
         where = tile_grid(origin, (len(values), values.shape[1], values.shape[2]))
-        tile_features = mixed = self.inception_seg(self.standardise(values)[None, None])
+        tile_features = mixed = self.inception_seg(standardise(values, self.config)[None, None])
         if features is not None and grid is not None:
             (ll, lc), _ = self.cross_stitch.weights
             mixed = ll * tile_features + lc * resample(features, grid, where)
         lesion, scales = self.lesion(mixed)
         return Tile(index, origin, lesion[0, 0], [s[0, 0] for s in scales]), tile_features, where
-
-    def standardise(self, x: Tensor) -> Tensor:
-        """Values inside the lungs to about mean 0 and deviation 1; 0, outside of them, stays."""
-        mean, sd = self.config.data.intensity_mean, self.config.data.intensity_sd
-        return torch.where(x > 0, (x - mean) / sd, 0)
 
 
 def real_tiles(scan: dict[str, Tensor]) -> list[tuple[Tensor, tuple[int, int, int]] | None]:

@@ -1,4 +1,4 @@
-"""The objective of a stage and its training: Adam, learning rate falling linearly to 0."""
+"""The objective of a stage, and its training."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,6 +9,7 @@ from deepsc_jax.config import Config
 from reference.deepsc import losses
 from reference.deepsc.geometry import Grid, slice_grid, tile_grid
 from reference.deepsc.network import DeepSC, Tile, options_of
+from reference.training import Batch, means_of, take_steps
 
 STEPS = (8, 4, 2)  # scan voxels per voxel of S_1, S_2, S_3, and in-plane of M_3, M_2, M_1
 
@@ -81,25 +82,13 @@ def _grids(tile: Tile) -> list[Grid]:
 def train(
     network: DeepSC,
     stage: str,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     class_weights: Tensor,
 ) -> Iterator[dict[str, float]]:
     """Take one step per batch; yields the means of the losses over its scans, before the step."""
-    options, of_stage = network.config.train, network.config.stage(stage)
-    optimizer = torch.optim.Adam(
-        network.parameters(),
-        of_stage.learning_rate,
-        (options.adam_b1, options.adam_b2),
-        options.adam_eps,
-    )
-    steps = of_stage.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))
-    for batch in batches:
+
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
         scans = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-        rows = [scan_losses(network, scan, stage, class_weights) for scan in scans]
-        means = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
-        optimizer.zero_grad()
-        means["loss"].backward()
-        optimizer.step()
-        schedule.step()
-        yield {name: value.item() for name, value in means.items()}
+        return means_of([scan_losses(network, scan, stage, class_weights) for scan in scans])
+
+    return take_steps(network, network.config, stage, batches, losses_of)
