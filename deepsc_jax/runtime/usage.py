@@ -20,11 +20,12 @@ HELP = ("--help", "-help", "--helpshort", "--helpfull", "-helpfull", "-h")
 
 def command() -> str:
     """The command that runs, as it is typed: `deepsc train`."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    package, _, name = (spec.name if spec else "deepsc_jax").partition(".")
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name if spec else ""
+    package, _, name = module.partition(".")
     if package != "deepsc_jax" or not name:
         return "deepsc"
-    return f"python -m {spec.name}" if "." in name else f"deepsc {name}"
+    return f"python -m {module}" if "." in name else f"deepsc {name}"
 
 
 def explained(error: Exception) -> str:
