@@ -233,9 +233,10 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
     if options.scan:
         masks = [local_path("lung_mask", path) for path in options.lung_mask]
         paths = [local_path("scan", path) for path in options.scan]
-        if not any(path.exists() for path in paths):  # told before the network is loaded
-            others = f", nor any of the {len(paths) - 1} others" if len(paths) > 1 else ""
-            raise InputError(f"--scan={paths[0]}: not there{others}: check the path")
+        reasons = [_missing(path) for path in paths]
+        if all(reasons):  # told before the network is loaded
+            others = f", and so for the {len(paths) - 1} others" if len(paths) > 1 else ""
+            raise InputError(f"--scan={paths[0]}: {reasons[0]}{others}: check the path")
         named, table = Found(requests.of_paths(paths, masks)), None
     else:
         if options.lung_mask:
@@ -248,6 +249,15 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
         index, count = options.share.split("/")
         table = table and out / f"predictions-{index}-of-{count}.csv"
     return named, table
+
+
+def _missing(path: pathlib.Path) -> str | None:
+    """Why nothing is found at `path`; None if something is there."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def _workers(asked: int | None, scans: int) -> int:

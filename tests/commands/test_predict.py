@@ -152,7 +152,9 @@ def test_where_results_are_is_told_and_a_wrong_path_once_before_the_network(
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [f"error: --scan={scan}.typo: not there: check the path"]
+    assert done.stderr.splitlines() == [
+        f"error: --scan={scan}.typo: No such file or directory: check the path"
+    ]
 
 
 @pytest.mark.slow
