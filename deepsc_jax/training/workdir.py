@@ -134,8 +134,10 @@ def read(workdir: pathlib.Path) -> Record:
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):
             raise ValueError(f"thresholds are probabilities, {thresholds} found")
-        texts = (str(facts[name]) for name in ("trained_on", "store"))
-        return Record(config, *texts, thresholds, str(facts["batch_norm"]))
+        trained_on, digest, norms = (
+            str(facts[name]) for name in ("trained_on", "store", "batch_norm")
+        )
+        return Record(config, trained_on, digest, thresholds, norms)
     except (
         OSError,
         KeyError,
