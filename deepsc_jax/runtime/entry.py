@@ -12,7 +12,7 @@ from absl import app, flags
 
 from deepsc_jax.runtime import failures, usage
 from deepsc_jax.runtime.exit_codes import BAD_FLAG, INTERRUPTED
-from deepsc_jax.runtime.names import print_any_name
+from deepsc_jax.runtime.names import print_any_name, shown
 from deepsc_jax.runtime.output import ended_quietly, is_unread
 from deepsc_jax.runtime.signals import hold, signals
 
@@ -87,7 +87,7 @@ def _parsed(parse: Callable[[Sequence[str]], list[str]], argv: Sequence[str]) ->
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}: options begin with --")
     except (flags.Error, ValueError) as error:
-        print(f"error: {usage.explained(error)}", file=sys.stderr)
+        print(f"error: {shown(usage.explained(error))}", file=sys.stderr)
         sys.exit(BAD_FLAG)
     return rest
 
