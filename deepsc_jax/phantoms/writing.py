@@ -69,9 +69,7 @@ def _write_phantom(
     split, index = wanted
     seed = seed * len(SPLITS) + SPLITS.index(split)
     made = phantom.make_phantom(seed, index, size)
-    # As users' scans come: some with a mask that somebody drew, some with one that was found.
-    found = bool(np.random.default_rng([seed, index, FOUND_STREAM]).uniform() < FOUND_SHARE)
-    lungs = lung_mask(made.hu, made.spacing_mm, split) if found else made.lung_mask
+    lungs, found = given_lungs(made, seed, index)
     name = f"phantom-{split}-{index:04d}"
     depth_mm, height_mm, width_mm = made.spacing_mm
     # Canonical order is LPS (left, posterior, superior), NIfTI's world is RAS.
@@ -98,6 +96,14 @@ def _write_phantom(
         lung_mask=save(lungs.astype(np.uint8), "-lung"),
     )
     return case, made.nuisances | {"lungs_found": float(found)}
+
+
+def given_lungs(made: phantom.Phantom, seed: int, index: int) -> tuple[np.ndarray, bool]:
+    """The lung mask that comes with a phantom, as users' do: exact, or found; and whether found."""
+    found = bool(np.random.default_rng([seed, index, FOUND_STREAM]).uniform() < FOUND_SHARE)
+    if not found:
+        return made.lung_mask, False
+    return lung_mask(made.hu, made.spacing_mm, f"phantom {index} of seed {seed}"), True
 
 
 def _require_same(path: pathlib.Path, content: bytes) -> None:

@@ -6,11 +6,12 @@
 import functools
 import itertools
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from deepsc_jax.config import DataConfig, Ints3, TrainConfig
@@ -27,17 +28,17 @@ LEAST = 1 / LEVELS  # the least value inside the lungs; 0 is outside
 
 
 def decode(
-    batch: Mapping[str, ArrayLike], reads: Reads, data: DataConfig, train: TrainConfig
+    sent: Mapping[str, Array | np.ndarray], reads: Reads, data: DataConfig, train: TrainConfig
 ) -> Batch:
     """What a system sees of a batch of a stage that reads `reads`.
 
     Args:
-      batch: as it travels (`batch.fields`), of training or of an evaluation.
+      sent: a batch as it travels (`batch.fields`), of training or of an evaluation.
       reads: of the stage.
       data: the sizes of tiles and slices.
       train: the extents of augmentation; what has none is not computed.
     """
-    batch = {name: jnp.asarray(values) for name, values in batch.items()}
+    batch = cast(Batch, dict(sent))
     vectors = batch.pop("augmentation", None)
     columns = {} if vectors is None else augment.columns(vectors)
     of_tiles, of_scan = reads.truth

@@ -134,9 +134,11 @@ def read(workdir: pathlib.Path) -> Record:
         thresholds = {stage: float(value) for stage, value in facts["thresholds"].items()}
         if not all(0 <= value <= 1 for value in thresholds.values()):
             raise ValueError(f"thresholds are probabilities, {thresholds} found")
-        trained_on, digest, norms = (
-            str(facts[name]) for name in ("trained_on", "store", "batch_norm")
-        )
+        texts = {name: facts[name] for name in ("trained_on", "store", "batch_norm")}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise TypeError(f"{name} is a text, {text!r} found")
+        trained_on, digest, norms = texts.values()
         return Record(config, trained_on, digest, thresholds, norms)
     except (
         OSError,

@@ -251,7 +251,7 @@ def test_bars_are_judged_against_the_variant_that_is_best_in_them():
     ("arguments", "said"),
     [
         (["--work=training"], "--work=training: expected some of train,.*,train_segmentation,"),
-        (["--repeats=4"], "flag --repeats=4: 4 is not integer >= 5"),
+        (["--repeats=4"], "--repeats=4: 4 is not integer >= 5"),
         (["--work=loading", "--peer=torch"], "--peer=torch: it has none of --work=loading"),
         (["--peer=torch", "--variants=native"], "--variants=native: give some of eager,"),
         (["--peer=torch", "--variants="], "--variants=: give some of eager,.*, each once"),

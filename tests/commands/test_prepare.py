@@ -13,6 +13,7 @@ from preparing import DATA, SIZE, run
 from deepsc_jax.config import CLASSES
 from deepsc_jax.data import datasets, lungs, preparation, scans, store
 from deepsc_jax.phantoms.lesions import make_phantom
+from deepsc_jax.phantoms.writing import given_lungs
 
 
 def test_phantoms_survive_the_way_through_files(phantoms):
@@ -31,19 +32,25 @@ def test_phantoms_survive_the_way_through_files(phantoms):
         assert case.lesion_mask is not None
         assert case.lung_mask is not None
         np.testing.assert_array_equal(scans.load_mask(case.lesion_mask, scan), made.lesion_mask)
-        np.testing.assert_array_equal(
-            scans.load_mask(case.lung_mask, scan, "lung mask"), made.lung_mask
-        )
+        lungs, _ = given_lungs(made, seed, index)
+        np.testing.assert_array_equal(scans.load_mask(case.lung_mask, scan, "lung mask"), lungs)
+    assert {given_lungs(make_phantom(15, i, SIZE), 15, i)[1] for i in range(4)} == {True, False}
 
 
 def test_the_store_holds_the_masked_and_normalised_phantom(phantoms):
     opened = store.Store(phantoms / "store", DATA)
     made = make_phantom(15, 0, SIZE)
-    expected = np.clip((made.hu + 1400.0) / 1600, 0, 1) * made.lung_mask
-    volume = opened.read("phantom-train-0000", "volume")
-    np.testing.assert_allclose(volume, expected, rtol=0, atol=1e-5)  # a level is 1.5e-5 wide
-    assert not volume[~made.lung_mask].any()
-    np.testing.assert_array_equal(opened.read("phantom-train-0000", "lesion"), made.lesion_mask)
+    lungs, _ = given_lungs(made, 15, 0)
+    low, high = (f(np.nonzero(lungs), axis=1) for f in (np.min, np.max))
+    box = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    expected = np.clip((made.hu + 1400.0) / 1600, 0, 1) * lungs
+    record = next(c for c in opened.cases() if c.name == "phantom-train-0000")
+    volume, lesion = (opened.read(record.name, name) for name in ("volume", "lesion"))
+    inside = volume[:, : high[1] - low[1] + 1, : high[2] - low[2] + 1]
+    np.testing.assert_allclose(inside, expected[box], rtol=0, atol=1.6e-5)  # a level is 1.5e-5 wide
+    np.testing.assert_array_equal(inside > 0, lungs[box])
+    assert record.lung_voxels == (volume > 0).sum() == lungs.sum()
+    assert lesion.sum() == (made.lesion_mask & lungs).sum()
     assert not (phantoms / "store.partial").exists()
 
 
@@ -158,7 +165,7 @@ def test_phantom_files_are_the_same_bytes_as_ever(phantoms):
     found = hashlib.sha256()
     for path in sorted((phantoms / "scans").iterdir()):
         found.update(gzip.decompress(path.read_bytes()))
-    assert found.hexdigest() == "031444054425ebc67b0d9d40b3307a83ea69962ccb66f460b5617a013732b681"
+    assert found.hexdigest() == "7769851a849f52b629bfbe8329c74ef7fb7f86fa9ade4c7b05581478e3760bbb"
 
 
 def test_copies_of_a_scan_are_named_and_left_out(source_case, tmp_path):

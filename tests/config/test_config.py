@@ -76,7 +76,7 @@ STEPS = [
 def test_every_flag_file_makes_a_train_step(path, stage, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     step = traced_step(parse(f"--flagfile={path}")[0], stage)
-    ((state, _), _), (after, scalars) = step.in_avals, step.out_info
+    ((state, _, _), _), (after, scalars) = step.in_avals, step.out_info
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after)]
     assert shapes[0] == shapes[1]
     assert {(x.shape, str(x.dtype)) for x in scalars.values()} == {((), "float32")}

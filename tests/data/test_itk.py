@@ -103,7 +103,7 @@ def test_a_right_anterior_superior_space_is_turned(tmp_path):
             "no voxel size",
         ),
         ({"space_directions": "(0,0,0) (0,1,0) (0,0,1)"}, "case.nrrd: "),
-        ({"space_directions": "(nan,0,0) (0,1,0) (0,0,1)"}, "no voxel size"),
+        ({"space_directions": "(nan,0,0) (0,1,0) (0,0,1)"}, "no voxel size|cannot be read"),
         ({"space_directions": "none (0,1,0) (0,0,1)"}, "no voxel size; taken would be 1 mm"),
         ({"type": "nonsense"}, "cannot be read"),
         (

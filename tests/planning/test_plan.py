@@ -14,7 +14,7 @@ import pytest
 import smallest
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
-from deepsc_jax.data import pipeline, store
+from deepsc_jax.data import augment, pipeline, store
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 from deepsc_jax.models.deepsc.config import Options
@@ -82,7 +82,7 @@ def test_the_joint_step_reduces_its_float32_gradient_once_and_nothing_else(eight
     assert (reduction["kind"], reduction["dtype"]) == ("all-reduce", "f32")
     assert (reduction["count"], reduction["trips"], reduction["in_loop"]) == (1, 1, False)
     gradient = round(eight[0]["per_device_gib"]["parameters"] * GIB)
-    scalars = {"loss", "dice", "focal", "cross_entropy", "task_aware"}
+    scalars = {"loss", "dice", "focal", "lesion_free", "cross_entropy", "task_aware"}
     assert reduction["bytes"] == reduction["largest"] == gradient + 4 * len(scalars)
 
 
@@ -96,9 +96,10 @@ def test_the_row_has_what_one_device_needs(eight):
     assert all(memory[kind] > 0 for kind in KINDS if kind != "carried")
     # Adam keeps two numbers a parameter, and two counts of steps.
     assert memory["optimizer"] * GIB == pytest.approx(2 * memory["parameters"] * GIB, abs=8)
-    # Two scans of two tiles with their lesions and origins, 8 slices, a depth and a label.
-    voxels = 2 * (2 * 2 * 8 + 8) * 16 * 16
-    assert round(memory["inputs"] * GIB) == 4 * (voxels + 2 * 2 * 3 + 2 * 2)
+    # Two scans of 16 bits a voxel, with lesions of 8; origins of two tiles, a depth, a label, and
+    # how the scan is changed.
+    voxels, numbers = 2 * 8 * 16 * 16, 2 * 3 + 2 + augment.SIZE
+    assert round(memory["inputs"] * GIB) == 2 * (3 * voxels + 4 * numbers)
     assert memory["peak"] >= sum(memory[kind] for kind in KINDS[:-1])
     assert row["fits"]
     assert row["flops"] == sum(row["flops_by_kind"].values()) > 0
@@ -239,7 +240,7 @@ def test_depth_over_space_moves_borders_gradients_and_the_slice_grid_alone(tmp_p
         (["--devices=8,many"], "--devices=many: give whole numbers above 0"),
         (["--devices=9"], "--devices=9: not a whole number of GPUs on each of 2 nodes"),
         (["--data_devices=4"], "--data_devices=4: the data axis is --devices over --space here"),
-        (["--platform=v4"], "flag --platform=v4"),
+        (["--platform=v4"], "--platform=v4"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(arguments, said):

@@ -15,7 +15,7 @@ NAMES = {code: name for name, code in CODES.items() if name != "MOST_RESTARTS"}
 
 def table() -> list[tuple[int, str, str]]:
     """The rows of docs/exit-codes.md: code, name, and whether it is started again."""
-    text = (ROOT / "docs/exit-codes.md").read_text()
+    text = (ROOT / "docs/exit-codes.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \| .* \| ([\w ]+) \|$", text, re.MULTILINE)
     return [(int(code), name, again) for code, name, again in rows]
 
@@ -41,7 +41,7 @@ def test_the_table_holds_every_code_and_says_what_is_started_again() -> None:
 
 def cases(script: str) -> dict[str, set[int]]:
     """Which codes the script's `case` has before each of its actions."""
-    text = (ROOT / "launch" / script).read_text()
+    text = (ROOT / "launch" / script).read_text("utf-8")
     found = re.findall(r"^ *([\d |]+)\) (\w+)=1 ;;.*$", text, re.MULTILINE)
     assert found, f"no case of exit codes in {script}"
     return {action: {int(c) for c in codes.split("|")} for codes, action in found}
@@ -55,7 +55,7 @@ def test_the_scripts_start_again_what_the_module_does(script: str) -> None:
     }
     assigned = dict(
         word.split("=", 1)
-        for line in (ROOT / "launch" / script).read_text().splitlines()
+        for line in (ROOT / "launch" / script).read_text("utf-8").splitlines()
         if line.startswith("most_restarts=")
         for word in shlex.split(line)
     )

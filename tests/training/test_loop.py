@@ -27,7 +27,7 @@ from deepsc_jax.evaluation.thresholds import choose_threshold
 from deepsc_jax.inference import predictor as inference
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import predict_scan
-from deepsc_jax.metrics.overlap import THRESHOLDS
+from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold
 from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems import joint, whole_scan
@@ -307,7 +307,7 @@ def test_the_threshold_is_the_best_of_validation_on_the_sources_grids(
         predictor.threshold = threshold
         _, rows = evaluate(predictor, store, "validation")
         means.append(np.mean([row["dsc"] for row in rows if row["dsc"] is not None]))
-    assert chosen == THRESHOLDS[int(np.argmax(means))]
+    assert chosen == THRESHOLDS[best_threshold(np.array(means))]
     workdirs.save_threshold(trained, "joint", 0.35)
     workdirs.save_threshold(trained, "segmentation", 0.15)
     assert inference.load(trained).threshold == 0.35

@@ -72,7 +72,6 @@ def test_maps_are_named_finest_first_and_can_be_perturbed(params: Any):
     ("options", "space", "reason"),
     [
         ({"widths": (8,)}, 1, "at least two levels"),
-        ({"classes": 1}, 1, "classes is 1"),
         ({"widths": (8,) * 8}, 1, r"8 levels need multiples of 128"),
         ({"widths": (8,) * 5}, 8, "a depth of 128 with space = 8"),
     ],
