@@ -1,19 +1,23 @@
 """A network's figures on a split of a store, on every scan's own grid."""
 
 import json
+import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from deepsc_jax.data import preprocess, scans
 from deepsc_jax.data.classes import IDS
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.evaluation import baselines
+from deepsc_jax.evaluation.curve import ScanCurve, curve, of_scan
 from deepsc_jax.inference.predictor import SegmentsScans
+from deepsc_jax.metrics.evidence import Pointing, pointing
 from deepsc_jax.metrics.overlap import dice
-from deepsc_jax.metrics.summary import per_scan, summarise
+from deepsc_jax.metrics.summary import per_scan, spread, summarise
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.types import JsonObject
@@ -26,7 +30,8 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
 
     Lesion masks are compared on the source's grid: probabilities are brought there and cut at the
     validation threshold, inside the lungs: outside of them the network sees nothing. A scan of a
-    pneumonia class without a lesion mask counts for the classification only.
+    pneumonia class without a lesion mask counts for the classification only. Evidence is that for
+    the most probable class.
 
     Raises:
       InputError: the split is empty, or the store was made with other preprocessing.
@@ -35,10 +40,10 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
     cases = store.cases(split)
     if not cases:
         raise InputError(f"{store.path}: split {split} has no case: name another with --split")
-    rows = []
+    rows, curves = [], list[ScanCurve]()
     with Progress(f"evaluate {split}", len(cases), lines=True) as progress:
         for case in cases:
-            rows.append(_row(predictor, store, case))
+            rows.append(_row(predictor, store, case, curves))
             progress.advance()
     labels = np.array([case.label for case in cases])
     probabilities = [list(row["probabilities"].values()) for row in rows if "probabilities" in row]
@@ -48,29 +53,63 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
         np.array(probabilities) if probabilities else None,
         store.data.classes,
     )
+    if curves:
+        summary["curve"] = curve(curves)
+    pointing_at = [row["evidence"] for row in rows if "evidence" in row]
+    if pointing_at:
+        summary["evidence"] = evidence_figures(pointing_at)
     sides = [row["lungs"] for row in rows if "lungs" in row]
     if sides:
         summary["lungs"] = {name: float(np.mean([s[name] for s in sides])) for name in sides[0]}
     return summary, rows
 
 
-def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> JsonObject:
-    """The figures of one scan."""
+def _row(
+    predictor: SegmentsScans, store: Store, case: StoredCase, curves: list[ScanCurve]
+) -> JsonObject:
+    """The figures of one scan; its curve is added to `curves`."""
     prediction = predictor(store.read(case.name, "volume"))
     row: JsonObject = {"case": case.name, "label": store.data.classes[case.label]}
-    if prediction.lesion is not None and case.lesions_known:
+    truth = None
+    if case.lesions_known and (prediction.lesion is not None or prediction.evidence):
         truth = source_case(store, case, predictor.config.data.intensity)
+    if prediction.lesion is not None and truth is not None:
         probability = preprocess.to_source(prediction.lesion, case.grid)
         lesion = probability >= predictor.threshold
+        inside = np.ones_like(truth.lung)
         if store.data.mask == "lungs":
-            lesion &= truth.lung
+            inside = truth.lung
+            lesion &= inside
         row |= per_scan(lesion, truth.lesion, truth.lung, truth.spacing_mm)
+        voxel_ml = float(np.prod(truth.spacing_mm)) / 1000
+        curves.append(of_scan(probability, inside, truth.lesion, voxel_ml))
+    if truth is not None and truth.lesion.any() and prediction.evidence:
+        row["evidence"] = {
+            name: _pointing(preprocess.to_source(evidence, case.grid), truth)
+            for name, evidence in prediction.evidence.items()
+        }
     if LUNGS.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
         row["lungs"] = lung_dice(prediction, store.read(case.name, "classes"))
     if prediction.classes is not None:
         named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
         row["probabilities"] = dict(named)
     return row
+
+
+def _pointing(
+    evidence: Float[np.ndarray, "depth height width"], truth: baselines.BaselineCase
+) -> dict[str, float | None]:
+    """`evidence.pointing`, None where a figure is not defined."""
+    figures = pointing(evidence, truth.lesion, truth.lung)._asdict()
+    return {name: None if math.isnan(x) else x for name, x in figures.items()}
+
+
+def evidence_figures(rows: Sequence[dict[str, dict[str, float | None]]]) -> JsonObject:
+    """The spread over scans with lesions of every figure of `Pointing`, by map."""
+    return {
+        name: {key: spread([row[name][key] for row in rows]) for key in Pointing._fields}
+        for name in rows[0]
+    }
 
 
 def lung_dice(
