@@ -14,7 +14,9 @@ from absl import flags
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation import baselines, scoring
-from deepsc_jax.inference import predictor as predictors
+from deepsc_jax.inference import ensemble
+from deepsc_jax.inference.options import define_flags as define_options
+from deepsc_jax.inference.options import from_flags
 from deepsc_jax.metrics.summary import table
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable, write_json
@@ -30,6 +32,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("split", "test", SPLITS, "Split to evaluate; test is to be read once.")
     flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
     flags.DEFINE_bool("baselines", False, "Also score what needs no network.")
+    define_options()
 
 
 def main() -> None:
@@ -40,9 +43,11 @@ def main() -> None:
     summary, table_of_scans = out / "metrics.json", out / "scans.json"
     for path in (summary, table_of_scans):
         require_own(path)
-    predictor = predictors.load(local_path("checkpoint", options.checkpoint), options.stage)
+    checkpoint = local_path("checkpoint", options.checkpoint)
+    predictor = ensemble.load(checkpoint, options.stage, from_flags())
     store = Store(data_dir / "store", predictor.config.data)
     metrics, rows = scoring.evaluate(predictor, store, options.split)
+    metrics |= predictor.options.facts()
     metrics["trained_on"] = predictor.trained_on
     metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
     print(table(metrics))

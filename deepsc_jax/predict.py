@@ -33,6 +33,8 @@ from absl import flags
 
 from deepsc_jax.data.source import KINDS
 from deepsc_jax.inference import requests
+from deepsc_jax.inference.options import define_flags as define_options
+from deepsc_jax.inference.options import from_flags
 from deepsc_jax.inference.requests import Found
 from deepsc_jax.inference.results import Outcome
 from deepsc_jax.inference.workers import BatchInference
@@ -152,11 +154,12 @@ def define_flags() -> None:
         "needs JAX 0.11.",
     )
     flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
+    define_options()
 
 
 def main() -> int:
     """Predict the scans; 1, or FILE_SYSTEM, if one of them could not be predicted."""
-    from deepsc_jax.inference import predictor as inference
+    from deepsc_jax.inference import ensemble
     from deepsc_jax.runtime import exit_codes
 
     options = flags.FLAGS
@@ -169,7 +172,7 @@ def main() -> int:
     for note in named.notes:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     checkpoint = local_path("checkpoint", options.checkpoint)
-    predictor = inference.load(checkpoint, options.stage, options.conv_form)
+    predictor = ensemble.load(checkpoint, options.stage, from_flags(), options.conv_form)
     workers = _workers(options.workers, len(wanted))
     batch = BatchInference(
         predictor, out, workers=workers, overwrite=options.overwrite, allow=options.allow

@@ -28,6 +28,7 @@ from deepsc_jax.data.scans import Scan
 from deepsc_jax.inference import identity
 from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.identity import Sources
+from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 from deepsc_jax.runtime import exit_codes
@@ -48,6 +49,7 @@ class Network:
       trained_on: `phantoms`, `scans`, or `unknown data`.
       digest: another for other parameters, and for another architecture of the same ones.
       volumes: what it gives probabilities of, and maps of evidence, by name.
+      options: what is made of its predictions.
     """
 
     data: DataConfig
@@ -56,6 +58,7 @@ class Network:
     trained_on: str
     digest: str
     volumes: tuple[str, ...]
+    options: PredictionOptions = PredictionOptions()
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def network_digest(network: Network) -> str:
     """What a result depends on beside its scan and lung mask, as a SHA-256."""
     data = dataclasses.asdict(network.data)
     facts = [__version__, network.digest, data, network.stage]
-    facts += [network.threshold, network.trained_on]
+    facts += [network.threshold, network.trained_on, network.options.facts()]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
 
@@ -236,6 +239,7 @@ def _write(
         "trained_on": network.trained_on,
         "lung_ml": float(lung.sum()) * voxel_ml,
         "note": "research software, not for clinical use",
+        **network.options.facts(),
     }
     probability = mask = shown = classes = None
     if prediction.lesion is not None:

@@ -1,0 +1,72 @@
+"""What the commands ask of trained networks; stand-ins, whose predictions are worked out by hand."""
+
+import dataclasses
+import pathlib
+from typing import Any, cast
+
+import chests
+import handful
+import numpy as np
+import pytest
+
+from deepsc_jax.data.prediction import Prediction
+from deepsc_jax.inference import identity, results
+from deepsc_jax.inference.ensemble import Ensemble
+from deepsc_jax.inference.options import PredictionOptions
+from deepsc_jax.inference.predictor import Predictor
+from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.results import Network
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.building import build
+from deepsc_jax.systems.system import Stage
+
+SYSTEM = build(handful.CONFIG, "cpu")
+
+
+@dataclasses.dataclass
+class Member:
+    """Says of any scan what it says of its voxels."""
+
+    stage: Stage = SYSTEM.stage("joint")
+    threshold: float = 0.5
+    trained_on: str = "phantoms"
+    network: Network = chests.NETWORK
+    config: Any = handful.CONFIG
+
+    def __call__(self, volume: np.ndarray) -> Prediction:
+        return chests.compute(volume)
+
+
+def ensemble(*members: Member, **options: Any) -> Ensemble:
+    (member,) = members or (Member(),)
+    return Ensemble(cast(Predictor, member), PredictionOptions(**options))
+
+
+def test_a_gate_is_applied_and_said(tmp_path: pathlib.Path) -> None:
+    scan = tmp_path / "scan.nii"
+    lungs = chests.write_chest(scan)
+    probabilities, kept = {}, {}
+    for gate in ("none", "soft", "hard"):
+        network = ensemble(lesion_gate=gate)
+        out = tmp_path / gate
+        result = results.predict_scan(Request(gate, scan, lungs), out, network.network, network)
+        assert result["lesion_gate"] == gate
+        kept[gate] = result["lesion_ml"]
+        probabilities[gate] = network(np.full((8, 24, 32), 0.25, np.float32)).lesion
+        again = ensemble(lesion_gate="none").network
+        read = identity.read_result(out)
+        sources = identity.identify(scan, lungs)
+        assert results.is_done(read, out, sources, network.network)
+        assert results.is_done(read, out, sources, again) == (gate == "none")
+    assert kept["none"] == kept["hard"] > 0  # the stand-in's third class is never the likeliest
+    np.testing.assert_allclose(probabilities["none"], 0.75)
+
+
+@pytest.mark.parametrize(
+    ("stage", "lacking"), [("segmentation", "classes"), ("classification", "lesions")]
+)
+def test_a_gate_wants_lesions_and_classes(stage: str, lacking: str) -> None:
+    said = f"--lesion_gate=soft: the {stage} stage of --model=deepsc gives no {lacking}"
+    with pytest.raises(InputError, match=said):
+        ensemble(Member(stage=SYSTEM.stage(stage)), lesion_gate="soft")
+    assert ensemble(Member(stage=SYSTEM.stage(stage))).threshold == 0.5
