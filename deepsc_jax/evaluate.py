@@ -46,7 +46,10 @@ def main() -> None:
     checkpoint = local_path("checkpoint", options.checkpoint)
     predictor = ensemble.load(checkpoint, options.stage, from_flags())
     store = Store(data_dir / "store", predictor.config.data)
-    metrics, rows = scoring.evaluate(predictor, store, options.split)
+    smallest_ml = predictor.options.smallest_lesion_ml
+    metrics, rows = scoring.evaluate(
+        predictor, store, options.split, smallest_lesion_ml=smallest_ml
+    )
     metrics |= predictor.options.facts()
     metrics["trained_on"] = predictor.trained_on
     metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"

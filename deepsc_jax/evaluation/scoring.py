@@ -14,6 +14,7 @@ from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.evaluation import baselines
 from deepsc_jax.evaluation.curve import ScanCurve, curve, of_scan
+from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.predictor import SegmentsScans
 from deepsc_jax.metrics.evidence import Pointing, pointing
 from deepsc_jax.metrics.overlap import dice
@@ -25,13 +26,21 @@ from deepsc_jax.runtime.types import JsonObject
 LUNGS = {"left_lung": "right_lung", "right_lung": "left_lung"}  # each with the other
 
 
-def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, list[dict]]:
+def evaluate(
+    predictor: SegmentsScans, store: Store, split: str, *, smallest_lesion_ml: float = 0.0
+) -> tuple[dict, list[dict]]:
     """The summary of a split and one row per scan.
 
     Lesion masks are compared on the source's grid: probabilities are brought there and cut at the
     validation threshold, inside the lungs: outside of them the network sees nothing. A scan of a
     pneumonia class without a lesion mask counts for the classification only. Evidence is that for
-    the most probable class.
+    the most probable class. The curve is of masks with all their lesions.
+
+    Args:
+      predictor: the trained network.
+      store: the data set.
+      split: of it.
+      smallest_lesion_ml: connected lesions below it are removed from masks.
 
     Raises:
       InputError: the split is empty, or the store was made with other preprocessing.
@@ -43,7 +52,7 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
     rows, curves = [], list[ScanCurve]()
     with Progress(f"evaluate {split}", len(cases), lines=True) as progress:
         for case in cases:
-            rows.append(_row(predictor, store, case, curves))
+            rows.append(_row(predictor, store, case, curves, smallest_lesion_ml))
             progress.advance()
     labels = np.array([case.label for case in cases])
     probabilities = [list(row["probabilities"].values()) for row in rows if "probabilities" in row]
@@ -65,7 +74,11 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
 
 
 def _row(
-    predictor: SegmentsScans, store: Store, case: StoredCase, curves: list[ScanCurve]
+    predictor: SegmentsScans,
+    store: Store,
+    case: StoredCase,
+    curves: list[ScanCurve],
+    smallest_ml: float,
 ) -> JsonObject:
     """The figures of one scan; its curve is added to `curves`."""
     prediction = predictor(store.read(case.name, "volume"))
@@ -75,11 +88,10 @@ def _row(
         truth = source_case(store, case, predictor.config.data.intensity)
     if prediction.lesion is not None and truth is not None:
         probability = preprocess.to_source(prediction.lesion, case.grid)
-        lesion = probability >= predictor.threshold
-        inside = np.ones_like(truth.lung)
-        if store.data.mask == "lungs":
-            inside = truth.lung
-            lesion &= inside
+        inside = truth.lung if store.data.mask == "lungs" else np.ones_like(truth.lung)
+        lesion = lesion_mask(
+            probability, inside, predictor.threshold, truth.spacing_mm, smallest_ml
+        )
         row |= per_scan(lesion, truth.lesion, truth.lung, truth.spacing_mm)
         voxel_ml = float(np.prod(truth.spacing_mm)) / 1000
         curves.append(of_scan(probability, inside, truth.lesion, voxel_ml))

@@ -11,6 +11,7 @@ from absl import flags
 
 from deepsc_jax.runtime.types import JsonObject
 
+LARGEST_ML = 1e4  # more than lungs hold
 LesionGate = Literal["none", "soft", "hard"]
 
 
@@ -22,9 +23,12 @@ class PredictionOptions:
       lesion_gate: what the class says of lesions: `none` nothing; `soft`: the lesion probability is
         multiplied by that of pneumonia, 1 less that of the lesion-free class; `hard`: it is 0
         where the lesion-free class is the most probable.
+      smallest_lesion_ml: connected lesions below it are removed from the mask, not from the
+        probabilities; 0 for none.
     """
 
     lesion_gate: LesionGate = "none"
+    smallest_lesion_ml: float = 0.0
 
     def facts(self) -> JsonObject:
         """As result.json and metrics.json say it."""
@@ -40,8 +44,18 @@ def define_flags() -> None:
         "soft multiplies the lesion probability by that of pneumonia; hard removes all lesions "
         "where the lesion-free class wins. Both hide lesions where the class is wrong.",
     )
+    flags.DEFINE_float(
+        "smallest_lesion_ml",
+        0.0,
+        "Remove connected lesions below it from the mask; the probabilities keep them.",
+        lower_bound=0.0,
+        upper_bound=LARGEST_ML,
+    )
 
 
 def from_flags() -> PredictionOptions:
     """The options that the flags say."""
-    return PredictionOptions(lesion_gate=flags.FLAGS.lesion_gate)
+    options = flags.FLAGS
+    return PredictionOptions(
+        lesion_gate=options.lesion_gate, smallest_lesion_ml=options.smallest_lesion_ml
+    )

@@ -28,6 +28,7 @@ from deepsc_jax.data.scans import Scan
 from deepsc_jax.inference import identity
 from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.identity import Sources
+from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
@@ -244,9 +245,11 @@ def _write(
     probability = mask = shown = classes = None
     if prediction.lesion is not None:
         probability = preprocess.to_source(prediction.lesion, prepared.grid)
-        if network.data.mask == "lungs":  # outside of them the network sees nothing
-            probability = np.where(lung, probability, 0)
-        mask = probability >= network.threshold
+        inside = lung if network.data.mask == "lungs" else None
+        if inside is not None:  # outside of them the network sees nothing
+            probability = np.where(inside, probability, 0)
+        smallest_ml = network.options.smallest_lesion_ml
+        mask = lesion_mask(probability, inside, network.threshold, scan.spacing_mm, smallest_ml)
         scans.save_like(probability, scan, folder / "lesion_probability.nii.gz", np.float32)
         scans.save_like(mask, scan, folder / "lesion_mask.nii.gz", np.uint8)
         lesion_ml = float(mask.sum()) * voxel_ml

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import chests
 import handful
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -70,3 +71,18 @@ def test_a_gate_wants_lesions_and_classes(stage: str, lacking: str) -> None:
     with pytest.raises(InputError, match=said):
         ensemble(Member(stage=SYSTEM.stage(stage)), lesion_gate="soft")
     assert ensemble(Member(stage=SYSTEM.stage(stage))).threshold == 0.5
+
+
+def test_lesions_that_are_too_small_are_in_the_probability_alone(tmp_path: pathlib.Path) -> None:
+    scan = tmp_path / "scan.nii"
+    lungs = chests.write_chest(scan)
+    found = {}
+    for smallest_ml in (0.0, 1e4):
+        network = ensemble(smallest_lesion_ml=smallest_ml)
+        out = tmp_path / str(smallest_ml)
+        result = results.predict_scan(Request("scan", scan, lungs), out, network.network, network)
+        assert result["smallest_lesion_ml"] == smallest_ml
+        probability = nib.Nifti1Image.from_filename(out / "lesion_probability.nii.gz")
+        found[smallest_ml] = result["lesion_ml"], probability.get_fdata().sum()
+    assert found[0.0][0] > 0
+    assert found[1e4] == (0.0, found[0.0][1])
