@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from deepsc_jax.data import preprocess, scans
-from deepsc_jax.data.classes import IDS
+from deepsc_jax.data.classes import IDS, OTHER_SIDE
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.evaluation import baselines
@@ -22,8 +22,6 @@ from deepsc_jax.metrics.summary import per_scan, spread, summarise
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.types import JsonObject
-
-LUNGS = {"left_lung": "right_lung", "right_lung": "left_lung"}  # each with the other
 
 
 def evaluate(
@@ -100,7 +98,7 @@ def _row(
             name: _pointing(preprocess.to_source(evidence, case.grid), truth)
             for name, evidence in prediction.evidence.items()
         }
-    if LUNGS.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
+    if OTHER_SIDE.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
         row["lungs"] = lung_dice(prediction, store.read(case.name, "classes"))
     if prediction.classes is not None:
         named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
@@ -141,7 +139,7 @@ def lung_dice(
     ids = np.array([IDS["background"], *(IDS[name] for name in names)])
     chosen = ids[np.concatenate([background, found]).argmax(axis=0)]
     figures: dict[str, float] = {}
-    for name, other in LUNGS.items():
+    for name, other in OTHER_SIDE.items():
         truth = classes == IDS[name]
         figures[f"{name}_dsc"] = dice(chosen == IDS[name], truth)
         figures[f"{name}_wrong_side"] = float((chosen[truth] == IDS[other]).mean())

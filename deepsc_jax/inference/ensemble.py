@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import predictor as predictors
-from deepsc_jax.inference.answers import gated
+from deepsc_jax.inference.answers import gated, mean, mirrored
 from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.predictor import Predictor
 from deepsc_jax.inference.results import Network
@@ -37,8 +37,10 @@ class Ensemble:
 
     def __call__(self, volume: Float[np.ndarray, "depth height width"]) -> Prediction:
         """Predict one preprocessed scan (`preprocess.Prepared.volume`)."""
-        lesion_free = self.config.data.lesion_free_id
-        return gated(self._member(volume), lesion_free, self.options.lesion_gate)
+        said = [self._member(volume)]
+        if self.options.mirror:
+            said.append(mirrored(self._member(np.ascontiguousarray(volume[..., ::-1]))))
+        return gated(mean(said), self.config.data.lesion_free_id, self.options.lesion_gate)
 
     @property
     def network(self) -> Network:

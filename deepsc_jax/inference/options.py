@@ -25,10 +25,12 @@ class PredictionOptions:
         where the lesion-free class is the most probable.
       smallest_lesion_ml: connected lesions below it are removed from the mask, not from the
         probabilities; 0 for none.
+      mirror: whether probabilities are the mean of the scan's and of its mirror image's.
     """
 
     lesion_gate: LesionGate = "none"
     smallest_lesion_ml: float = 0.0
+    mirror: bool = False
 
     def facts(self) -> JsonObject:
         """As result.json and metrics.json say it."""
@@ -51,11 +53,18 @@ def define_flags() -> None:
         lower_bound=0.0,
         upper_bound=LARGEST_ML,
     )
+    flags.DEFINE_bool(
+        "mirror",
+        False,
+        "The mean of the probabilities of the scan and of its mirror image; twice the time.",
+    )
 
 
 def from_flags() -> PredictionOptions:
     """The options that the flags say."""
     options = flags.FLAGS
     return PredictionOptions(
-        lesion_gate=options.lesion_gate, smallest_lesion_ml=options.smallest_lesion_ml
+        lesion_gate=options.lesion_gate,
+        smallest_lesion_ml=options.smallest_lesion_ml,
+        mirror=options.mirror,
     )

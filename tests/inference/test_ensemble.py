@@ -86,3 +86,25 @@ def test_lesions_that_are_too_small_are_in_the_probability_alone(tmp_path: pathl
         found[smallest_ml] = result["lesion_ml"], probability.get_fdata().sum()
     assert found[0.0][0] > 0
     assert found[1e4] == (0.0, found[0.0][1])
+
+
+def test_a_mirrored_prediction_is_the_same_of_the_mirror_image() -> None:
+    """Of a network that is not symmetric: it sees lesions towards one side."""
+
+    @dataclasses.dataclass
+    class OneSided(Member):
+        def __call__(self, volume: np.ndarray) -> Prediction:
+            lesion = volume * np.linspace(0, 1, volume.shape[2], dtype=np.float32)
+            classes = np.array([lesion.mean(), 1 - lesion.mean(), 0.0], np.float32)
+            return Prediction({"lesion": lesion}, classes, {"evidence_1": lesion})
+
+    volume = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
+    network = ensemble(OneSided(), mirror=True)
+    found, other = network(volume), network(volume[..., ::-1])
+    assert found.lesion is not None
+    assert other.lesion is not None
+    np.testing.assert_allclose(found.lesion, volume / 2, atol=1e-6)
+    np.testing.assert_allclose(found.lesion, other.lesion[..., ::-1], atol=1e-6)
+    np.testing.assert_allclose(found.classes, other.classes, atol=1e-6)
+    np.testing.assert_allclose(found.evidence["evidence_1"], volume / 2, atol=1e-6)
+    assert network.network.options.facts()["mirror"]
