@@ -26,13 +26,11 @@ from deepsc_jax.runtime.types import JsonValue
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    define_options()
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_enum("split", "test", SPLITS, "Split to evaluate; test is to be read once.")
-    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
     flags.DEFINE_bool("baselines", False, "Also score what needs no network.")
-    define_options()
 
 
 def main() -> None:
@@ -43,15 +41,14 @@ def main() -> None:
     summary, table_of_scans = out / "metrics.json", out / "scans.json"
     for path in (summary, table_of_scans):
         require_own(path)
-    checkpoint = local_path("checkpoint", options.checkpoint)
-    predictor = ensemble.load(checkpoint, options.stage, from_flags())
+    checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
+    predictor = ensemble.load(checkpoints, options.stage, from_flags())
     store = Store(data_dir / "store", predictor.config.data)
     smallest_ml = predictor.options.smallest_lesion_ml
     metrics, rows = scoring.evaluate(
         predictor, store, options.split, smallest_lesion_ml=smallest_ml
     )
-    metrics |= predictor.options.facts()
-    metrics["trained_on"] = predictor.trained_on
+    metrics |= predictor.facts()
     metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
     print(table(metrics))
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))

@@ -117,7 +117,7 @@ def summary(
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    define_options()
     flags.DEFINE_multi_string("scan", [], "Scan file or DICOM folder; repeat for more.")
     flags.DEFINE_string(
         "scans",
@@ -153,8 +153,6 @@ def define_flags() -> None:
         "direct, on a CPU for many scans: by oneDNN, faster, but compiled anew at each start. It "
         "needs JAX 0.11.",
     )
-    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
-    define_options()
 
 
 def main() -> int:
@@ -171,8 +169,8 @@ def main() -> int:
         require_own(table)
     for note in named.notes:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
-    checkpoint = local_path("checkpoint", options.checkpoint)
-    predictor = ensemble.load(checkpoint, options.stage, from_flags(), options.conv_form)
+    checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
+    predictor = ensemble.load(checkpoints, options.stage, from_flags(), options.conv_form)
     workers = _workers(options.workers, len(wanted))
     batch = BatchInference(
         predictor, out, workers=workers, overwrite=options.overwrite, allow=options.allow

@@ -17,7 +17,7 @@ LesionGate = Literal["none", "soft", "hard"]
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """How a network's probabilities become a result.
+    """How the probabilities of networks become a result.
 
     Attributes:
       lesion_gate: what the class says of lesions: `none` nothing; `soft`: the lesion probability is
@@ -26,19 +26,39 @@ class PredictionOptions:
       smallest_lesion_ml: connected lesions below it are removed from the mask, not from the
         probabilities; 0 for none.
       mirror: whether probabilities are the mean of the scan's and of its mirror image's.
+      threshold: lesion probability from which a voxel is lesion; None for the mean of the networks'.
     """
 
     lesion_gate: LesionGate = "none"
     smallest_lesion_ml: float = 0.0
     mirror: bool = False
+    threshold: float | None = None
 
     def facts(self) -> JsonObject:
-        """As result.json and metrics.json say it."""
-        return dataclasses.asdict(self)
+        """As result.json and metrics.json say them, which say the threshold that was taken."""
+        facts = dataclasses.asdict(self)
+        del facts["threshold"]
+        return facts
 
 
 def define_flags() -> None:
-    """Define the flags of the options."""
+    """Define the flags of networks and of the options."""
+    flags.DEFINE_list(
+        "checkpoint",
+        None,
+        "A training run's --workdir, or several, separated by commas: their probabilities are "
+        "averaged.",
+        required=True,
+    )
+    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
+    flags.DEFINE_float(
+        "threshold",
+        None,
+        "Lesion probability from which a voxel is lesion; default: as chosen on validation, of "
+        "several networks the mean.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
     flags.DEFINE_enum(
         "lesion_gate",
         "none",
@@ -67,4 +87,5 @@ def from_flags() -> PredictionOptions:
         lesion_gate=options.lesion_gate,
         smallest_lesion_ml=options.smallest_lesion_ml,
         mirror=options.mirror,
+        threshold=options.threshold,
     )

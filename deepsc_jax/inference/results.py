@@ -51,6 +51,7 @@ class Network:
       digest: another for other parameters, and for another architecture of the same ones.
       volumes: what it gives probabilities of, and maps of evidence, by name.
       options: what is made of its predictions.
+      networks: whose mean it is.
     """
 
     data: DataConfig
@@ -60,6 +61,7 @@ class Network:
     digest: str
     volumes: tuple[str, ...]
     options: PredictionOptions = PredictionOptions()
+    networks: int = 1
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ def _write(
         "lung_ml": float(lung.sum()) * voxel_ml,
         "note": "research software, not for clinical use",
         **network.options.facts(),
+        "networks": network.networks,
     }
     probability = mask = shown = classes = None
     if prediction.lesion is not None:

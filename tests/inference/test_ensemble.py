@@ -12,9 +12,8 @@ import pytest
 
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import identity, results
-from deepsc_jax.inference.ensemble import Ensemble
+from deepsc_jax.inference.ensemble import Ensemble, require_alike
 from deepsc_jax.inference.options import PredictionOptions
-from deepsc_jax.inference.predictor import Predictor
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.inference.results import Network
 from deepsc_jax.runtime.errors import InputError
@@ -39,8 +38,7 @@ class Member:
 
 
 def ensemble(*members: Member, **options: Any) -> Ensemble:
-    (member,) = members or (Member(),)
-    return Ensemble(cast(Predictor, member), PredictionOptions(**options))
+    return Ensemble(cast(Any, members or (Member(),)), PredictionOptions(**options))
 
 
 def test_a_gate_is_applied_and_said(tmp_path: pathlib.Path) -> None:
@@ -108,3 +106,54 @@ def test_a_mirrored_prediction_is_the_same_of_the_mirror_image() -> None:
     np.testing.assert_allclose(found.classes, other.classes, atol=1e-6)
     np.testing.assert_allclose(found.evidence["evidence_1"], volume / 2, atol=1e-6)
     assert network.network.options.facts()["mirror"]
+
+
+@dataclasses.dataclass
+class Constant(Member):
+    """Says the same of every voxel."""
+
+    lesion: float = 0.0
+
+    def __call__(self, volume: np.ndarray) -> Prediction:
+        lesion = np.full(volume.shape, self.lesion, np.float32)
+        return Prediction({"lesion": lesion}, np.array([self.lesion, 1 - self.lesion, 0.0]))
+
+
+def test_an_ensemble_is_the_mean_of_its_networks() -> None:
+    other = dataclasses.replace(chests.NETWORK, digest="other")
+    members = [
+        Constant(threshold=0.2, lesion=0.1),
+        Constant(threshold=0.3, lesion=0.5, trained_on="scans", network=other),
+    ]
+    both = ensemble(*members)
+    found = both(np.zeros((2, 3, 4), np.float32))
+    assert found.lesion is not None
+    np.testing.assert_allclose(found.lesion, 0.3, rtol=1e-6)
+    np.testing.assert_allclose(found.classes, [0.3, 0.7, 0.0], rtol=1e-6)
+    assert both.threshold == both.network.threshold == 0.25
+    assert both.trained_on == both.network.trained_on == "phantoms and scans"
+    assert both.network.networks == both.facts()["networks"] == 2
+    assert ensemble(*members, threshold=0.6).network.threshold == 0.6
+    digests = {ensemble(*of).network.digest for of in (members, members[:1], members[1:])}
+    assert len(digests) == 3
+    assert ensemble(members[0]).network.digest == chests.NETWORK.digest
+
+
+def test_networks_that_cannot_be_averaged_are_refused() -> None:
+    def coarser(**changes: Any) -> Member:
+        data = dataclasses.replace(handful.CONFIG.data, **changes)
+        return Member(config=dataclasses.replace(handful.CONFIG, data=data))
+
+    paths = [pathlib.Path("a"), pathlib.Path("b")]
+
+    def check(other: Member) -> None:
+        require_alike(paths, cast(Any, [Member(), other]))
+
+    check(coarser(slices=16, intensity_mean=0.0))  # each network's own
+    with pytest.raises(
+        InputError,
+        match=r"--checkpoint: b has --hu_window \(-1000, 0\), and a \(-1400\.0, 200\.0\)",
+    ):
+        check(coarser(hu_window=(-1000, 0)))
+    with pytest.raises(InputError, match=r"--checkpoint: b has tasks \('lesions',\), and a "):
+        check(Member(stage=SYSTEM.stage("segmentation")))
