@@ -1,4 +1,4 @@
-"""Trained networks as the commands ask for them: one or several, and what is made of what they say."""
+"""Trained networks as the commands ask for them: one or the mean of several, with options."""
 
 import dataclasses
 import functools

@@ -26,7 +26,7 @@ class PredictionOptions:
       smallest_lesion_ml: connected lesions below it are removed from the mask, not from the
         probabilities; 0 for none.
       mirror: whether probabilities are the mean of the scan's and of its mirror image's.
-      threshold: lesion probability from which a voxel is lesion; None for the mean of the networks'.
+      threshold: lesion probability from which a voxel is lesion; None for the networks' mean.
     """
 
     lesion_gate: LesionGate = "none"

@@ -60,7 +60,7 @@ class Network:
     trained_on: str
     digest: str
     volumes: tuple[str, ...]
-    options: PredictionOptions = PredictionOptions()
+    options: PredictionOptions = dataclasses.field(default_factory=PredictionOptions)
     networks: int = 1
 
 

@@ -56,7 +56,7 @@ def decode(batch: Batch, reads: Reads, data: DataConfig, train: TrainConfig) -> 
 
 
 def in_one_tile(batch: Batch, reads: Reads, data: DataConfig) -> tuple[Batch, DataConfig]:
-    """An evaluation's batch in which every scan is one tile, however deep, and what it is decoded by.
+    """An evaluation's batch with each scan as one tile, however deep, and what decodes it.
 
     For a network that was trained on such: see `System.predictor`. A batch of scans that are no
     deeper than a tile, or that holds no whole scans, passes unchanged.

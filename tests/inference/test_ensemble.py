@@ -1,4 +1,4 @@
-"""What the commands ask of trained networks; stand-ins, whose predictions are worked out by hand."""
+"""What the commands ask of trained networks, on stand-ins whose predictions are by hand."""
 
 import dataclasses
 import pathlib
@@ -21,13 +21,14 @@ from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage
 
 SYSTEM = build(handful.CONFIG, "cpu")
+JOINT = SYSTEM.stage("joint")
 
 
 @dataclasses.dataclass
 class Member:
     """Says of any scan what it says of its voxels."""
 
-    stage: Stage = SYSTEM.stage("joint")
+    stage: Stage = JOINT
     threshold: float = 0.5
     trained_on: str = "phantoms"
     network: Network = chests.NETWORK
