@@ -64,7 +64,7 @@ def test_a_run_knows_whether_its_tile_held_every_scan(
     facts = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(facts | {"whole_scans": "yes"}))
     with pytest.raises(
-        InputError, match=r"run\.json: .* whole_scans is true or false, .*yes.* found"
+        InputError, match=r"run\.json: .*whole_scans is true or false, .*yes.* found"
     ):
         workdirs.read(tmp_path)
 
