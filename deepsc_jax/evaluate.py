@@ -43,7 +43,8 @@ def main() -> None:
         require_own(path)
     checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
     predictor = ensemble.load(checkpoints, options.stage, from_flags())
-    store = Store(data_dir / "store", predictor.config.data)
+    fold = predictor.fold(options.split)
+    store = Store(data_dir / "store", predictor.config.data, fold=fold)
     smallest_ml = predictor.options.smallest_lesion_ml
     metrics, rows = scoring.evaluate(
         predictor, store, options.split, smallest_lesion_ml=smallest_ml

@@ -86,7 +86,8 @@ def train(config: Config, stages: tuple[Stage, ...]) -> int:
                 require_writable("workdir", workdir)
                 locks.append(held.enter_context(locked(workdir, "training")))
             folder = local_path("data_dir", flags.FLAGS.data_dir) / "store"
-            return Store(folder, config.data, config.train.cache_mib)
+            settings = config.train
+            return Store(folder, config.data, settings.cache_mib, fold=settings.folds)
 
         store = cluster.together(begin)
         cluster.require_same(_digests(config, store))

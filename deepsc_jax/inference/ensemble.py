@@ -53,6 +53,21 @@ class Ensemble:
             said += [mirrored(member(image)) for member in self._members]
         return gated(mean(said), self.config.data.lesion_free_id, self.options.lesion_gate)
 
+    def fold(self, split: str) -> tuple[int, int] | None:
+        """`TrainConfig.folds` of the networks, by which `split` is read; None for test.
+
+        Raises:
+          InputError: they have several, and of `split` each has seen other scans in training.
+        """
+        if split == "test":  # no fold changes it
+            return None
+        if len({member.config.train.folds for member in self._members}) > 1:
+            raise InputError(
+                f"--split={split}: the networks of --checkpoint have different folds, so that some "
+                "were trained on it: give test, or one network"
+            )
+        return self.config.train.folds
+
     def facts(self) -> JsonObject:
         """What metrics.json says of it."""
         facts = {"networks": len(self._members), "trained_on": self.trained_on}
@@ -87,15 +102,17 @@ def load(
     """The best checkpoints of training runs, and what is made of their predictions.
 
     Args:
-      workdirs: each run's `--workdir`, at least one.
+      workdirs: each run's `--workdir`.
       stage: whose checkpoint; by default the last stage of each that has one.
       options: what is made of their predictions.
       form: of their convolutions (`PlatformConfig.conv_form`).
 
     Raises:
-      InputError: as `predictor.load`; the networks are of other preprocessing, or do not give the
-        same things; or the options ask for what they do not give.
+      InputError: as `predictor.load`; there is no run; the networks are of other preprocessing, or
+        do not give the same things; or the options ask for what they do not give.
     """
+    if not workdirs:
+        raise InputError("--checkpoint: is empty, expected a path")
     members = [predictors.load(workdir, stage, form) for workdir in workdirs]
     require_alike(workdirs, members)
     return Ensemble(members, options)

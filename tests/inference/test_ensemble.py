@@ -158,3 +158,15 @@ def test_networks_that_cannot_be_averaged_are_refused() -> None:
         check(coarser(hu_window=(-1000, 0)))
     with pytest.raises(InputError, match=r"--checkpoint: b has tasks \('lesions',\), and a "):
         check(Member(stage=SYSTEM.stage("segmentation")))
+
+
+def test_networks_of_several_folds_are_evaluated_on_test_alone() -> None:
+    def of_fold(fold: str) -> Member:
+        train = dataclasses.replace(handful.CONFIG.train, fold=fold)
+        return Member(config=dataclasses.replace(handful.CONFIG, train=train))
+
+    assert ensemble(of_fold("1/5")).fold("validation") == (1, 5)
+    both = ensemble(of_fold("1/5"), of_fold("0/5"))
+    assert both.fold("test") is None
+    with pytest.raises(InputError, match=r"--split=validation: the networks .* different folds"):
+        both.fold("validation")
