@@ -13,6 +13,8 @@ from absl import flags
 
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store
+from deepsc_jax.inference.options import define_flags as define_options
+from deepsc_jax.inference.options import from_flags
 from deepsc_jax.metrics.summary import table
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable, write_json
@@ -22,11 +24,10 @@ from deepsc_jax.runtime.types import JsonValue
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    define_options()
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_enum("split", "test", SPLITS, "Split to evaluate; test is to be read once.")
-    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
     flags.DEFINE_bool("baselines", False, "Also score what needs no network.")
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     """Evaluate what the flags name."""
     # JAX, which a wrong flag need not wait for.
     from deepsc_jax.evaluation import baselines, scoring
-    from deepsc_jax.inference import predictor as predictors
+    from deepsc_jax.inference import ensemble
 
     options = flags.FLAGS
     data_dir, out = local_path("data_dir", options.data_dir), local_path("out", options.out)
@@ -42,12 +43,17 @@ def main() -> None:
     summary, table_of_scans = out / "metrics.json", out / "scans.json"
     for path in (summary, table_of_scans):
         require_own(path)
-    predictor = predictors.load(local_path("checkpoint", options.checkpoint), options.stage)
-    store = Store(data_dir / "store", predictor.config.data)
+    checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
+    predictor = ensemble.load(checkpoints, options.stage, from_flags())
+    fold = predictor.fold(options.split)
+    store = Store(data_dir / "store", predictor.config.data, fold=fold)
     if options.baselines:
         scoring.require_baselines(store, options.split)
-    metrics, rows = scoring.evaluate(predictor, store, options.split)
-    metrics["trained_on"] = predictor.trained_on
+    smallest_ml = predictor.options.smallest_lesion_ml
+    metrics, rows = scoring.evaluate(
+        predictor, store, options.split, smallest_lesion_ml=smallest_ml
+    )
+    metrics |= predictor.facts()
     metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
     print(table(metrics))
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))

@@ -155,7 +155,8 @@ def _compare(
     config: Config, stages: dict[str, Stage], out: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
     options, last = flags.FLAGS, list(stages.values())[-1]
-    store = Store(data_dir / "store", config.data, config.train.cache_mib)
+    folder, settings = data_dir / "store", config.train
+    store = Store(folder, config.data, settings.cache_mib, fold=settings.folds)
     deepest = max(case.depth for case in store.cases("train"))
     tiles = int(np.prod(config.data.tile_counts(config.data.bucket(deepest))))
     joint: list[dict] = []

@@ -33,6 +33,8 @@ from absl import flags
 
 from deepsc_jax.data.source import KINDS
 from deepsc_jax.inference import requests
+from deepsc_jax.inference.options import define_flags as define_options
+from deepsc_jax.inference.options import from_flags
 from deepsc_jax.inference.requests import Found
 from deepsc_jax.inference.results import Outcome
 from deepsc_jax.inference.workers import BatchInference
@@ -128,7 +130,7 @@ def whereabouts(
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
+    define_options()
     flags.DEFINE_multi_string("scan", [], "Scan file or DICOM folder; repeat for more.")
     flags.DEFINE_string(
         "scans",
@@ -164,12 +166,11 @@ def define_flags() -> None:
         "direct, on a CPU for many scans: by oneDNN, faster, but compiled anew at each start. It "
         "needs JAX 0.11.",
     )
-    flags.DEFINE_string("stage", None, "Whose checkpoint; default: the last one trained.")
 
 
 def main() -> int:
     """Predict the scans; 1, or FILE_SYSTEM, if one of them could not be predicted."""
-    from deepsc_jax.inference import predictor as inference
+    from deepsc_jax.inference import ensemble
     from deepsc_jax.runtime import exit_codes
 
     options = flags.FLAGS
@@ -181,8 +182,8 @@ def main() -> int:
         require_own(table)
     for note in named.notes:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
-    checkpoint = local_path("checkpoint", options.checkpoint)
-    predictor = inference.load(checkpoint, options.stage, options.conv_form)
+    checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
+    predictor = ensemble.load(checkpoints, options.stage, from_flags(), options.conv_form)
     workers = _workers(options.workers, len(wanted))
     batch = BatchInference(
         predictor, out, workers=workers, overwrite=options.overwrite, allow=options.allow

@@ -1,6 +1,7 @@
 """How a network is trained, whichever it is, and the options of a stage."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from deepsc_jax.config.options import option, require
@@ -55,6 +56,12 @@ class TrainConfig:
     """What all stages of all models share."""
 
     seed: int = option(0, "assumed: seed of initial weights, data order and augmentation")
+    fold: str = option(
+        "",
+        "paper: I/K of cross-validation inside the training set (V-A.1, K = 10): patients of "
+        "training and validation are split anew, fold I, from 0, being validation; assumed: by a "
+        "hash of the patient, class by class; empty for the splits as they are",
+    )
     adam_b1: float = option(0.9, "paper: first-order momentum of Adam")
     adam_b2: float = option(0.999, "paper: second-order momentum of Adam")
     adam_eps: float = option(1e-8, "assumed: epsilon of Adam, torch's default")
@@ -144,6 +151,11 @@ class TrainConfig:
                 require(value >= 1, f"{field.name} is {value}: it must be at least 1")
             if field.type is not str and not isinstance(value, str):
                 require(value >= 0, f"{field.name} is {value}: it must not be negative")
+        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.fold or "0/2")
+        require(
+            match is not None and int(match[1]) < int(match[2]) > 1,
+            f"fold is {self.fold}: give I/K with I from 0 to K - 1 and K of 2 or more, such as 0/5",
+        )
         for name in ("adam_b1", "adam_b2", "average_decay"):
             value = getattr(self, name)
             require(value < 1, f"{name} is {value:g}: it must be below 1")
@@ -158,3 +170,9 @@ class TrainConfig:
         for name in ("foreground", "flip_probability", "change_probability"):
             value = getattr(self, name)
             require(value <= 1, f"{name} is {value:g}: it is a share, at most 1")
+
+    @property
+    def folds(self) -> tuple[int, int] | None:
+        """The number of the fold that is validation, and how many there are; None without folds."""
+        index, _, count = self.fold.partition("/")
+        return (int(index), int(count)) if count else None

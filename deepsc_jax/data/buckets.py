@@ -72,6 +72,12 @@ def lung_tiles(case: StoredCase, data: DataConfig, depth: int) -> np.ndarray:
     return occupancy.occupied(case.lung_blocks, case.shape, corners, data.tile)
 
 
+def tile_covers(data: DataConfig, cases: Sequence[StoredCase]) -> bool:
+    """Whether a tile holds each of `cases`, of which there is one: they are seen as whole scans."""
+    deepest = max((case.depth for case in cases), default=data.tile[0] + 1)
+    return deepest <= data.tile[0] and data.tile[1:] == data.working_size
+
+
 def depths(found: Sequence[int], data: DataConfig, least: int) -> tuple[int, ...]:
     """The depths of at most `depth_buckets` buckets that pad the fewest slices, ascending.
 

@@ -37,7 +37,7 @@ import tensorstore as ts
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.config.options import from_document
-from deepsc_jax.data import occupancy
+from deepsc_jax.data import folds, occupancy
 from deepsc_jax.data.arrays import (
     DTYPES,
     LEVELS,
@@ -186,6 +186,7 @@ class Store:
       path: its folder, or the URL of one (`gs://...`, `s3://...`) as tensorstore spells it.
       data: the configuration of the run; None takes whatever the store was made with.
       cache_mib: MiB of decoded chunks kept in memory; 0 keeps none.
+      fold: `TrainConfig.folds`: by which training and validation are split anew.
       complete: refuse it if a file is missing, or, of a local store, shorter or longer than it was.
 
     Attributes:
@@ -195,7 +196,8 @@ class Store:
         store, or the same with other content.
 
     Raises:
-      InputError: not a store, incomplete, or made with other preprocessing than `data` asks for.
+      InputError: not a store, incomplete, made with other preprocessing than `data` asks for, or of
+        fewer patients than folds.
     """
 
     def __init__(
@@ -204,6 +206,7 @@ class Store:
         data: DataConfig | None = None,
         cache_mib: int = 0,
         *,
+        fold: tuple[int, int] | None = None,
         complete: bool = True,
     ):
         self.path = str(path)
@@ -217,6 +220,8 @@ class Store:
             raise InputError(
                 f"{self.path}/index.json: not an index of this version ({error!r}): prepare again"
             ) from error
+        if fold is not None:
+            self._cases = folds.of_cases(self._cases, *fold)
         self._case = {case.name: case for case in self._cases}
         if data is not None:
             self.require(data)

@@ -2,32 +2,44 @@
 
 import collections
 import json
+import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from deepsc_jax.data import preprocess, scans
-from deepsc_jax.data.classes import IDS
+from deepsc_jax.data.classes import IDS, OTHER_SIDE
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.evaluation import baselines
+from deepsc_jax.evaluation.curve import ScanCurve, curve, of_scan
+from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.predictor import SegmentsScans
+from deepsc_jax.metrics.evidence import Pointing, pointing
 from deepsc_jax.metrics.overlap import dice
-from deepsc_jax.metrics.summary import per_scan, summarise
+from deepsc_jax.metrics.summary import per_scan, spread, summarise
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.types import JsonObject
 
-LUNGS = {"left_lung": "right_lung", "right_lung": "left_lung"}  # each with the other
 
-
-def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, list[dict]]:
+def evaluate(
+    predictor: SegmentsScans, store: Store, split: str, *, smallest_lesion_ml: float = 0.0
+) -> tuple[dict, list[dict]]:
     """The summary of a split and one row per scan.
 
     Lesion masks are compared on the source's grid: probabilities are brought there and cut at the
     validation threshold, inside the lungs: outside of them the network sees nothing. A scan of a
-    pneumonia class without a lesion mask counts for the classification only.
+    pneumonia class without a lesion mask counts for the classification only. Evidence is that for
+    the most probable class. The curve is of masks with all their lesions.
+
+    Args:
+      predictor: the trained network.
+      store: the data set.
+      split: of it.
+      smallest_lesion_ml: connected lesions below it are removed from masks.
 
     Raises:
       InputError: the split is empty, or the store was made with other preprocessing.
@@ -36,10 +48,10 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
     cases = store.cases(split)
     if not cases:
         raise InputError(f"{store.path}: split {split} has no case: name another with --split")
-    rows = []
+    rows, curves = [], list[ScanCurve]()
     with Progress(f"evaluate {split}", len(cases), lines=True) as progress:
         for case in cases:
-            rows.append(_row(predictor, store, case))
+            rows.append(_row(predictor, store, case, curves, smallest_lesion_ml))
             progress.advance()
     labels = np.array([case.label for case in cases])
     probabilities = [list(row["probabilities"].values()) for row in rows if "probabilities" in row]
@@ -49,29 +61,66 @@ def evaluate(predictor: SegmentsScans, store: Store, split: str) -> tuple[dict, 
         np.array(probabilities) if probabilities else None,
         store.data.classes,
     )
+    if curves:
+        summary["curve"] = curve(curves)
+    pointing_at = [row["evidence"] for row in rows if "evidence" in row]
+    if pointing_at:
+        summary["evidence"] = evidence_figures(pointing_at)
     sides = [row["lungs"] for row in rows if "lungs" in row]
     if sides:
         summary["lungs"] = {name: float(np.mean([s[name] for s in sides])) for name in sides[0]}
     return summary, rows
 
 
-def _row(predictor: SegmentsScans, store: Store, case: StoredCase) -> JsonObject:
-    """The figures of one scan."""
+def _row(
+    predictor: SegmentsScans,
+    store: Store,
+    case: StoredCase,
+    curves: list[ScanCurve],
+    smallest_ml: float,
+) -> JsonObject:
+    """The figures of one scan; its curve is added to `curves`."""
     prediction = predictor(store.read(case.name, "volume"))
     row: JsonObject = {"case": case.name, "label": store.data.classes[case.label]}
-    if prediction.lesion is not None and case.lesions_known:
+    truth = None
+    if case.lesions_known and (prediction.lesion is not None or prediction.evidence):
         truth = source_case(store, case, predictor.config.data.intensity)
+    if prediction.lesion is not None and truth is not None:
         probability = preprocess.to_source(prediction.lesion, case.grid)
-        lesion = probability >= predictor.threshold
-        if store.data.mask == "lungs":
-            lesion &= truth.lung
+        inside = truth.lung if store.data.mask == "lungs" else np.ones_like(truth.lung)
+        lesion = lesion_mask(
+            probability, inside, predictor.threshold, truth.spacing_mm, smallest_ml
+        )
         row |= per_scan(lesion, truth.lesion, truth.lung, truth.spacing_mm)
-    if LUNGS.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
+        voxel_ml = float(np.prod(truth.spacing_mm)) / 1000
+        curves.append(of_scan(probability, inside, truth.lesion, voxel_ml))
+    if truth is not None and truth.lesion.any() and prediction.evidence:
+        row["evidence"] = {
+            name: _pointing(preprocess.to_source(evidence, case.grid), truth)
+            for name, evidence in prediction.evidence.items()
+        }
+    if OTHER_SIDE.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
         row["lungs"] = lung_dice(prediction, store.read(case.name, "classes"))
     if prediction.classes is not None:
         named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
         row["probabilities"] = dict(named)
     return row
+
+
+def _pointing(
+    evidence: Float[np.ndarray, "depth height width"], truth: baselines.BaselineCase
+) -> dict[str, float | None]:
+    """`evidence.pointing`, None where a figure is not defined."""
+    figures = pointing(evidence, truth.lesion, truth.lung)._asdict()
+    return {name: None if math.isnan(x) else x for name, x in figures.items()}
+
+
+def evidence_figures(rows: Sequence[dict[str, dict[str, float | None]]]) -> JsonObject:
+    """The spread over scans with lesions of every figure of `Pointing`, by map."""
+    return {
+        name: {key: spread([row[name][key] for row in rows]) for key in Pointing._fields}
+        for name in rows[0]
+    }
 
 
 def lung_dice(
@@ -91,7 +140,7 @@ def lung_dice(
     ids = np.array([IDS["background"], *(IDS[name] for name in names)])
     chosen = ids[np.concatenate([background, found]).argmax(axis=0)]
     figures: dict[str, float] = {}
-    for name, other in LUNGS.items():
+    for name, other in OTHER_SIDE.items():
         truth = classes == IDS[name]
         figures[f"{name}_dsc"] = dice(chosen == IDS[name], truth)
         figures[f"{name}_wrong_side"] = float((chosen[truth] == IDS[other]).mean())

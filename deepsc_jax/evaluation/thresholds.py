@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from deepsc_jax.data import preprocess
 from deepsc_jax.data.store import Store
+from deepsc_jax.evaluation.curve import marked_voxels
 from deepsc_jax.evaluation.scoring import source_case
 from deepsc_jax.inference import predictor as predictors
 from deepsc_jax.inference.predictor import SegmentsScans
@@ -34,7 +35,6 @@ def choose_threshold(predictor: SegmentsScans, store: Store) -> float | None:
 
 def _dice_of_share(predictor: SegmentsScans, store: Store) -> Float[np.ndarray, "case threshold"]:
     """The DSC of this process's validation scans at every threshold; nan for all others."""
-    edges = np.array([-np.inf, *THRESHOLDS, np.inf])
     cases = store.cases("validation")
     rows = np.full((len(cases), len(THRESHOLDS)), np.nan)
     for i in range(jax.process_index(), len(cases), jax.process_count()):
@@ -47,10 +47,7 @@ def _dice_of_share(predictor: SegmentsScans, store: Store) -> Float[np.ndarray, 
             continue
         probability = preprocess.to_source(lesion, case.grid)
         inside = truth.lung if store.data.mask == "lungs" else np.ones_like(truth.lung)
-        predicted, hits = (
-            np.histogram(probability[voxels], edges)[0][::-1].cumsum()[::-1][1:]
-            for voxels in (inside, inside & truth.lesion)
-        )
+        predicted, hits = marked_voxels(probability, inside, truth.lesion, THRESHOLDS)
         rows[i] = 2 * hits / (predicted + truth.lesion.sum())
     return rows
 

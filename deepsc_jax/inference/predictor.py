@@ -15,6 +15,7 @@ from deepsc_jax.config import Config
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference.results import Network
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage, System, Variables, initial
 from deepsc_jax.training import state as states
@@ -42,6 +43,7 @@ class Predictor:
       variables: the network's.
       threshold: lesion probability from which a voxel is lesion, chosen on validation; 0.5 without.
       trained_on: `phantoms`, `scans`, or `unknown data`.
+      whole_scans: whether training scans were one tile each, as every scan is then here.
     """
 
     def __init__(
@@ -51,11 +53,14 @@ class Predictor:
         variables: Variables,
         threshold: float,
         trained_on: str,
+        *,
+        whole_scans: bool = False,
     ):
         self._system = system
         self.config, self.stage, self.variables = system.config, stage, variables
         self.threshold, self.trained_on = threshold, trained_on
-        self._predict = system.predictor(stage, variables)
+        self.whole_scans = whole_scans
+        self._predict = system.predictor(stage, variables, whole_scans=whole_scans)
 
     def __call__(self, volume: Float[np.ndarray, "depth height width"]) -> Prediction:
         """Predict one preprocessed scan (`preprocess.Prepared.volume`)."""
@@ -75,7 +80,8 @@ class Predictor:
 
     @functools.cached_property
     def _digest(self) -> str:
-        options = {self.config.name: dataclasses.asdict(self.config.model)}
+        options: JsonObject = {self.config.name: dataclasses.asdict(self.config.model)}
+        options["whole_scans"] = self.whole_scans
         digest = hashlib.sha256(json.dumps(options).encode())
         for path, leaf in jax.tree.leaves_with_path(self.variables):
             array = np.asarray(leaf)
@@ -105,7 +111,14 @@ def load(
     like = abstract_state(system, chosen)
     variables, validated = load_variables(workdir / chosen.name, like)
     threshold = record.thresholds.get(chosen.name) or validated.get("threshold") or 0.5
-    return Predictor(system, chosen, variables, threshold, record.trained_on)
+    return Predictor(
+        system,
+        chosen,
+        variables,
+        threshold,
+        record.trained_on,
+        whole_scans=record.whole_scans,
+    )
 
 
 def chosen_stage(system: System, workdir: pathlib.Path, name: str | None) -> Stage:

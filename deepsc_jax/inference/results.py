@@ -28,6 +28,8 @@ from deepsc_jax.data.scans import Scan
 from deepsc_jax.inference import identity
 from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.identity import Sources
+from deepsc_jax.inference.masks import lesion_mask
+from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 from deepsc_jax.runtime import exit_codes
@@ -48,6 +50,8 @@ class Network:
       trained_on: `phantoms`, `scans`, or `unknown data`.
       digest: another for other parameters, and for another architecture of the same ones.
       volumes: what it gives probabilities of, and maps of evidence, by name.
+      options: what is made of its predictions.
+      networks: whose mean it is.
     """
 
     data: DataConfig
@@ -56,6 +60,8 @@ class Network:
     trained_on: str
     digest: str
     volumes: tuple[str, ...]
+    options: PredictionOptions = dataclasses.field(default_factory=PredictionOptions)
+    networks: int = 1
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def network_digest(network: Network) -> str:
     """What a result depends on beside its scan and lung mask, as a SHA-256."""
     data = dataclasses.asdict(network.data)
     facts = [__version__, network.digest, data, network.stage]
-    facts += [network.threshold, network.trained_on]
+    facts += [network.threshold, network.trained_on, network.options.facts()]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
 
@@ -244,13 +250,17 @@ def _write(
         "trained_on": network.trained_on,
         "lung_ml": round(float(lung.sum()) * voxel_ml, 2),
         "note": "research software, not for clinical use",
+        **network.options.facts(),
+        "networks": network.networks,
     }
     probability = mask = shown = classes = None
     if prediction.lesion is not None:
         probability = preprocess.to_source(prediction.lesion, prepared.grid)
-        if network.data.mask == "lungs":  # outside of them the network sees nothing
-            probability = np.where(lung, probability, 0)
-        mask = probability >= network.threshold
+        inside = lung if network.data.mask == "lungs" else None
+        if inside is not None:  # outside of them the network sees nothing
+            probability = np.where(inside, probability, 0)
+        smallest_ml = network.options.smallest_lesion_ml
+        mask = lesion_mask(probability, inside, network.threshold, scan.spacing_mm, smallest_ml)
         scans.save_like(probability, scan, folder / "lesion_probability.nii.gz", np.float32)
         scans.save_like(mask, scan, folder / "lesion_mask.nii.gz", np.uint8)
         lesion_ml = round(float(mask.sum()) * voxel_ml, 2)

@@ -156,7 +156,7 @@ def main() -> None:
     segmentation_stage(build(settings))
     folder = local_path("data_dir", options.data_dir) / "store"
     out = output_folder("out", options.out, "scans.json", "metrics.json")
-    store = Store(folder, settings.data, settings.train.cache_mib)
+    store = Store(folder, settings.data, settings.train.cache_mib, fold=settings.train.folds)
     peer = train(settings, store, channels)
     peer.threshold = choose_threshold(peer, store) or peer.threshold
     metrics, rows = evaluate(peer, store, "test")

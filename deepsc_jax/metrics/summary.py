@@ -165,7 +165,7 @@ def table(metrics: JsonObject) -> str:
 
 
 def _over_lesions(rows: Sequence[JsonObject]) -> JsonObject:
-    figures: JsonObject = {key: _spread([row[key] for row in rows]) for key in SEGMENTATION}
+    figures: JsonObject = {key: spread([row[key] for row in rows]) for key in SEGMENTATION}
     return figures | {"n": len(rows), "missed": sum(row["missed"] for row in rows)}
 
 
@@ -176,12 +176,13 @@ def _over_lesion_free(rows: Sequence[JsonObject]) -> JsonObject:
         "n": len(rows),
         "with_false_positives": with_false_positives,
         "share": with_false_positives / len(rows) if rows else None,
-        "false_positive_ml": _spread(false_positive_ml),
-        "specificity": _spread([row["specificity"] for row in rows]),
+        "false_positive_ml": spread(false_positive_ml),
+        "specificity": spread([row["specificity"] for row in rows]),
     }
 
 
-def _spread(values: Sequence[float | None]) -> Spread:
+def spread(values: Sequence[float | None]) -> Spread:
+    """The mean and sample deviation of those that are defined."""
     defined = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(defined)) if defined else None,

@@ -70,8 +70,11 @@ class ImageClassification(System):
         del stage
         return ()
 
-    def predictor(self, stage: Stage, variables: Variables) -> Predict:
+    def predictor(
+        self, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ) -> Predict:
         """The network on a scan's sampled slices."""
+        del whole_scans
         data = self.config.data
         options = compiler.options(jax.default_backend(), data.tile, self.layout.form)
 

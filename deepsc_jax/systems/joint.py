@@ -118,6 +118,8 @@ class Joint(System):
         masks = ("evidence_1", "evidence_2", "evidence_3") if "classes" in stage.learns else ()
         return lesion + masks
 
-    def predictor(self, stage: Stage, variables: Variables) -> Predict:
+    def predictor(
+        self, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ) -> Predict:
         """The network over a whole scan, in bounded memory."""
-        return JointPredictor(self.network, stage, variables)
+        return JointPredictor(self.network, stage, variables, whole_scans=whole_scans)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from deepsc_jax.config import Ints3
 from deepsc_jax.data.prediction import Prediction, Volume
 from deepsc_jax.geometry import grids
 from deepsc_jax.geometry.sampling import slice_indices
@@ -20,7 +21,7 @@ from deepsc_jax.models.deepsc.network import DeepSC, evidence
 from deepsc_jax.runtime import compiler
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.system import Outputs, Stage, Variables
-from deepsc_jax.systems.whole_scan import averaged, chunks, cut
+from deepsc_jax.systems.whole_scan import averaged, chunks, covering_tile, cut
 
 SHARED = ("scan_features", "scan_lesion")  # what tiles add up to on the slice grid
 
@@ -28,9 +29,11 @@ SHARED = ("scan_features", "scan_lesion")  # what tiles add up to on the slice g
 class JointPredictor:
     """A stage's network, ready for any number of scans."""
 
-    def __init__(self, network: DeepSC, stage: Stage, variables: Variables):
+    def __init__(
+        self, network: DeepSC, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ):
         self._network, self._stage, self._variables = network, stage, variables
-        self._data = network.data
+        self._data, self._whole_scans = network.data, whole_scans
         jit = functools.partial(
             jax.jit,
             compiler_options=compiler.options(
@@ -41,7 +44,7 @@ class JointPredictor:
         self._segment = jit(self._call("segment"))
         self._mix = jit(self._call("mix_features"))
         self._classify = jit(self._classify_program)
-        self._evidence = jit(self._evidence_program)
+        self._evidence = jit(self._evidence_program, static_argnums=3)
 
     def __call__(self, volume: Float[np.ndarray, "depth height width"]) -> Prediction:
         """Predict one preprocessed scan (`preprocess.Prepared.volume`)."""
@@ -65,6 +68,11 @@ class JointPredictor:
         masks = self._evidence_masks(out["evidence"], depth, volume)
         return Prediction(volumes, np.asarray(out["probabilities"][0]), masks)
 
+    def _covering(self, depth: int) -> Ints3 | None:
+        """The one tile of a scan, of a network that was trained on such."""
+        step = self._network.model.tile_step
+        return covering_tile(self._data, depth, step) if self._whole_scans else None
+
     def _call(self, method: str) -> Callable[..., PyTree]:
         def program(variables: Variables, *arguments: Array) -> PyTree:
             return self._network.apply(variables, *arguments, method=method)
@@ -78,12 +86,14 @@ class JointPredictor:
         masks = evidence(out, jnp.argmax(out["logits"], axis=-1))
         return {"probabilities": jax.nn.softmax(out["logits"]), "evidence": masks}
 
-    def _evidence_program(self, masks: tuple[Array, ...], origins: Array, depth: Array) -> Array:
+    def _evidence_program(
+        self, masks: tuple[Array, ...], origins: Array, depth: Array, tile: Ints3
+    ) -> Array:
         """The masks on tiles at `origins (K, 3)`: `(K, 3, d, h, w)`."""
         data = self._data
 
         def one(origin: Array) -> Array:
-            target = grids.tile_grid(origin, data.tile, depth[0])
+            target = grids.tile_grid(origin, tile, depth[0])
             parts = []
             for level, mask in enumerate(masks, start=1):
                 source = grids.slice_grid(depth[0], data.slices, data.working_size, 2**level)
@@ -96,11 +106,12 @@ class JointPredictor:
         self, volume: np.ndarray, depth: Array, features: Array | None
     ) -> tuple[np.ndarray, dict[str, Array] | None]:
         sums = None
+        covering = self._covering(len(volume))
 
         def segmented() -> Iterator[tuple[Array, np.ndarray]]:
             nonlocal sums
-            for origins, corners in chunks(self._data, len(volume)):
-                tiles = jnp.asarray(cut(volume, origins, self._data.tile)[None])
+            for origins, corners in chunks(self._data, len(volume), covering=covering):
+                tiles = jnp.asarray(cut(volume, origins, covering or self._data.tile)[None])
                 where = jnp.asarray(origins[None])
                 out = self._segment(self._variables, tiles, where, depth, features)
                 if features is not None:
@@ -114,9 +125,10 @@ class JointPredictor:
     def _evidence_masks(
         self, masks: tuple[Array, ...], depth: Array, volume: np.ndarray
     ) -> dict[str, Volume]:
+        covering = self._covering(len(volume))
         masked = (
-            (self._evidence(masks, jnp.asarray(origins), depth), corners)
-            for origins, corners in chunks(self._data, len(volume))
+            (self._evidence(masks, jnp.asarray(o), depth, covering or self._data.tile), corners)
+            for o, corners in chunks(self._data, len(volume), covering=covering)
         )
         whole = averaged(volume.shape, masked) * (volume > 0)
         return {f"evidence_{level}": mask for level, mask in enumerate(whole, start=1)}

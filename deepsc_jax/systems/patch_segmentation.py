@@ -37,7 +37,7 @@ from deepsc_jax.systems.system import (
     dice_at_thresholds,
     without_perturbations,
 )
-from deepsc_jax.systems.whole_scan import averaged, chunks, cut
+from deepsc_jax.systems.whole_scan import averaged, chunks, covering_tile, cut
 
 DEVIATION_EPSILON = 1e-6  # of a z-score, MIScnn's
 
@@ -129,12 +129,13 @@ class PatchSegmentation(System):
         others = [n for n in self.options.voxel_classes if n not in ("background", "lesion")]
         return ("lesion", *others)
 
-    def predictor(self, stage: Stage, variables: Variables) -> Predict:
+    def predictor(
+        self, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ) -> Predict:
         """The network over a whole scan, chunk by chunk of its tiles."""
-        data, names = self.config.data, self.volumes(stage)
+        data, names, step = self.config.data, self.volumes(stage), self.options.tile_step
         ids = jnp.asarray([self.options.voxel_classes.index(cast(VoxelClass, n)) for n in names])
         options = compiler.options(jax.default_backend(), data.tile, self.layout.form)
-        depth, height, width = (max(1, int(n * (1 - self.options.overlap))) for n in data.tile)
 
         @functools.partial(jax.jit, compiler_options=options)
         def program(variables: Variables, batch: Batch) -> Array:
@@ -146,8 +147,11 @@ class PatchSegmentation(System):
             if data.mask == "none":
                 intensity = intensity_of(volume)
                 facts["intensity"], fill = jnp.asarray([intensity], jnp.float32), intensity[0]
-            for origins, corners in chunks(data, len(volume), (depth, height, width)):
-                tiles = jnp.asarray(cut(volume, origins, data.tile, fill)[None])
+            covering = covering_tile(data, len(volume), step) if whole_scans else None
+            tile = covering or data.tile
+            depth, height, width = (max(1, int(n * (1 - self.options.overlap))) for n in tile)
+            for origins, corners in chunks(data, len(volume), (depth, height, width), covering):
+                tiles = jnp.asarray(cut(volume, origins, tile, fill)[None])
                 batch = {"tiles": tiles, "origins": jnp.asarray(origins[None]), **facts}
                 yield program(variables, batch), corners
 

@@ -207,8 +207,17 @@ class System(abc.ABC):
         """The names of the volumes and then of the evidence that `predictor` gives."""
 
     @abc.abstractmethod
-    def predictor(self, stage: Stage, variables: Variables) -> Predict:
-        """A function from a preprocessed scan (D, H, W) to what the network says of it."""
+    def predictor(
+        self, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ) -> Predict:
+        """A function from a preprocessed scan (D, H, W) to what the network says of it.
+
+        Args:
+          stage: the stage.
+          variables: the network's.
+          whole_scans: it was trained on scans that were one tile each: a deeper scan is one deeper
+            tile, so that norms see what they saw, the extent of a scan.
+        """
 
     def stage(self, name: str) -> Stage:
         """The stage of that name."""

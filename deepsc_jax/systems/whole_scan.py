@@ -43,8 +43,17 @@ def corners(shape: Ints3, tile: Ints3, stride: Ints3) -> Int32[np.ndarray, "tile
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.int32)
 
 
+def covering_tile(data: DataConfig, depth: int, step: int) -> Ints3:
+    """The tile that holds a whole scan, for a network whose training tile held every training scan.
+
+    The training tile, or where the scan is deeper one of the scan's depth, rounded up to `step`.
+    """
+    deep, height, width = data.tile
+    return max(deep, -(-depth // step) * step), height, width
+
+
 def chunks(
-    data: DataConfig, depth: int, stride: Ints3 | None = None
+    data: DataConfig, depth: int, stride: Ints3 | None = None, covering: Ints3 | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Corners of the tiles of a scan, in chunks filled up beyond its end; and the real ones.
 
@@ -52,10 +61,12 @@ def chunks(
       data: the sizes of tiles and of the working grid.
       depth: of the scan.
       stride: of the tiles; by default they do not overlap.
+      covering: the one tile that holds the scan, in place of tiles of `data`'s size.
     """
-    deep = data.tile_counts(depth)[0] * data.tile[0]
-    places = corners((depth, *data.working_size), data.tile, stride or data.tile)
-    size = chunk_tiles(data.tile, jax.default_backend())
+    tile = covering or data.tile
+    deep = -(-depth // tile[0]) * tile[0]
+    places = corners((depth, *data.working_size), tile, stride or tile)
+    size = 1 if covering else chunk_tiles(tile, jax.default_backend())
     for start in range(0, len(places), size):
         real = places[start : start + size]
         beyond = np.full((size - len(real), 3), (deep, 0, 0), np.int32)

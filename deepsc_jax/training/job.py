@@ -67,7 +67,9 @@ def train(asked: Asked, stages: tuple[Stage, ...]) -> int:
             if writer:
                 require_writable("workdir", workdir)
                 locks.append(held.enter_context(locked(workdir, "training")))
-            return Store(asked.data_dir / "store", config.data, config.train.cache_mib)
+            settings = config.train
+            folder = asked.data_dir / "store"
+            return Store(folder, config.data, settings.cache_mib, fold=settings.folds)
 
         store = cluster.together(begin)
         cluster.require_same(_digests(asked, store))

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from deepsc_jax.data import pipeline
+from deepsc_jax.data.buckets import tile_covers
 from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
@@ -83,7 +84,8 @@ def _validation(run: Run, stage: Stage) -> Callable[[states.State], Record | Non
     if not run.store.cases("validation"):
         run.log.say(f"{stage.name}: no validation split: its last checkpoint counts")
         return None
-    measure = make_eval_step(run.system, stage, run.mesh)
+    whole = tile_covers(run.system.config.data, run.store.cases("train"))
+    measure = make_eval_step(run.system, stage, run.mesh, whole_scans=whole)
 
     def of_state(state: states.State) -> Record | None:
         batches = iter(_batches(run, "validation", stage, train=False))

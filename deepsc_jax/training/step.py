@@ -13,7 +13,7 @@ from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems import optimizers
-from deepsc_jax.systems.decoding import decode
+from deepsc_jax.systems.decoding import decode, in_one_tile
 from deepsc_jax.systems.system import Batch, Facts, Stage, System, Variables
 from deepsc_jax.training.state import State
 
@@ -164,12 +164,18 @@ def _require_whole_statistics(system: System, carried: Variables) -> None:
 
 
 def make_eval_step(
-    system: System, stage: Stage, mesh: Mesh
+    system: System, stage: Stage, mesh: Mesh, *, whole_scans: bool = False
 ) -> Callable[[Variables, Batch], dict[str, Array]]:
-    """A function from variables and a global batch to `System.measures` of its examples."""
+    """A function from variables and a global batch to `System.measures` of its examples.
+
+    With `whole_scans` each scan is one tile, as `System.predictor` has it.
+    """
 
     def program(own: Variables, _: Variables, batch: Batch) -> dict[str, Array]:
-        batch = decode(batch, stage.reads, system.config.data, system.config.train)
+        data = system.config.data
+        if whole_scans:
+            batch, data = in_one_tile(batch, stage.reads, data)
+        batch = decode(batch, stage.reads, data, system.config.train)
         return system.measures(stage, own, batch)
 
     whole = device_mesh.replicated(mesh)

@@ -3,8 +3,8 @@
 WORKDIR is what `--workdir` names:
 
     WORKDIR/config.json    the configuration
-    WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, and the
-                           lesion thresholds chosen for its stages
+    WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, whether
+                           scans were one tile each, and the lesion thresholds of its stages
     WORKDIR/STAGE          the stage's checkpoints
     WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds also what a resumed run took again
 """
@@ -15,6 +15,7 @@ import pathlib
 
 from deepsc_jax.config import Config
 from deepsc_jax.config.run import differences, load, save
+from deepsc_jax.data.buckets import tile_covers
 from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
 from deepsc_jax.runtime import device_mesh
@@ -35,6 +36,7 @@ class Record:
       store: digest of the store it is trained on; empty where the weights came from elsewhere.
       thresholds: by stage, the lesion probability from which a voxel is lesion.
       batch_norm: whose statistics batch norms took in training.
+      whole_scans: whether a tile held every training scan: a deeper scan is one deeper tile then.
     """
 
     config: Config
@@ -42,6 +44,7 @@ class Record:
     store: str
     thresholds: dict[str, float]
     batch_norm: str = "global"
+    whole_scans: bool = False
 
 
 def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
@@ -88,7 +91,8 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         )
     else:
         trained_on = "phantoms" if store.phantoms else "scans"
-        record = Record(config, trained_on, store.digest, {}, norms)
+        whole = tile_covers(config.data, store.cases("train"))
+        record = Record(config, trained_on, store.digest, {}, norms, whole)
     if writer:
         write(workdir, record)
 
@@ -139,7 +143,10 @@ def read(workdir: pathlib.Path) -> Record:
             if not isinstance(text, str):
                 raise TypeError(f"{name} is a text, {text!r} found")
         trained_on, digest, norms = texts.values()
-        return Record(config, trained_on, digest, thresholds, norms)
+        whole = facts["whole_scans"]
+        if not isinstance(whole, bool):
+            raise TypeError(f"whole_scans is true or false, {whole!r:.40} found")
+        return Record(config, trained_on, digest, thresholds, norms, whole)
     except (
         OSError,
         KeyError,

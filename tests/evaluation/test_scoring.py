@@ -1,50 +1,65 @@
-"""What the baselines need of a store, told before anything is scored."""
+"""A split's figures on the scans' own grids, of a stand-in for a network."""
 
-from types import SimpleNamespace
-from typing import cast
+import dataclasses
 
+import chests
+import handful
+import numpy as np
 import pytest
 
-from deepsc_jax.config import DataConfig
+from deepsc_jax.config import Config
+from deepsc_jax.data import preparation
+from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluation.scoring import require_baselines
-from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.evaluation.curve import CURVE_THRESHOLDS
+from deepsc_jax.evaluation.scoring import evaluate
+from deepsc_jax.phantoms.writing import write_phantoms
 
 
-def store(validation: str, test: str = "0", *, lesions: int = 5) -> Store:
-    """A stand-in whose splits hold a case of each class id; `x` is one of unknown lesions."""
+@dataclasses.dataclass
+class Dense:
+    """Calls what is dense a lesion, and points at it."""
 
-    def cases(split: str) -> list[SimpleNamespace]:
-        labels = {"validation": validation, "test": test}[split]
-        return [
-            SimpleNamespace(
-                label=0 if label == "x" else int(label),
-                lesions_known=label != "x",
-                lesion_voxels=lesions if label in "01" else 0,
-            )
-            for label in labels
-        ]
+    threshold: float = 0.5
+    config: Config = handful.CONFIG
 
-    return cast(Store, SimpleNamespace(path="data/store", data=DataConfig(), cases=cases))
+    def __call__(self, volume: np.ndarray) -> Prediction:
+        return dataclasses.replace(
+            chests.compute(volume), volumes={"lesion": volume}, evidence={"evidence_1": volume}
+        )
 
 
-def test_two_cases_of_two_classes_are_enough() -> None:
-    require_baselines(store("0022"), "test")
-    require_baselines(store("001122"), "test")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("data")
+    cases = write_phantoms((0, 0, 3), folder, seed=0, size=48, workers=1)
+    data = handful.CONFIG.data
+    assert preparation.prepare(cases, folder, data, workers=1, phantoms=True) == []
+    return Store(folder / "store", data)
 
 
-@pytest.mark.parametrize("validation", ["012", "0012", "00", "", "xx22"])
-def test_validation_that_cannot_tune_them_is_refused_with_what_it_has(validation: str) -> None:
-    with pytest.raises(InputError, match="the validation split of data/store has") as error:
-        require_baselines(store(validation), "test")
-    assert len(str(error.value).splitlines()) == 1
+def test_the_curve_has_what_an_evaluation_at_each_threshold_says(store: Store) -> None:
+    curve = evaluate(Dense(), store, "test")[0]["curve"]
+    assert curve["n"] == {"with_lesions": 2, "lesion_free": 1}
+    for threshold in (0.3, 0.5, 0.7):
+        metrics, _ = evaluate(Dense(threshold), store, "test")
+        at = CURVE_THRESHOLDS.index(threshold)
+        assert curve["dsc"][at] == pytest.approx(metrics["lesions"]["dsc"]["mean"])
+        free = metrics["lesions"]["lesion_free"]["false_positive_ml"]["mean"]
+        assert curve["false_ml"][at] == pytest.approx(free)
+    assert 0 < curve["dsc"][CURVE_THRESHOLDS.index(0.5)] < 1
 
 
-def test_what_was_found_is_counted() -> None:
-    with pytest.raises(InputError, match="has 1 covid-19, 1 cap, 1 non-pneumonia, 2 of them with"):
-        require_baselines(store("012"), "test")
+def test_evidence_is_scored_in_scans_with_lesions(store: Store) -> None:
+    metrics, rows = evaluate(Dense(), store, "test")
+    of_scans = [row["evidence"]["evidence_1"] for row in rows if "evidence" in row]
+    assert len(of_scans) == 2
+    for name, figure in metrics["evidence"]["evidence_1"].items():
+        assert figure["mean"] == pytest.approx(np.mean([row[name] for row in of_scans]))
+    assert metrics["evidence"]["evidence_1"]["auc"]["mean"] > 0.5  # chance; lesions are dense
 
 
-def test_a_split_without_known_lesions_is_refused() -> None:
-    with pytest.raises(InputError, match="no case of split test in data/store has known lesions"):
-        require_baselines(store("0022", "xx"), "test")
+def test_small_lesions_leave_masks_and_not_the_curve(store: Store) -> None:
+    metrics, rows = evaluate(Dense(), store, "test", smallest_lesion_ml=1e4)
+    assert metrics["curve"] == evaluate(Dense(), store, "test")[0]["curve"]
+    assert [row["predicted_ml"] for row in rows] == [0.0, 0.0, 0.0]

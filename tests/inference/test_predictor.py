@@ -19,6 +19,9 @@ CONFIG = Config(
     data=DataConfig(working_size=(8, 16), tile=(8, 8, 8), slices=8, depth_bucket=8),
     model=smallest.MODEL,
 )
+ONE_TILE = dataclasses.replace(  # a tile holds a scan of eight slices
+    CONFIG, data=dataclasses.replace(CONFIG.data, tile=(8, 8, 16))
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +29,14 @@ def params() -> Any:
     return draw(CONFIG)
 
 
-def predictor_of(params: Any, stage: str = "joint", config: Config = CONFIG) -> inference.Predictor:
+def predictor_of(
+    params: Any, stage: str = "joint", config: Config = CONFIG, whole_scans: bool = False
+) -> inference.Predictor:
     system = build(config, "cpu")
-    return inference.Predictor(system, system.stage(stage), {"params": params}, 0.5, "phantoms")
+    variables = {"params": params}
+    return inference.Predictor(
+        system, system.stage(stage), variables, 0.5, "phantoms", whole_scans=whole_scans
+    )
 
 
 def volume(depth: int) -> np.ndarray:
@@ -91,3 +99,29 @@ def test_a_chunk_is_read_while_the_next_is_computed(params: Any, monkeypatch: An
     assert events == ["dispatch", "dispatch", "read 4", "dispatch", "read 4", "read 2"]
     assert found is not None
     np.testing.assert_array_equal(found > 0, volume(40) > 0)
+
+
+@pytest.mark.parametrize("depth", [6, 19])
+def test_a_network_trained_on_whole_scans_sees_a_deeper_one_as_one_tile(
+    params: Any, depth: int
+) -> None:
+    """As a network of the same parameters does whose tile is that deep, for which it is no news."""
+    deep = -(-depth // 8) * 8
+    deeper = dataclasses.replace(ONE_TILE.data, tile=(deep, 8, 16), depth_bucket=deep)
+    expected = predictor_of(params, config=dataclasses.replace(ONE_TILE, data=deeper))(
+        volume(depth)
+    )
+    whole = predictor_of(params, config=ONE_TILE, whole_scans=True)
+    found, tiled = whole(volume(depth)), predictor_of(params, config=ONE_TILE)(volume(depth))
+    assert found.lesion is not None
+    assert expected.lesion is not None
+    assert tiled.lesion is not None
+    assert found.classes is not None
+    assert expected.classes is not None
+    # One tile at a time or four, a convolution sums in another order.
+    np.testing.assert_allclose(found.lesion, expected.lesion, atol=1e-5)
+    np.testing.assert_allclose(found.classes, expected.classes, atol=1e-5)
+    for name, mask in found.evidence.items():
+        np.testing.assert_allclose(mask, expected.evidence[name], atol=1e-4)
+    assert (np.abs(tiled.lesion - found.lesion).max() > 1e-3) == (depth > 8)
+    assert whole.network.digest != predictor_of(params, config=ONE_TILE).network.digest

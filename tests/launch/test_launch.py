@@ -16,7 +16,7 @@ SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix in (".sh"
 
 
 def test_every_script_passes_shellcheck() -> None:
-    assert SCRIPTS == ["local.sh", "predict.sbatch", "slurm.sbatch", "tpu.sh"]
+    assert SCRIPTS == ["folds.sbatch", "local.sh", "predict.sbatch", "slurm.sbatch", "tpu.sh"]
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     found = shutil.which("shellcheck", path=path)
     assert found, "shellcheck is missing: pip install -e '.[test]'"

@@ -16,6 +16,7 @@ from deepsc_jax.systems import changes, decoding
 
 DATA = DataConfig(working_size=(8, 12), tile=(4, 4, 6), slices=5, depth_bucket=4)
 WHOLE = DataConfig(working_size=(8, 12), tile=(16, 8, 12), slices=8, depth_bucket=16)
+SLABS = DataConfig(working_size=(8, 12), tile=(4, 8, 12), slices=8, depth_bucket=4)
 TRAIN = TrainConfig()
 BOTH = Reads("all", slices=True)
 
@@ -103,3 +104,19 @@ def test_devices_cut_the_same(split: tuple[int, int], data: DataConfig):
     assert found.keys() == expected.keys()
     for name, x in expected.items():
         np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
+def test_a_scan_in_slabs_is_one_tile_where_it_is_to_be():
+    batch = {name: x for name, x in sent(SLABS).items() if name != "augmentation"}
+    merged, data = decoding.in_one_tile(batch, BOTH, SLABS)
+    found = decoding.decode(merged, BOTH, data, TRAIN)
+    assert data.tile == (16, 8, 12)
+    np.testing.assert_array_equal(found["origins"], np.zeros((2, 1, 3)))
+    np.testing.assert_array_equal(found["lesions"], batch["lesion"].reshape(2, 1, 16, 8, 12))
+    apart = decoding.decode(batch, BOTH, SLABS, TRAIN)
+    np.testing.assert_array_equal(found["slices"], apart["slices"])
+    order = np.argsort(np.asarray(apart["origins"])[..., 0], axis=1)
+    tiles = np.stack([x[i] for x, i in zip(np.asarray(apart["tiles"]), order, strict=True)])
+    np.testing.assert_array_equal(found["tiles"], tiles.reshape(2, 1, 16, 8, 12))
+    already = {name: x for name, x in sent(WHOLE).items() if name != "augmentation"}
+    assert decoding.in_one_tile(already, BOTH, WHOLE) == (already, WHOLE)

@@ -14,6 +14,7 @@ from deepsc_jax.systems.whole_scan import (
     chunk_tiles,
     chunks,
     corners,
+    covering_tile,
     cut,
     one_behind,
 )
@@ -44,6 +45,16 @@ def test_chunks_are_of_one_size_and_their_real_tiles_cover_the_scan_once(depth: 
         for d, h, w in real:
             covered[d : d + 8, h : h + 16, w : w + 8] += 1
     assert (covered == 1).all()
+
+
+def test_one_tile_covers_a_scan_of_whatever_depth():
+    data = DataConfig(working_size=(16, 24), tile=(16, 16, 24), slices=8, depth_bucket=16)
+    deep = {depth: covering_tile(data, depth, step=8) for depth in (3, 16, 17, 24, 45)}
+    assert [tile[0] for tile in deep.values()] == [16, 16, 24, 24, 48]
+    for depth, tile in deep.items():
+        assert tile[1:] == data.working_size
+        ((origins, real),) = chunks(data, depth, covering=tile)
+        assert origins.tolist() == real.tolist() == [[0, 0, 0]]
 
 
 @depths

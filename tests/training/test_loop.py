@@ -22,6 +22,7 @@ from deepsc_jax.config import CLASSES
 from deepsc_jax.data import pipeline, preparation
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.store import Store
+from deepsc_jax.evaluation.curve import CURVE_THRESHOLDS
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import choose_threshold
 from deepsc_jax.inference import predictor as inference
@@ -197,6 +198,12 @@ def test_evaluation_counts_every_scan(trained: pathlib.Path, store: Store) -> No
     assert metrics["classes"]["accuracy"]["sd"] is None
     for row in rows:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert metrics["curve"]["n"] == {"with_lesions": 2, "lesion_free": 1}
+    assert list(metrics["evidence"]) == ["evidence_1", "evidence_2", "evidence_3"]
+    for name, figures in metrics["evidence"].items():
+        of_scans = [row["evidence"][name]["auc"] for row in rows if "evidence" in row]
+        assert figures["auc"]["mean"] == pytest.approx(np.mean(of_scans))
+        assert [figures[key]["n"] for key in ("auc", "energy", "hit")] == [2, 2, 2]
 
 
 def test_prediction_is_on_the_source_grid(
@@ -305,8 +312,13 @@ def test_the_threshold_is_the_best_of_validation_on_the_sources_grids(
     means = []
     for threshold in THRESHOLDS:
         predictor.threshold = threshold
-        _, rows = evaluate(predictor, store, "validation")
+        metrics, rows = evaluate(predictor, store, "validation")
         means.append(np.mean([row["dsc"] for row in rows if row["dsc"] is not None]))
+        if threshold in CURVE_THRESHOLDS:
+            at = CURVE_THRESHOLDS.index(threshold)
+            assert metrics["curve"]["dsc"][at] == pytest.approx(means[-1])
+            free = metrics["lesions"]["lesion_free"]["false_positive_ml"]["mean"]
+            assert metrics["curve"]["false_ml"][at] == pytest.approx(free)
     assert chosen == THRESHOLDS[best_threshold(np.array(means))]
     workdirs.save_threshold(trained, "joint", 0.35)
     workdirs.save_threshold(trained, "segmentation", 0.15)

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 import pathlib
+import types
 from typing import Any, cast
 
 import pytest
 
-from deepsc_jax.config import Config, PlatformConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data.store import Store
 from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.runtime.errors import InputError
@@ -22,6 +23,11 @@ class FakeStore:
     digest: str = "a1"
     phantoms: bool = True
     path: str = "data/store"
+    depths: tuple[int, ...] = (70, 40)
+
+    def cases(self, split: str) -> list[Any]:
+        assert split == "train"
+        return [types.SimpleNamespace(depth=depth) for depth in self.depths]
 
 
 def begin(workdir: pathlib.Path, config: Config = CONFIG, **facts: Any) -> None:
@@ -43,6 +49,24 @@ def test_a_run_goes_on_with_its_thresholds_on_other_devices(tmp_path: pathlib.Pa
     record = workdirs.read(tmp_path)
     assert record.thresholds == {"joint": 0.35, "segmentation": 0.15}
     assert record.config == other
+
+
+@pytest.mark.parametrize(
+    ("tile", "depths", "whole"),
+    [((64, 64, 96), (64, 40), True), ((64, 64, 96), (65, 40), False), ((64, 64, 48), (40,), False)],
+)
+def test_a_run_knows_whether_its_tile_held_every_scan(
+    tmp_path: pathlib.Path, tile: tuple[int, int, int], depths: tuple[int, ...], whole: bool
+):
+    data = DataConfig(working_size=(64, 96), tile=tile)
+    begin(tmp_path, dataclasses.replace(CONFIG, data=data), depths=depths)
+    assert workdirs.read(tmp_path).whole_scans == whole
+    facts = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"whole_scans": "yes"}))
+    with pytest.raises(
+        InputError, match=r"run\.json: .*whole_scans is true or false, .*yes.* found"
+    ):
+        workdirs.read(tmp_path)
 
 
 def test_other_settings_and_another_store_are_refused(tmp_path: pathlib.Path):
