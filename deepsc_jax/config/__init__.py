@@ -9,7 +9,7 @@ from deepsc_jax.config.data import CLASSES, DataConfig
 from deepsc_jax.config.options import Ints3, ModelOptions, StageOptions, option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.run import Config
-from deepsc_jax.config.training import StageConfig, TrainConfig
+from deepsc_jax.config.training import SgdConfig, StageConfig, TrainConfig
 
 __all__ = [
     "CLASSES",
@@ -18,6 +18,7 @@ __all__ = [
     "Ints3",
     "ModelOptions",
     "PlatformConfig",
+    "SgdConfig",
     "StageConfig",
     "StageOptions",
     "TrainConfig",
