@@ -34,8 +34,7 @@ def pictures(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("sides", [(8, 6), (7, 5), (1, 2), (1, 1)])
+@pytest.mark.parametrize(("sides", "stride"), [((8, 5), 2), ((1, 2), 2), ((7, 4), 1)])
 def test_the_gradient_of_a_maximum_goes_to_torchs(sides: Any, stride: int, dtype: str, within: Any):
     # Few values, so that most windows hold ties; negative ones, so that padding must not win.
     x = np.random.default_rng(1).integers(-3, 0, (2, *sides, 3)).astype(float)
@@ -49,7 +48,7 @@ def test_the_gradient_of_a_maximum_goes_to_torchs(sides: Any, stride: int, dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 2), (3, 1), (3, 2)])
 def test_convolution(kernel: int, stride: int, dtype: str, within: Any):
     theirs = torch.nn.Conv2d(3, 4, kernel, stride, padding=kernel // 2, bias=False)
     module = Conv2d(4, kernel, stride, Layout(dtype=jnp.dtype(dtype)))
