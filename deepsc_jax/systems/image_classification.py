@@ -34,7 +34,6 @@ from deepsc_jax.systems.system import (
     System,
     Variables,
     carried_of,
-    without_perturbations,
 )
 
 
@@ -53,8 +52,8 @@ class ImageClassification(System):
         return (Stage("classification", reads, ("classes",), of_stage.steps, of_stage.batch),)
 
     def init(self, key: Array, batch: Batch) -> Variables:
-        """Fresh variables of the network."""
-        return without_perturbations(self.network.init(key, self._inputs(batch), train=False))
+        """Fresh variables of the network, with those by which a gradient of a map is taken."""
+        return dict(self.network.init(key, self._inputs(batch), train=False))
 
     def losses(
         self, stage: Stage, variables: Variables, batch: Batch, facts: Facts

@@ -229,4 +229,5 @@ def initial(system: System) -> Variables:
     init = jax.jit(system.init)
     seed = system.config.train.seed
     key = jax.random.key(seed, impl="rbg")  # compiles in a quarter of threefry's time
-    return init(key, batches.zeros(system.init_reads, system.config.data))
+    variables = init(key, batches.zeros(system.init_reads, system.config.data))
+    return without_perturbations(variables)
