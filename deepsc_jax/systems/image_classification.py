@@ -2,9 +2,9 @@
 
 The model's module has `build(options, data, layout)`, whose network takes slices `(N, T, H, W, 1)`,
 one of an X-ray, and gives `logits (N, class)`; `losses(config, outputs, carried, label,
-class_weights)`, the terms per scan and what is carried after the step; and, where a result is to
-say something of the network that answered, `notes(variables)`. A stage whose options are an
-`SgdConfig` is trained by SGD, any other by Adam.
+class_weights)`, the terms per scan and what is carried after the step; and, where it has something
+to say, `notes(variables)` for results and `warnings(options, stage_options, step, carried)` for
+training. A stage whose options are an `SgdConfig` is trained by SGD, any other by Adam.
 """
 
 import functools
@@ -84,6 +84,11 @@ class ImageClassification(System):
         """SGD or Adam, as the options of the stage are."""
         options = self.config.stage(stage.name)
         return sgd.sgd(options) if isinstance(options, SgdConfig) else super().optimizer(stage)
+
+    def warnings(self, stage: Stage, step: int, carried: Variables) -> tuple[str, ...]:
+        """The model's, if it has any."""
+        of_model = getattr(self.model, "warnings", lambda *_: ())
+        return of_model(self.config.model, self.config.stage(stage.name), step, carried)
 
     def volumes(self, stage: Stage) -> tuple[str, ...]:
         """None."""

@@ -175,6 +175,14 @@ class System(abc.ABC):
             self.learning_rate(stage), b1=train.adam_b1, b2=train.adam_b2, eps=train.adam_eps
         )
 
+    def warnings(self, stage: Stage, step: int, carried: Variables) -> tuple[str, ...]:
+        """What whoever trains must hear after `step` steps: here nothing.
+
+        It is asked after each step, which waits where what is carried is looked at: do so seldom.
+        """
+        del stage, step, carried
+        return ()
+
     @abc.abstractmethod
     def volumes(self, stage: Stage) -> tuple[str, ...]:
         """The names of the volumes and then of the evidence that `predictor` gives."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.models.cnncf import gate
-from deepsc_jax.models.cnncf.config import GROUPS, Options
+from deepsc_jax.models.cnncf.config import GROUPS, Options, Training
 from deepsc_jax.models.cnncf.residual import BASIC, ResNet2D, Shape, head
 from deepsc_jax.models.cnncf.torch_names import TORCH_NAMES
 from deepsc_jax.models.layers.batch_norm import BatchNorm
@@ -24,7 +24,7 @@ from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.types import PyTree
 
-__all__ = ["CNNCF", "TORCH_NAMES", "build", "losses", "notes"]
+__all__ = ["CNNCF", "TORCH_NAMES", "build", "losses", "notes", "warnings"]
 
 Slices = Float[Array, "batch slices height width 1"]
 
@@ -199,3 +199,24 @@ def notes(carried: dict[str, PyTree]) -> tuple[str, ...]:
     """What a result says of the network that answered."""
     state = cast("gate.GateState | None", carried.get(gate.COLLECTION))
     return () if state is None else (gate.describe(state["since"]),)
+
+
+def warnings(
+    options: Options, training: Training, step: int, carried: dict[str, PyTree]
+) -> tuple[str, ...]:
+    """At each decay of the rate, and at the end: that the gate is still closed."""
+    if options.variant == "published":
+        return ()
+    if step % training.decay_every and step != training.steps:
+        return ()
+    state = cast("gate.GateState", carried[gate.COLLECTION])
+    if bool(state["open"]):
+        return ()
+    return (
+        f"the gate is closed: {int(state['count'])} good windows in a row, {options.gate_count} "
+        f"open it; the last had a sensitivity of {float(state['sensitivity']):.2f} and a "
+        f"specificity of {float(state['specificity']):.2f} (-1: none was judged), "
+        f"{options.gate_sensitivity:g} and {options.gate_specificity:g} are asked for: train "
+        "longer at the first rate, or lower --cnncf.gate_sensitivity, --cnncf.gate_count or "
+        "--cnncf.gate_window",
+    )

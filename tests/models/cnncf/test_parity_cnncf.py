@@ -78,7 +78,8 @@ def test_a_training_step(
         first, second = module(x)
         return [first, second, second if is_open else first]
 
-    variables = draw(lambda key: flax.init(key, jnp.zeros((*x.shape, 1)), train=True))
+    single = smallest_cnncf.system(config).network  # of the same parameters
+    variables = draw(lambda key: single.init(key, jnp.zeros((*x.shape, 1)), train=True))
     errors = step_errors(ours, theirs, module, variables, [x], dtype, network.TORCH_NAMES)
     within("CNNCF", dtype, against(errors, JOINT_VALUES[dtype], JOINT_GRADIENTS[dtype]))
 
@@ -87,6 +88,7 @@ def test_a_training_step(
 def test_a_training_step_of_cnnrf(dtype: str, within: Any):
     options = RegressorOptions(stem=4, widths=(6, 8, 10), hidden=(7, 5), indicators=3)
     flax = regressor.build(options, DataConfig(), Layout(dtype=jnp.dtype(dtype)))
+    single = regressor.build(options, DataConfig(), Layout())  # of the same parameters
     x = np.random.default_rng(0).uniform(size=(4, 24, 16, 3))
 
     def ours(variables: Any, x: Any, train: bool) -> Any:
@@ -95,7 +97,7 @@ def test_a_training_step_of_cnnrf(dtype: str, within: Any):
         return [out["values"]], moved[BATCH_STATS]
 
     module = CNNRF(options)
-    variables = draw(lambda key: flax.init(key, jnp.zeros(x.shape), train=True))
+    variables = draw(lambda key: single.init(key, jnp.zeros(x.shape), train=True))
     errors = step_errors(
         ours,
         lambda x: [module(channel_first(x))],
@@ -124,7 +126,8 @@ def test_thirty_steps_in_which_the_gate_opens(dtype: str, within: Any):
     (stage,) = system.stages
     batches = [smallest_cnncf.batch(1, seed) for seed in range(30)]
     x = jnp.zeros((*batches[0]["slices"].shape, 1))
-    variables = draw(lambda key: system.network.init(key, x, train=True))
+    single = smallest_cnncf.system(config).network  # of the same parameters
+    variables = draw(lambda key: single.init(key, x, train=True))
     variables |= {gate.COLLECTION: gate.shut()}
 
     module = reference.network(config).to(getattr(torch, dtype))
@@ -223,7 +226,7 @@ def monai(shape: Shape, classes: int) -> ResNet:
 PUBLISHED = Shape(BASIC, (2, 1, 2, 1))
 NETWORKS = pytest.mark.parametrize(
     ("shape", "parameters"),
-    zip((PUBLISHED, *TEACHERS), (6153794, 7334466, 6449218, 9270338, 9550402), strict=True),
+    [*zip((PUBLISHED, *TEACHERS), (6153794, 7334466, 6449218, 9270338, 9550402), strict=True)],
 )
 
 

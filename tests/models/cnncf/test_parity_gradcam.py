@@ -39,7 +39,8 @@ def test_grad_cam_at_stage_1(is_open: bool, within: Any):
     system = smallest_cnncf.system(config, dtype)
     batch = smallest_cnncf.batch(1)
     x = jnp.zeros((*batch["slices"].shape, 1))
-    variables = draw(lambda key: system.network.init(key, x, train=True))
+    single = smallest_cnncf.system(config).network  # of the same parameters
+    variables = draw(lambda key: single.init(key, x, train=True))
     variables |= {gate.COLLECTION: smallest_cnncf.state(is_open)}
     module = reference.network(config).double()
     module.load_state_dict(variables_to_torch(variables, network.TORCH_NAMES))

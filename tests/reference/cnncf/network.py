@@ -53,12 +53,10 @@ class CNNCF(nn.Module):
         """The logits of stage I's classifier and of stage II."""
         features = self.stage1(self.stem(self.image(slices)))
         seen = features.mean((2, 3)) if self.options.gate_pool == "gap" else features.flatten(1)
-        kept = [(b, b.clone()) for b in self.stage2.buffers()]
+        for norm in self.stage2.modules():  # the blocked stage's statistics stay
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = 0.1 if self.gate.open else 0.0
         second = self.fc(self.stage2(features).mean((2, 3)))
-        if not self.gate.open:
-            with torch.no_grad():  # the blocked stage's statistics stay
-                for buffer, before in kept:
-                    buffer.copy_(before)
         return self.predictor(seen), second
 
     def logits(self, slices: Tensor) -> Tensor:
