@@ -1,4 +1,4 @@
-"""Twelve small errors, put into the network one at a time: a parity test must catch each.
+"""Small errors, put into the networks one at a time: a parity test must catch each.
 
     python tests/mutations.py        # or `make mutations`: some minutes
 
@@ -96,6 +96,62 @@ MUTATIONS = (
         "systems/system.py",
         "return counts.sum() / (counts.shape[0] * counts)",
         "return 1 / counts",
+    ),
+    Mutation(
+        "a running variance that is the biased one",
+        "models/layers/batch_norm.py",
+        "/ jnp.maximum(count - 1, 1)",
+        "/ jnp.maximum(count, 1)",
+    ),
+    Mutation(
+        "running statistics with Flax's momentum",
+        "models/layers/batch_norm.py",
+        "MOMENTUM = 0.1",
+        "MOMENTUM = 0.9",
+    ),
+    Mutation(
+        "an image's maximum padded with 0",
+        "models/layers/blocks2d.py",
+        "constant_values=-jnp.inf",
+        "constant_values=0",
+    ),
+    Mutation(
+        "a residual block's first input given the second",
+        "models/cnncf/network.py",
+        "name=name)(i1, i2, weights, moves, train)",
+        "name=name)(i2, i2, weights, moves, train)",
+    ),
+    Mutation(
+        "a gate's counter that is not cleared",
+        "models/cnncf/gate.py",
+        'jnp.where(good, state["count"] + 1, 0)',
+        'jnp.where(good, state["count"] + 1, state["count"])',
+    ),
+    Mutation(
+        "a gate that opens one judgement late",
+        "models/cnncf/gate.py",
+        "opens = count >= rule.count",
+        "opens = count > rule.count",
+    ),
+    Mutation(
+        "distillation without the square of the temperature",
+        "models/cnncf/distillation.py",
+        "return temperature**2 * divergence",
+        "return divergence",
+    ),
+    Mutation(
+        "distillation's divergence the other way round",
+        "models/cnncf/distillation.py",
+        "(jax.scipy.special.xlogy(soft, soft) - soft * student)",
+        "(jnp.exp(student) * (student - jnp.log(soft)))",
+    ),
+    Mutation(
+        "weight decay after the momentum",
+        "systems/sgd.py",
+        "        optax.add_decayed_weights(options.weight_decay),\n"
+        "        optax.trace(options.momentum),\n",
+        "        optax.trace(options.momentum),\n"
+        "        optax.add_decayed_weights(options.weight_decay),\n",
     ),
 )
 

@@ -153,7 +153,8 @@ def test_thirty_steps_in_which_the_gate_opens(dtype: str, within: Any):
                 current, jax.device_put(given, device_mesh.batch_sharding(mesh))
             )
             ours.append({name: float(scalars[name]) for name in theirs[0]})
-            assert {n: x.item() for n, x in current.carried[gate.COLLECTION].items()} == expected
+            counted = {n: x.item() for n, x in current.carried[gate.COLLECTION].items()}
+            assert counted == pytest.approx(expected, rel=1e-6)  # shares are float32 here
         final = jax.device_get(current.variables)
 
     bound = TRAINING[dtype]
