@@ -16,7 +16,6 @@ from deepsc_jax.runtime.errors import InputError
 PICTURES = (".png", ".jpg", ".jpeg")
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L", "I")
 COLOUR_MODES = ("RGB", "RGBA", "LA")
-PHOTOMETRIC = "0028|0004"
 LEAST_BOX = 16  # pixels (Liang et al. 2021)
 
 Grey = Float[np.ndarray, "height width"]
@@ -77,16 +76,13 @@ def _dicom(path: Path) -> np.ndarray:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         image = reader.Execute()
-        has = reader.HasMetaDataKey(PHOTOMETRIC)
-        kind = reader.GetMetaData(PHOTOMETRIC).strip() if has else "MONOCHROME2"
         components, values = image.GetNumberOfComponentsPerPixel(), sitk.GetArrayFromImage(image)
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if components > 1 or values.ndim != 2:
         raise InputError(
             f"{path}: has the shape {values.shape}, one grey picture expected: give an X-ray a file"
         )
-    values = values.astype(np.float64)
-    return values.max() - values if kind == "MONOCHROME1" else values
+    return values.astype(np.float64)  # ITK has inverted MONOCHROME1 (SimpleITK 2.5.7)
 
 
 def resampled_slices(
