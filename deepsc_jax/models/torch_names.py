@@ -20,6 +20,8 @@ class Rule(NamedTuple):
 
 
 CONV = (4, 3, 0, 1, 2)  # (depth, height, width, in, out) to (out, in, depth, height, width)
+CONV2D = (3, 2, 0, 1)  # (height, width, in, out) to (out, in, height, width)
 DECONV = (3, 4, 0, 1, 2)  # the same to (in, out, depth, height, width)
 LINEAR = (1, 0)  # (in, out) to (out, in)
 POINT = (1, 0, -1, -1, -1)  # (in, out) to (out, in, 1, 1, 1): -1 is a new axis
+POINT2D = (1, 0, -1, -1)  # (in, out) to (out, in, 1, 1)

@@ -202,6 +202,14 @@ class System(abc.ABC):
         # By the state's name: a norm's parameters have a `scale` as well.
         return rate * optax.tree.get(opt_state, "ReduceLROnPlateauState").scale
 
+    def warnings(self, stage: Stage, step: int, carried: Variables) -> tuple[str, ...]:
+        """What whoever trains must hear after `step` steps: here nothing.
+
+        It is asked after each step, which waits where what is carried is looked at: do so seldom.
+        """
+        del stage, step, carried
+        return ()
+
     @abc.abstractmethod
     def volumes(self, stage: Stage) -> tuple[str, ...]:
         """The names of the volumes and then of the evidence that `predictor` gives."""
@@ -269,4 +277,5 @@ def initial(system: System) -> Variables:
     init = jax.jit(system.init)
     seed = system.config.train.seed
     key = jax.random.key(seed, impl="rbg")  # compiles in a quarter of threefry's time
-    return init(key, batches.zeros(system.init_reads, system.config.data))
+    variables = init(key, batches.zeros(system.init_reads, system.config.data))
+    return without_perturbations(variables)
