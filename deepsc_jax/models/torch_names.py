@@ -10,7 +10,7 @@ class Rule(NamedTuple):
       flax: names joined by slashes, below the collection; `{x}` is letters and digits.
       torch: the name in a `state_dict`.
       axes: torch's axes, as numbers of ours; -1 is a new axis of one.
-      collection: of Flax variables: `params`, or `batch_stats` for running statistics.
+      collection: of Flax variables: `params`, `batch_stats` for running statistics, or another.
     """
 
     flax: str

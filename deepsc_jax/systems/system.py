@@ -87,11 +87,12 @@ class System(abc.ABC):
         return self.model.TORCH_NAMES
 
     def exported(self, variables: Variables) -> Variables:
-        """The collections that go to PyTorch, which `torch_names` names.
+        """The collections that go to PyTorch: those that a rule of `torch_names` is of.
 
-        Here the parameters and running statistics; a counter or a teacher is of training alone.
+        Parameters and running statistics; what is of training alone, as a teacher, has no rule.
         """
-        return {name: variables[name] for name in variables if name in ("params", "batch_stats")}
+        named = {rule.collection for rule in self.torch_names}
+        return {name: variables[name] for name in variables if name in named}
 
     @property
     @abc.abstractmethod
