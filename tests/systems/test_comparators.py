@@ -174,7 +174,7 @@ def test_its_step_is_planned(name: str) -> None:
 
 def test_parts_of_a_batch_with_statistics_are_refused_where_it_is_planned_and_trained() -> None:
     platform = dataclasses.replace(handful.CONFIG.platform, accumulation=2)
-    for name in OPTIONS:
+    for name in ("unet3d", "resnet3d"):  # CNNCF's options refuse it before
         system = build(dataclasses.replace(config_of(name), platform=platform), "cpu")
         mesh = device_mesh.make_mesh(platform, jax.devices()[:1])
         if name == "resnet3d":
