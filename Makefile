@@ -4,6 +4,10 @@ SCAN ?=
 # has between backticks.
 override SCAN := $(value SCAN)
 export SCAN
+# Where the demo writes; runs/demo by default.
+OUT ?=
+override OUT := $(value OUT)
+export OUT
 # Passed to pip, e.g. PIP_FLAGS='--find-links ~/wheels'.
 PIP_FLAGS ?=
 
@@ -23,7 +27,7 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
 	  awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
-	@echo "  variables: PYTHON=python3.12  SCAN=path/to/scan.nii.gz  PIP_FLAGS='...'"
+	@echo "  variables: PYTHON=python3.12  SCAN=path/to/scan.nii.gz  OUT=runs/demo  PIP_FLAGS='...'"
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -49,10 +53,10 @@ $(INSTALLED_DOCS): pyproject.toml | $(PY)
 venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
 
 demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
-	$(PY) -m deepsc_jax.demo $${SCAN:+--scan="$$SCAN"}
+	$(PY) -m deepsc_jax.demo $${OUT:+--out="$$OUT"} $${SCAN:+--scan="$$SCAN"}
 
 gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
-	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir=runs/demo/data --out=runs/gain
+	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir="$${OUT:-runs/demo}/data" --out=runs/gain
 
 parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a table and runs/parity.json
 	@mkdir -p runs
@@ -65,7 +69,9 @@ benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/
 	$(PY) -m deepsc_jax.benchmarking.bars --json=runs/benchmark.json
 
 picture: ## docs/picture.png anew, from what make demo predicted
-	cp runs/demo/predictions/phantom-test-*/picture.png docs/picture.png
+	@out="$${OUT:-runs/demo}"; set -- "$$out"/predictions/phantom-test-*/picture.png; [ $$# = 1 ] && [ -f "$$1" ] || { \
+	  echo "$$out/predictions: one predicted phantom expected, found: $$*: keep one of them" >&2; exit 1; }; \
+	cp "$$1" docs/picture.png
 
 docs: $(INSTALLED_DOCS) ## the documentation as a site, runs/site/index.html; strict: no broken link
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

@@ -1,4 +1,4 @@
-"""DeepSC-COVID in JAX and Flax: joint 3D lesion segmentation and classification of chest CT.
+"""Networks for chest CT in JAX and Flax: one engine, with DeepSC-COVID and comparators.
 
 Research software, not for clinical use.
 """

@@ -5,6 +5,7 @@ import pathlib
 import runpy
 import sys
 
+from deepsc_jax import __version__
 from deepsc_jax.runtime.output import ended_quietly
 
 COMMANDS = (
@@ -32,10 +33,14 @@ def _run(name: str) -> None:
         # As its own main module, by whose name absl finds the flags that --help shows.
         runpy.run_module(f"deepsc_jax.{name}", run_name="__main__", alter_sys=True)
     elif name in ("--help", "-h", "help"):
+        print("usage: deepsc COMMAND [--FLAG=VALUE ...]\n")
         for command in COMMANDS:
-            print(f"deepsc {command:10}{_first_line(command)}")
+            print(f"  {command:10}{_first_line(command)}")
+        print("\n`deepsc COMMAND --help` says how one is called; `deepsc --version` which this is.")
+    elif name == "--version":
+        print(f"deepsc_jax {__version__}")
     else:
-        expected = f"expected one of {', '.join(COMMANDS)}, or --help"
+        expected = f"expected one of {', '.join(COMMANDS)}, --help or --version"
         print(f"error: {name}: {expected}", file=sys.stderr)
         sys.exit(2)
 

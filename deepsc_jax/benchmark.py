@@ -1,6 +1,6 @@
 """Throughput, measured side by side with PyTorch and MONAI.
 
-    python -m deepsc_jax.benchmark --flagfile=configs/phantom.flags --work=train_joint --peer=torch
+    deepsc benchmark --flagfile=configs/phantom.flags --work=train_joint --peer=torch
 
 Every work and every peer runs in a process of its own. Each is built and warmed up, compilation
 apart (in a process before it, whose programs it reads), and then they take turns, `--repeats` of a

@@ -1,8 +1,9 @@
 """The whole system on phantoms, in minutes: `make demo`.
 
-Writes a phantom data set, runs both training stages, evaluates on held-out phantoms beside simple
-baselines, predicts one of them (and --scan, if given), and names the files to open. Everything is a
-call of the programs that real data takes. Phantom results say nothing about patients.
+Writes a phantom data set, runs the three training stages, evaluates on held-out phantoms beside
+simple baselines, predicts one of them (and --scan, if given), and names the files to open.
+Everything is a call of the programs that real data takes. Phantom results say nothing about
+patients.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Evaluate a trained network on a split of a prepared data set, on every scan's own grid.
 
-    python -m deepsc_jax.evaluate --checkpoint=WORKDIR --data_dir=DIR --out=DIR [--baselines]
+    deepsc evaluate --checkpoint=WORKDIR --data_dir=DIR --out=DIR [--baselines]
 
 Prints a table and writes OUT/metrics.json (the summary) and OUT/scans.json (a row per scan). With
 --baselines it also scores what needs no network: the best HU band inside the lungs and logistic
@@ -13,8 +13,6 @@ from absl import flags
 
 from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluation import baselines, scoring
-from deepsc_jax.inference import predictor as predictors
 from deepsc_jax.metrics.summary import table
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable, write_json
@@ -34,6 +32,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Evaluate what the flags name."""
+    # JAX, which a wrong flag need not wait for.
+    from deepsc_jax.evaluation import baselines, scoring
+    from deepsc_jax.inference import predictor as predictors
+
     options = flags.FLAGS
     data_dir, out = local_path("data_dir", options.data_dir), local_path("out", options.out)
     require_writable("out", out)
@@ -42,6 +44,8 @@ def main() -> None:
         require_own(path)
     predictor = predictors.load(local_path("checkpoint", options.checkpoint), options.stage)
     store = Store(data_dir / "store", predictor.config.data)
+    if options.baselines:
+        scoring.require_baselines(store, options.split)
     metrics, rows = scoring.evaluate(predictor, store, options.split)
     metrics["trained_on"] = predictor.trained_on
     metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"

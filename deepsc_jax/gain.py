@@ -1,6 +1,6 @@
 """Multi-task gain: joint training against each task alone, on the same budget (paper, V-D).
 
-    python -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir=DIR --out=DIR --seeds=3
+    deepsc gain --flagfile=configs/phantom.flags --data_dir=DIR --out=DIR --seeds=3
 
 For every seed it trains the two-stage system, and each task alone for as many more steps as pass
 the same number of tiles (segmentation) or of slice stacks (classification) through the network as

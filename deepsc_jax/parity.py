@@ -1,6 +1,6 @@
 """The parity report: how far this installation's numbers are from the PyTorch reference's.
 
-    python -m deepsc_jax.parity [--json=FILE] [--tf32] [--quick]
+    deepsc parity [--json=FILE] [--tf32] [--quick]
 
 Run it in a checkout, with the extra `test`, on the device that will train: it runs the parity tests
 there and prints the largest error of every part and type beside its bound. On GPUs that have it,

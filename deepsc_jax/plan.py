@@ -1,6 +1,6 @@
 """What training needs of a cluster, found without it.
 
-    python -m deepsc_jax.plan --flagfile=configs/deepsc.flags --platform=h100 --devices=8,64,512
+    deepsc plan --flagfile=configs/deepsc.flags --platform=h100 --devices=8,64,512
 
 compiles the joint train step for 8, 64 and 512 H100 on this machine, whose own devices it leaves
 alone, and prints for each device: memory, arithmetic, transfers, and the least time of a step. GPUs

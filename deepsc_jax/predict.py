@@ -1,7 +1,7 @@
 """Find lesions in scans, classify them, and show the evidence.
 
-    python -m deepsc_jax.predict --checkpoint=WORKDIR --scan=scan.nii.gz --out=DIR
-    python -m deepsc_jax.predict --checkpoint=WORKDIR --scans=FOLDER --out=DIR [--share=I/N]
+    deepsc predict --checkpoint=WORKDIR --scan=scan.nii.gz --out=DIR
+    deepsc predict --checkpoint=WORKDIR --scans=FOLDER --out=DIR [--share=I/N]
 
 A scan is a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices; --scans takes all below a
 folder. For each, DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the
@@ -113,6 +113,19 @@ def summary(
     return line
 
 
+def whereabouts(
+    outcomes: Sequence[Outcome], out: pathlib.Path, table: pathlib.Path | None
+) -> list[str]:
+    """Where the results are: a line of one scan's files, or of all scans' folders and the table."""
+    there = [outcome for outcome in outcomes if outcome.result is not None]
+    if not there:
+        return []
+    name = there[0].request.name if len(there) == 1 else "NAME"
+    files = ["result.json", *(there[0].result or {}).get("files", ())]
+    lines = [shown(f"results: {out / name}: {', '.join(files)}")]
+    return lines if table is None else [*lines, shown(f"table: {table}")]
+
+
 def define_flags() -> None:
     """Define the flags of this command."""
     flags.DEFINE_string("checkpoint", None, "A training run's --workdir.", required=True)
@@ -191,7 +204,7 @@ def main() -> int:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
     line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, named.left_out)
-    print(line, flush=True)
+    print("\n".join([line, *whereabouts(outcomes, out, table)]), flush=True)
     if len(outcomes) < len(wanted):
         left = counted(len(wanted) - len(outcomes), "scan")
         print(f"SIGTERM: {left} left; start it again to go on")
@@ -223,6 +236,10 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
     if options.scan:
         masks = [local_path("lung_mask", path) for path in options.lung_mask]
         paths = [local_path("scan", path) for path in options.scan]
+        reasons = [_missing(path) for path in paths]
+        if all(reasons):  # told before the network is loaded
+            others = f", and so for the {len(paths) - 1} others" if len(paths) > 1 else ""
+            raise InputError(f"--scan={paths[0]}: {reasons[0]}{others}: check the path")
         named, table = Found(requests.of_paths(paths, masks)), None
     else:
         if options.lung_mask:
@@ -241,6 +258,15 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
         index, count = options.share.split("/")
         table = table and out / f"predictions-{index}-of-{count}.csv"
     return named, table
+
+
+def _missing(path: pathlib.Path) -> str | None:
+    """Why nothing is found at `path`; None if something is there."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def _workers(asked: int | None, scans: int) -> int:

@@ -1,8 +1,8 @@
 """Make a store of preprocessed scans, of your own cases or of phantoms, or check one.
 
-    python -m deepsc_jax.prepare --flagfile=configs/phantom.flags --phantoms=150,45,60 --out=DIR
-    python -m deepsc_jax.prepare --flagfile=configs/deepsc.flags --cases=cases.csv --out=DIR
-    python -m deepsc_jax.prepare --verify --out=DIR
+    deepsc prepare --flagfile=configs/phantom.flags --phantoms=150,45,60 --out=DIR
+    deepsc prepare --flagfile=configs/deepsc.flags --cases=cases.csv --out=DIR
+    deepsc prepare --verify --out=DIR
 
 The store is DIR/store; phantoms and their case list are beside it as DIR/scans and DIR/cases.csv. A
 case that cannot be prepared is named in one line and left out, the others are written, and the exit

@@ -35,7 +35,7 @@ from deepsc_jax.runtime import entry, lock
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Batch, Facts, Losses, Predict, Stage, System, Variables
-from deepsc_jax.training import checksums, loop, stage
+from deepsc_jax.training import checksums, job, loop, stage
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
 
@@ -192,7 +192,7 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
     """In the child: train, and write to `sent` when the signal is."""
     WANTED.update(request, sent=sent)
     if request["file_bytes"]:  # after the look at the folder, which writes 4 KiB
-        limit(train, "Store", request["file_bytes"])
+        limit(job, "Store", request["file_bytes"])
 
     def eval_step(*arguments: Any) -> Any:
         measure = make(*arguments)
@@ -204,13 +204,13 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
         return hooked
 
     make, stage.make_eval_step = stage.make_eval_step, eval_step
-    hook(train, "Store", "start-up")
+    hook(job, "Store", "start-up")
     hook(loop, "take_means", "step")
     hook(Checkpoints, "_write_sums", "save")
     hook(checksums, "add_record", "record")
-    train.settle_threshold = settle_threshold
-    train.build = Means
-    train.stages_of = lambda config, _: Means(config).stages
+    job.settle_threshold = settle_threshold
+    job.build = Means
+    job.stages_of = lambda config, _: Means(config).stages
     sys.argv = ["train", *FLAGS, f"--data_dir={data}", f"--workdir={request['workdir']}"]
     sys.argv += request["flags"]
     sys.orig_argv = sys.argv

@@ -14,6 +14,7 @@ from absl import flags
 
 from deepsc_jax.config.options import Annotation, Options
 from deepsc_jax.config.run import SHARED, Config
+from deepsc_jax.runtime import usage
 from deepsc_jax.runtime.types import Untyped
 
 # Of a checkout, and of an installed package: both have them beside or below `deepsc_jax`.
@@ -60,23 +61,34 @@ class ConfigFlags:
         Raises:
           flags.Error, ValueError: in one line, what is wrong with which flag.
         """
-        argv = expanded(argv)
+        given, argv = argv, expanded(argv)
         name = _last_value(argv, "model") or self._default
-        wants_help = any(text.lstrip("-").startswith("help") for text in argv[1:])
-        for model in self._models if wants_help else [name] if name in self._models else []:
+        wants_help = any(text in usage.HELP for text in argv[1:])
+        if name not in self._models:
+            raise flags.Error(f"--model={name}: expected one of {', '.join(self._models)}")
+        for model in self._models if wants_help else [name]:
             _define(self._models[model](), f"{model}.")
+        if wants_help:
+            flags.FLAGS["model"].help = self._described()
         try:
             rest = flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
             owner = error.flagname.removeprefix("no").partition(".")[0]
             if owner in self._models and owner != name:
-                raise flags.Error(
-                    f"--{error.flagname}: a flag of --model={owner}, and this is --model={name}: "
-                    "leave it out, or choose that model"
-                ) from error
+                raise flags.Error(_of_another(error.flagname, owner, name, given)) from error
             raise
         self.config()
         return rest
+
+    def _described(self) -> str:
+        """What `--model` is, with every model's stages in their order."""
+        stages = {
+            name: [field.name for field in dataclasses.fields(options()) if _is_stage(field)]
+            for name, options in self._models.items()
+        }
+        return "The network to train, and its stages: " + "; ".join(
+            f"{name}: {', '.join(names)}" for name, names in stages.items()
+        )
 
     def config(self) -> Config:
         """The configuration that the parsed flags describe.
@@ -159,9 +171,35 @@ def _expanded(texts: Sequence[str], within: tuple[pathlib.Path, ...]) -> Iterato
             lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
-            raise flags.Error(f"--flagfile={value}: {reason}: check the path") from error
+            raise flags.Error(f"--flagfile={value}: {reason}: {_shipped(value)}") from error
         lines = [line for line in lines if line and not line.startswith(("#", "//"))]
         yield from _expanded(lines, (*within, path))
+
+
+def _of_another(flag: str, owner: str, name: str, argv: Sequence[str]) -> str:
+    """What is wrong with a flag of model `owner` where `name` is chosen, and where it stands."""
+    named = [text.lstrip("-").partition("=") for text in argv[1:]]
+    for file in [value for option, _, value in named if option == "flagfile"]:
+        lines = _expanded([f"--flagfile={file}"], ())
+        if any(line.lstrip("-").partition("=")[0] == flag for line in lines):
+            right = f"configs/{name}.flags"
+            instead = f", such as {right}" if _found(pathlib.Path(right)).exists() else ""
+            return (
+                f"--flagfile={file}: has --{flag}, a flag of --model={owner}, and this is "
+                f"--model={name}: take a flag file of {name}{instead}, or choose --model={owner}"
+            )
+    return (
+        f"--{flag}: a flag of --model={owner}, and this is --model={name}: leave it out, or choose "
+        "that model"
+    )
+
+
+def _shipped(value: str) -> str:
+    """For a file below `configs` that is not there: those that come with the package."""
+    if pathlib.Path(value).parts[:1] != ("configs",):
+        return "check the path"
+    names = sorted({path.name for folder in SHIPPED for path in folder.glob("*.flags")})
+    return f"expected one of {', '.join(names)} in configs"
 
 
 def _found(path: pathlib.Path) -> pathlib.Path:
@@ -196,6 +234,10 @@ def _fields(section: type, prefix: str) -> Iterator[tuple[str, Annotation, datac
                 yield name, inner, changed
         else:
             yield f"{prefix}{field.name}", kind, field
+
+
+def _is_stage(field: dataclasses.Field) -> bool:
+    return field.default_factory is not dataclasses.MISSING
 
 
 def _default(field: dataclasses.Field) -> Options:

@@ -1,5 +1,6 @@
 """A network's figures on a split of a store, on every scan's own grid."""
 
+import collections
 import json
 import pathlib
 
@@ -119,6 +120,33 @@ def source_case(
     )
 
 
+def require_baselines(store: Store, split: str) -> None:
+    """Refuse a store whose validation cannot tune the baselines, before anything is scored.
+
+    Raises:
+      InputError: the images are not in HU; no case of `split` has known lesions; or validation has
+        no lesions, fewer than two classes, or a single case of one: its regressions are
+        cross-validated.
+    """
+    if store.data.intensity != "hu":
+        raise InputError("--baselines: they are bands of HU, and these images are not in HU")
+    tuning = _known(store, "validation")
+    counts = collections.Counter(store.data.classes[case.label] for case in tuning)
+    lesions = sum(bool(case.lesion_voxels) for case in tuning)
+    if not lesions or len(counts) < 2 or min(counts.values()) < 2:
+        found = ", ".join(f"{count} {name}" for name, count in counts.items()) or "no case"
+        raise InputError(
+            f"--baselines: the validation split of {store.path} has {found}, {lesions} of them "
+            "with lesions; they are tuned on it and need lesions and two classes, two cases of "
+            "each that it has: add cases, or leave --baselines out"
+        )
+    if not _known(store, split):
+        raise InputError(
+            f"--baselines: no case of split {split} in {store.path} has known lesions, at least 1 "
+            "expected: add lesion masks, or leave --baselines out"
+        )
+
+
 def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[str, float | None]:
     """What `baselines.run_baselines` says: tuned on validation, scored on `split`.
 
@@ -126,24 +154,21 @@ def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[st
     are left out.
 
     Raises:
-      InputError: the images are not in HU, or validation cannot tune the baselines.
+      InputError: see `require_baselines`.
     """
-    if store.data.intensity != "hu":
-        raise InputError("--baselines: they are bands of HU, and these images are not in HU")
-    tuning = [case for case in store.cases("validation") if case.lesions_known]
-    if len({case.label for case in tuning}) < 2 or not any(case.lesion_voxels for case in tuning):
-        raise InputError(
-            f"--baselines: {store.path} has no validation split with lesions and two classes, "
-            "which they are tuned on: add one, or leave --baselines out"
-        )
+    require_baselines(store, split)
     file = data_dir / "nuisances.json"
     nuisances = json.loads(file.read_text()) if file.exists() else {}
 
     def read(name: str) -> list[baselines.BaselineCase]:
         return [
             source_case(store, case, store.data.intensity, nuisances.get(case.name))
-            for case in store.cases(name)
-            if case.lesions_known
+            for case in _known(store, name)
         ]
 
     return baselines.run_baselines(read("validation"), read(split))
+
+
+def _known(store: Store, split: str) -> list[StoredCase]:
+    """The cases of a split whose lesions are known."""
+    return [case for case in store.cases(split) if case.lesions_known]

@@ -197,7 +197,9 @@ def predict_scan(
     if lung is None:
         lung = found_lungs(prediction, prepared.grid)
     with folder_aside(out, ours) as folder:
-        result = sources.facts() | _write(folder, scan, lung, prepared, prediction, network)
+        result = sources.facts() | _write(
+            folder, scan, lung, prepared, prediction, network, given=request.lung_mask is not None
+        )
         result |= {
             "notes": [*prepared.notes, *notes, *prediction.notes],
             "made_from": {"network": network_digest(network)},
@@ -228,13 +230,19 @@ def _write(
     prepared: Prepared,
     prediction: Prediction,
     network: Network,
+    *,
+    given: bool,
 ) -> JsonObject:
-    """Write a prediction's images and picture; returns the figures of its result."""
+    """Write a prediction's images and picture; returns the figures of its result.
+
+    `given`: whether the lung mask was. Figures are rounded to what they mean: ml to 0.01, shares
+    and probabilities to 0.0001.
+    """
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     result: JsonObject = {
         "stage": network.stage,
         "trained_on": network.trained_on,
-        "lung_ml": float(lung.sum()) * voxel_ml,
+        "lung_ml": round(float(lung.sum()) * voxel_ml, 2),
         "note": "research software, not for clinical use",
     }
     probability = mask = shown = classes = None
@@ -245,24 +253,27 @@ def _write(
         mask = probability >= network.threshold
         scans.save_like(probability, scan, folder / "lesion_probability.nii.gz", np.float32)
         scans.save_like(mask, scan, folder / "lesion_mask.nii.gz", np.uint8)
-        lesion_ml = float(mask.sum()) * voxel_ml
+        lesion_ml = round(float(mask.sum()) * voxel_ml, 2)
         result |= {"lesion_ml": lesion_ml, "lesion_threshold": network.threshold}
-        result["lesion_share_of_lung"] = float(mask.sum() / max(lung.sum(), 1))
+        result["lesion_share_of_lung"] = round(float(mask.sum() / max(lung.sum(), 1)), 4)
     for name in network.volumes:
         if name in prediction.volumes and name != "lesion":
             side = preprocess.to_source(prediction.volumes[name], prepared.grid) >= 0.5
             scans.save_like(side, scan, folder / f"{name}.nii.gz", np.uint8)
     if prediction.classes is not None:
-        given: list[float] = prediction.classes.tolist()
-        classes = dict(zip(network.data.classes, given, strict=True))
-        result |= {"probabilities": classes, "class": max(classes, key=lambda c: classes[c])}
+        exact: list[float] = prediction.classes.tolist()
+        classes = dict(zip(network.data.classes, exact, strict=True))
+        result |= {
+            "probabilities": {name: round(share, 4) for name, share in classes.items()},
+            "class": max(classes, key=lambda c: classes[c]),
+        }
     if prediction.classes is not None or prediction.evidence:
         result["evidence_share_in_lung"] = []
     for name, working in prediction.evidence.items():
         evidence = preprocess.to_source(working, prepared.grid)
         scans.save_like(evidence, scan, folder / f"{name}.nii.gz", np.float32)
         share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
-        result["evidence_share_in_lung"].append(share)
+        result["evidence_share_in_lung"].append(round(share, 4))
         if shown is None:  # the finest: the picture shows its part inside the lungs
             shown = np.where(lung, evidence, 0)
     if prediction.values:
@@ -279,6 +290,8 @@ def _write(
         spacing_mm=scan.spacing_mm,
         title=scan.name,
         lung_mask=lung,
+        threshold=network.threshold,
+        lungs="given" if given else "found",
         trained_on=network.trained_on,
         window=LUNG_WINDOW_HU if hu else (0.0, float(scan.values.max())),
     )

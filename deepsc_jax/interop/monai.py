@@ -14,7 +14,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import flags
@@ -115,8 +114,7 @@ def train(settings: Config, store: Store, channels: tuple[int, ...]) -> Peer:
     )
     progress = Progress("MONAI UNet", steps, lines=True)
     for step in range(1, steps + 1):
-        stored = {name: jnp.asarray(x) for name, x in next(batches).items()}
-        batch = decode(stored, stage.reads, settings.data, options)
+        batch = decode(next(batches), stage.reads, settings.data, options)
         tiles, lesions = (
             np.array(batch[name]).reshape(-1, *settings.data.tile) for name in ("tiles", "lesions")
         )

@@ -16,22 +16,25 @@ from deepsc_jax.metrics.overlap import dice, sensitivity, specificity
 from deepsc_jax.metrics.surface import normalized_surface_dice, root_mean_square_surface_distance
 from deepsc_jax.runtime.types import JsonObject
 
-# Key in metrics.json, and how the table prints it: name, factor, unit.
+NSD_TOLERANCE_MM = 3.0
+# Key in metrics.json, and how the table prints it: name, decimals.
 SEGMENTATION = {
-    "dsc": ("DSC", 100, "%"),
-    "sensitivity": ("sensitivity", 100, "%"),
-    "specificity": ("specificity, lung", 100, "%"),
-    "specificity_scan": ("specificity, scan", 100, "%"),
-    "nsd": ("NSD", 100, "%"),
-    "rmsd_mm": ("RMSD", 1, "mm"),
+    "dsc": ("DSC", 3),
+    "sensitivity": ("sensitivity", 3),
+    "specificity": ("specificity, lung", 3),
+    "specificity_scan": ("specificity, scan", 3),
+    "nsd": (f"NSD at {NSD_TOLERANCE_MM:g} mm", 3),
+    "rmsd_mm": ("RMSD, mm", 1),
 }
+# Key in metrics.json, how the table prints it, and its measure.
 CLASSIFICATION = {
-    "accuracy": classification.accuracy,
-    "sensitivity": classification.macro_sensitivity,
-    "specificity": classification.macro_specificity,
-    "f1": classification.macro_f1,
-    "auc": classification.macro_auc,
+    "accuracy": ("accuracy", classification.accuracy),
+    "sensitivity": ("sensitivity, macro", classification.macro_sensitivity),
+    "specificity": ("specificity, macro", classification.macro_specificity),
+    "f1": ("F1, macro", classification.macro_f1),
+    "auc": ("AUC, macro", classification.macro_auc),
 }
+LEGEND = "mean ± standard deviation over scans; RMSD: root mean square distance of the surfaces"
 
 
 class ScanFigures(TypedDict):
@@ -63,7 +66,7 @@ def per_scan(
     truth: Bool[np.ndarray, "D H W"],
     lung: Bool[np.ndarray, "D H W"],
     spacing_mm: Sequence[float],
-    tolerance_mm: float = 3.0,
+    tolerance_mm: float = NSD_TOLERANCE_MM,
 ) -> ScanFigures:
     """The segmentation figures of one scan, a row for `summarise` once it has a `label`.
 
@@ -143,7 +146,7 @@ def summarise(
     if labels is not None and probabilities is not None:
         document["classes"] = {
             key: {"mean": _defined(measure(labels, probabilities)), "sd": None, "n": len(labels)}
-            for key, measure in CLASSIFICATION.items()
+            for key, (_, measure) in CLASSIFICATION.items()
         } | {
             "confusion": classification.confusion_matrix(labels, probabilities).tolist(),
             "classes": list(classes),
@@ -199,15 +202,15 @@ def _segmentation_table(segmentation: JsonObject) -> str:
     }
     head = ["lesions", *(f"{name} (n={group['n']})" for name, group in groups.items())]
     lines = [
-        [f"{name} [{unit}]", *(_figure(group[key], factor) for group in groups.values())]
-        for key, (name, factor, unit) in SEGMENTATION.items()
+        [name, *(_figure(group[key], decimals) for group in groups.values())]
+        for key, (name, decimals) in SEGMENTATION.items()
     ]
     missed = ["missed scans", *(str(group["missed"]) for group in groups.values())]
     text = _aligned([head, *lines, missed])
     notes = (
         ["missed scans count as DSC = NSD = 0 and have no RMSD"] if segmentation["missed"] else []
     )
-    return "\n".join([text, *notes, _lesion_free_line(segmentation["lesion_free"])])
+    return "\n".join([text, LEGEND, *notes, _lesion_free_line(segmentation["lesion_free"])])
 
 
 def _lesion_free_line(free: JsonObject) -> str:
@@ -222,7 +225,7 @@ def _lesion_free_line(free: JsonObject) -> str:
 
 def _classification_table(figures: JsonObject) -> str:
     scans = f"all (n={figures['accuracy']['n']})"
-    lines = [[f"{key} [%]", _figure(figures[key], 100)] for key in CLASSIFICATION]
+    lines = [[name, _figure(figures[key], 3)] for key, (name, _) in CLASSIFICATION.items()]
     confusion = [
         [f"is {name}", *map(str, counts)]
         for name, counts in zip(figures["classes"], figures["confusion"], strict=True)
@@ -231,11 +234,11 @@ def _classification_table(figures: JsonObject) -> str:
     return f"{_aligned([['diagnosis', scans], *lines])}\n\n{_aligned([given, *confusion])}"
 
 
-def _figure(spread: Spread, factor: float) -> str:
+def _figure(spread: Spread, decimals: int) -> str:
     if spread["mean"] is None:
         return "-"
-    mean = f"{factor * spread['mean']:.1f}"
-    return mean if spread["sd"] is None else f"{mean} ± {factor * spread['sd']:.1f}"
+    mean = f"{spread['mean']:.{decimals}f}"
+    return mean if spread["sd"] is None else f"{mean} ± {spread['sd']:.{decimals}f}"
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> str:

@@ -22,6 +22,8 @@ __all__ = ["loss_curves", "scan_picture", "telling_slices"]
 
 LUNG_WINDOW_HU = (-1000.0, 200.0)
 PREDICTED, TRUE, MARK, MUTED = "#E69F00", "#56B4E9", "#F0E442", "#8C8C8C"
+# Of classes whose names are short; others are drawn as they are.
+SPELLED_OUT = {"cap": "community-acquired pneumonia", "covid-19": "COVID-19"}
 NOT_CLINICAL = "research use only, not for clinical use"
 
 
@@ -38,6 +40,8 @@ def scan_picture(
     truth: Bool[np.ndarray, "D H W"] | None = None,
     lung_mask: Bool[np.ndarray, "D H W"] | None = None,
     window: tuple[float, float] = LUNG_WINDOW_HU,
+    threshold: float | None = None,
+    lungs: str = "given",
     trained_on: str = "scans",
     slices: int = 4,
 ) -> None:
@@ -46,20 +50,24 @@ def scan_picture(
     Above, the slices with lesion contours; below, the same slices under the evidence for the most
     probable class (the lesion probability where there is no evidence); beside them a coronal view
     with the slices marked, and the class probabilities. Slices are seen from the feet, with the
-    patient's right on the left, as radiologists do.
+    patient's right on the left, as radiologists do. They are counted from the lowest, which is 1.
+    Below it all stands how to read it.
 
     Args:
         path: of the PNG; it appears whole or not at all.
         values_hu: the scan (D, H, W) in canonical orientation, HU.
         lesion_probability: 0 to 1, or None.
         lesion_mask: the predicted lesions, or None (a classification-only run).
-        evidence: 0 to 1 of the scan's most, or None (a segmentation-only run).
+        evidence: the finest mask, 0 to 1, where 1 is the scan's most, or None (a segmentation-only
+            run).
         class_probabilities: by class name, or None (a segmentation-only run).
         spacing_mm: voxel spacing in (D, H, W) order, mm.
         title: what is shown, e.g. the scan's name.
         truth: the true lesions, where they are known.
         lung_mask: the view is cut to it.
         window: the values drawn black and white; HU, or the image's own unit.
+        threshold: the lesion probability from which a voxel is lesion, where it is known.
+        lungs: whether the lung mask was `given` or `found`.
         trained_on: what the network was trained on; if not scans, the footer says it.
         slices: how many slices to show.
     """
@@ -115,7 +123,11 @@ def scan_picture(
         if trained_on == "scans"
         else f"network trained on {drawn(trained_on)}; {NOT_CLINICAL}"
     )
-    figure.text(0.985, 0.2 / height, footer, ha="right", va="center", fontsize=11, color="#555555")
+    lines = [*_reading(window, lesion_mask, lung_mask, threshold, lungs), footer]
+    for line, inches in zip(lines, (0.64, 0.42, 0.2), strict=True):
+        figure.text(
+            0.985, inches / height, line, ha="right", va="center", fontsize=11, color="#555555"
+        )
     save_png(figure, path)
 
 
@@ -190,9 +202,34 @@ def _heat(
     if evidence is None:
         return probability, "lesion probability"
     if not class_probabilities:
-        return evidence, "relative evidence"
-    name = max(class_probabilities, key=lambda k: class_probabilities[k])
-    return evidence, f"relative evidence for {drawn(name)}"
+        return evidence, "evidence_1, the finest mask;\nrelative: 1 is this scan's most"
+    name = _spelled(max(class_probabilities, key=lambda k: class_probabilities[k]))
+    return evidence, f"evidence_1 for {name};\nrelative: 1 is this scan's most"
+
+
+def _spelled(name: str) -> str:
+    """The name of a class, in words where it is short for them."""
+    return SPELLED_OUT.get(name, drawn(name))
+
+
+def _reading(
+    window: tuple[float, float],
+    lesion_mask: np.ndarray | None,
+    lung_mask: np.ndarray | None,
+    threshold: float | None,
+    lungs: str,
+) -> tuple[str, str]:
+    """Two lines on how to read the picture."""
+    low, high = window
+    unit = " HU" if low < 0 else ""
+    above = [f"black to white: {low:g} to {high:g}{unit}".replace("-", "−")]
+    above.append("slices are counted from the lowest")
+    below = []
+    if lesion_mask is not None and threshold is not None:
+        below.append(f"predicted lesion: probability at least {threshold:g}")
+    if lung_mask is not None:
+        below.append(f"lung mask: {lungs}")
+    return "; ".join(above), "; ".join(below)
 
 
 def _view(
@@ -251,15 +288,16 @@ def _draw_probabilities(axes: Axes, class_probabilities: Mapping[str, float] | N
     best = max(names, key=lambda name: class_probabilities[name])
     places = np.arange(len(names))[::-1]
     for place, name in zip(places, names, strict=True):
-        probability, bold = class_probabilities[name], "bold" if name == best else "normal"
+        probability = class_probabilities[name]
         axes.barh(place, 1.0, color="#EEEEEE", height=0.36)
         axes.barh(place, probability, color="#0072B2" if name == best else MUTED, height=0.36)
-        axes.text(0, place + 0.24, drawn(name), fontsize=12, fontweight=bold, va="bottom")
+        said = _spelled(name)
+        axes.text(0, place + 0.24, said, fontsize=12 if len(said) < 22 else 10, va="bottom")
         share = f"{100 * probability:.1f} %"
-        axes.text(1, place + 0.24, share, fontsize=12, fontweight=bold, va="bottom", ha="right")
+        axes.text(1, place + 0.24, share, fontsize=12, va="bottom", ha="right")
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.4, len(names) - 0.2)
-    axes.set_title("class probability", fontsize=12)
+    axes.set_title("probability of each class", fontsize=12)
     axes.set_axis_off()
 
 
@@ -314,7 +352,7 @@ def _colour_bar(figure: Figure, name: str) -> None:
     axes.set_yticks([])
     axes.set_xticks([0, 0.5, 1])
     axes.tick_params(labelsize=11)
-    axes.text(-0.02, 0.5, name, ha="right", va="center", fontsize=12)
+    axes.text(-0.02, 0.5, name, ha="right", va="center", fontsize=10)
 
 
 def _heat_colours() -> Colormap:

@@ -18,12 +18,11 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from deepsc_jax.runtime import failures
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.types import JsonObject, Untyped
+from deepsc_jax.runtime.types import Untyped
 
 T = TypeVar("T")
 # A process that has sent no sign of life for so long is dead, and the job ends.
@@ -345,27 +344,3 @@ def require_same(digests: Mapping[str, str]) -> None:
             f"the processes of the job differ from process 0 in {'; '.join(differing)}: give all "
             "of them the same"
         )
-
-
-def define_flags() -> None:
-    """Define the flags by which the processes of one job find each other."""
-    flags.DEFINE_string(
-        "coordinator",
-        None,
-        "host:port at which process 0 listens for the others. Not needed under SLURM, Open MPI, "
-        "Kubernetes and on Cloud TPU, where JAX finds out, nor for one process.",
-    )
-    flags.DEFINE_integer("num_processes", None, "Processes of the job.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0)
-
-    @flags.multi_flags_validator(
-        ["coordinator", "num_processes", "process_id"],
-        "--coordinator=HOST:PORT, --num_processes and --process_id, below it, belong together",
-    )
-    def _(values: JsonObject) -> bool:
-        address, count, index = values.values()
-        if address is None:
-            return count is None and index is None
-        port = address.rpartition(":")[2]
-        known = port.isdecimal() and 0 < int(port) < 2**16
-        return known and None not in (count, index) and index < count

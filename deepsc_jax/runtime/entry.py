@@ -3,13 +3,14 @@
 A command is a module with `define_flags()` and `main()`, which reads `absl.flags.FLAGS`.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from deepsc_jax.runtime import failures
+from deepsc_jax.runtime import failures, usage
 from deepsc_jax.runtime.exit_codes import BAD_FLAG, INTERRUPTED
 from deepsc_jax.runtime.names import print_any_name, shown
 from deepsc_jax.runtime.output import ended_quietly, is_unread
@@ -40,7 +41,7 @@ def run(
       define_flags: defines them.
       parse: parses arguments and gives back what is no flag; `ConfigFlags.parse` is for commands
         that take the configuration of a run.
-      computes: whether it needs JAX, which is imported then.
+      computes: whether it needs JAX, which is imported once the flags are parsed.
       trains: whether to start over with `ALLOCATOR`.
 
     Exits with a code of `exit_codes`: after one line on stderr where the user, the machine or the
@@ -66,21 +67,27 @@ def _run(
         os.execve(sys.executable, sys.orig_argv, os.environ | ALLOCATOR)
     if trains:
         signals.listen()
-    if computes:
-        from deepsc_jax.runtime import compiler
-
-        compiler.set_up()
     define_flags()
-    app.run(lambda _: _guarded(main, trains=trains), flags_parser=lambda argv: _parsed(parse, argv))
+    work = functools.partial(_with_jax, main) if computes else main
+    app.run(lambda _: _guarded(work, trains=trains), flags_parser=lambda argv: _parsed(parse, argv))
+
+
+def _with_jax(main: Callable[[], int | None]) -> int | None:
+    """Run what needs JAX; it takes seconds to import, and so not before the flags are right."""
+    from deepsc_jax.runtime import compiler
+
+    compiler.set_up()
+    return main()
 
 
 def _parsed(parse: Callable[[Sequence[str]], list[str]], argv: Sequence[str]) -> list[str]:
+    usage.define_help()
     try:
         rest = parse(argv)
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}: options begin with --")
     except (flags.Error, ValueError) as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {shown(usage.explained(error))}", file=sys.stderr)
         sys.exit(BAD_FLAG)
     return rest
 

@@ -22,7 +22,8 @@ class Progress:
                 progress.advance(dsc=score(case))
 
     On a terminal it is a bar, above which what is printed meanwhile scrolls. Elsewhere it is a line
-    every ten seconds at most, and one at the end, if `lines` asks for them.
+    every ten seconds at most, and one at the end, if `lines` asks for them. The time left is from
+    the first report on: what comes before it may have been compiling.
 
     Args:
       title: what is done.
@@ -35,8 +36,9 @@ class Progress:
     def __init__(
         self, title: str, total: int, start: int = 0, *, quiet: bool = False, lines: bool = False
     ):
-        self._title, self._total, self._start, self._step = title, total, start, start
-        self._begun, self._printed = time.monotonic(), -math.inf
+        self._title, self._total, self._step = title, total, start
+        self._printed = -math.inf
+        self._first: tuple[int, float] | None = None  # the step and the time of the first report
         console = rich.console.Console()
         live = sys.stdout.isatty() and not console.is_dumb_terminal
         self._lines = lines and not quiet and not live
@@ -78,11 +80,16 @@ class Progress:
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._bar.update(self._task, completed=step, values=text)
         now = time.monotonic()
+        since, begun = self._first = self._first or (step, now)
         soon = now - self._printed < _SECONDS_BETWEEN_LINES
         if not self._lines or (soon and step < self._total):
             return
         self._printed = now
-        rate = (now - self._begun) / max(step - self._start, 1)
-        minutes, seconds = divmod(round(rate * (self._total - step)), 60)
-        line = f"{self._title} {step}/{self._total}  {text}  {minutes}:{seconds:02d} left"
-        tell(line)
+        left = ""
+        if step == self._total:
+            left = "  0:00 left"
+        elif step > since:
+            rate = (now - begun) / (step - since)
+            minutes, seconds = divmod(round(rate * (self._total - step)), 60)
+            left = f"  {minutes}:{seconds:02d} left"
+        tell(f"{self._title} {step}/{self._total}  {text}{left}")

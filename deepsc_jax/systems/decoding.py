@@ -5,10 +5,12 @@
 
 import functools
 import itertools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from deepsc_jax.config import DataConfig, Ints3, TrainConfig
@@ -24,7 +26,9 @@ Batch = dict[str, Array]
 LEAST = 1 / LEVELS  # the least value inside the lungs; 0 is outside
 
 
-def decode(batch: Batch, reads: Reads, data: DataConfig, train: TrainConfig) -> Batch:
+def decode(
+    batch: Mapping[str, ArrayLike], reads: Reads, data: DataConfig, train: TrainConfig
+) -> Batch:
     """What a system sees of a batch of a stage that reads `reads`.
 
     Args:
@@ -33,7 +37,7 @@ def decode(batch: Batch, reads: Reads, data: DataConfig, train: TrainConfig) -> 
       data: the sizes of tiles and slices.
       train: the extents of augmentation; what has none is not computed.
     """
-    batch = dict(batch)
+    batch = {name: jnp.asarray(values) for name, values in batch.items()}
     vectors = batch.pop("augmentation", None)
     columns = {} if vectors is None else augment.columns(vectors)
     of_tiles, of_scan = reads.truth

@@ -18,7 +18,8 @@ import deepsc_jax.gain
 import deepsc_jax.inference.predictor
 import deepsc_jax.plan
 import deepsc_jax.prepare
-import deepsc_jax.train  # noqa: F401
+import deepsc_jax.train
+import deepsc_jax.training.job  # noqa: F401
 from deepsc_jax.runtime.entry import ALLOCATOR
 
 

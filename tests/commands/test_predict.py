@@ -101,7 +101,8 @@ def test_stopped_and_gone_on_with_by_an_array_of_tasks(folder: pathlib.Path) -> 
         env = environment(folder, PATH=path, **{f"SLURM_{k}": v for k, v in slurm.items()})
         script = ["bash", "launch/predict.sbatch", *options(folder)]
         done = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-        made += int(done.stdout.splitlines()[-1].split(" of ")[0])
+        (line,) = [line for line in done.stdout.splitlines() if "scans predicted" in line]
+        made += int(line.split(" of ")[0])
     assert made == SCANS - len(first)
     last = results(folder)
     assert sorted(last) == [f"p{i}" for i in range(SCANS)]
@@ -122,6 +123,38 @@ def test_stopped_and_gone_on_with_by_an_array_of_tasks(folder: pathlib.Path) -> 
         twin = json.loads((folder / "out" / f"p{i % 2}" / "scan" / "result.json").read_text())
         assert result["lesion_ml"] == twin["lesion_ml"] > 0
         assert result["lesion_threshold"] == 0.4
+
+
+def test_where_results_are_is_told_and_a_wrong_path_once_before_the_network(
+    folder: pathlib.Path,
+) -> None:
+    command = [sys.executable, "-m", "deepsc_jax.predict", f"--checkpoint={folder / 'run'}"]
+    command += [f"--out={folder / 'one'}"]
+    scan = folder / "in" / "p0" / "scan.nii.gz"
+    done = subprocess.run(
+        [*command, f"--scan={scan}"],
+        cwd=ROOT,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    place, _, files = done.stdout.splitlines()[-1].removeprefix("results: ").partition(": ")
+    written = {path.name for path in pathlib.Path(place).iterdir()}
+    assert set(files.split(", ")) == written >= {"result.json", "picture.png"}
+    command[3] = f"--checkpoint={folder / 'no-run'}"  # a network would be missed first
+    done = subprocess.run(
+        [*command, f"--scan={scan}.typo"],
+        cwd=ROOT,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        f"error: --scan={scan}.typo: No such file or directory: check the path"
+    ]
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_the_model_may_stand_in_a_flag_file_and_the_last_word_counts(tmp_path):
 
 
 def test_an_unknown_model_is_refused_with_those_there_are():
-    with pytest.raises(flags.Error, match=r"--model=unknown: .*<tea\|coffee>"):
+    with pytest.raises(flags.Error, match=r"^--model=unknown: expected one of tea, coffee$"):
         parse("--model=unknown", of=FAKES)
     with pytest.raises(flags.Error, match=f"--model=unknown: .*{'.*'.join(registry.MODELS)}"):
         parse("--model=unknown")
@@ -169,6 +169,21 @@ def test_another_models_flag_is_refused_naming_the_model_that_has_it(flag):
     )
     with pytest.raises(flags.Error, match=r"Unknown command line flag 'tea\.unheard'"):
         parse("--model=tea", "--tea.unheard=1", of=FAKES)
+
+
+def test_a_flag_file_of_another_model_is_named_and_one_of_this_model(tmp_path):
+    with pytest.raises(flags.Error) as error:
+        parse("--flagfile=configs/deepsc.flags", "--model=unet3d")
+    assert str(error.value).startswith("--flagfile=configs/deepsc.flags: has --deepsc.")
+    assert "take a flag file of unet3d, such as configs/unet3d.flags" in str(error.value)
+    path = tmp_path / "mine.flags"
+    path.write_text("--slices=5\n--coffee.channels=3\n")
+    with pytest.raises(flags.Error) as error:
+        parse(f"--flagfile={path}", of=FAKES)
+    assert str(error.value) == (
+        f"--flagfile={path}: has --coffee.channels, a flag of --model=coffee, and this is "
+        "--model=tea: take a flag file of tea, or choose --model=coffee"
+    )
 
 
 def test_a_stage_that_cannot_be_is_named():
@@ -192,8 +207,8 @@ def test_a_shipped_flag_file_is_found_from_any_folder(tmp_path, monkeypatch):
     # Only below `configs` is what ships looked for.
     with pytest.raises(flags.Error, match=r"^--flagfile=tiny.flags: No such file"):
         parse("--flagfile=tiny.flags")
-    with pytest.raises(flags.Error, match=r"^--flagfile=configs/unheard.flags: No such file"):
-        parse("--flagfile=configs/unheard.flags")
+    with pytest.raises(flags.Error, match=r"configs/tny.flags: No such file.*, tiny.flags, "):
+        parse("--flagfile=configs/tny.flags")
 
 
 def test_flag_files_name_flag_files_and_later_lines_count(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 FRONT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-# Flags that the pages show of other programs, of absl, and of the model that CONTRIBUTING invents.
+# Flags that the pages show of other programs, of every command, and of the model that CONTRIBUTING
+# invents.
 OTHERS = {
     "array",
     "nodes",
@@ -20,6 +21,8 @@ OTHERS = {
     "check",
     "flagfile",
     "helpfull",
+    "help",
+    "version",
     "mynet.OPTION",
 }
 
@@ -57,6 +60,16 @@ def test_every_module_that_readme_names_exists() -> None:
     assert len(folders) >= 10
     for name in [*modules, *(f"deepsc_jax/{folder}" for folder in folders)]:
         assert (ROOT / name).exists(), name
+
+
+def test_every_test_that_the_public_reports_name_exists() -> None:
+    text = (ROOT / "docs" / "public-reports.md").read_text("utf-8")
+    named = re.findall(r"`([\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)", text)
+    assert len(named) >= 30
+    for file, tests in named:
+        source = (ROOT / "tests" / file).read_text("utf-8")
+        for test in re.findall(r"test_\w+", tests):
+            assert f"def {test}(" in source, f"{file}: {test}"
 
 
 def test_the_documents_show_no_flag_that_does_not_exist() -> None:

@@ -70,6 +70,10 @@ def test_a_result_says_what_it_is_of_and_what_was_written(chests: pathlib.Path) 
     assert result["lung_mask"] == str(mask.resolve())
     assert result["lung_mask_sha256"] == hashlib.sha256(mask.read_bytes()).hexdigest()
     assert result["notes"] == ["a stand-in"]
+    for name, decimals in (("lung_ml", 2), ("lesion_ml", 2), ("lesion_share_of_lung", 4)):
+        assert result[name] == round(result[name], decimals) > 0
+    assert sum(result["probabilities"].values()) == pytest.approx(1, abs=2e-4)
+    assert all(len(str(share)) <= 6 for share in result["probabilities"].values())
     assert set(result["files"]) == {p.name for p in folder.iterdir()} - {"result.json"}
     for name, facts in result["files"].items():
         content = (folder / name).read_bytes()

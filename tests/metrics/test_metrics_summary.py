@@ -119,10 +119,13 @@ def test_table_shows_every_figure_in_aligned_columns():
     text = table(summarise(rows, labels, np.eye(3)[[0, 1, 1, 2]]))
     lines = text.splitlines()
     assert lines[0].split() == ["lesions", "all", "(n=3)", "covid-19", "(n=2)", "cap", "(n=1)"]
-    assert lines[2].split() == ["DSC", "[%]", "46.7", "±", "41.6", "70.0", "±", "14.1", "0.0"]
+    assert lines[2].split() == ["DSC", "0.467", "±", "0.416", "0.700", "±", "0.141", "0.000"]
     assert len({len(line) for line in lines[:9]}) == 1
     assert "1 of 1 with false positives, 1.5 ml a scan" in text
-    assert "accuracy [%]" in text
+    assert "NSD at 3 mm" in text
+    assert "mean ± standard deviation over scans" in text
+    assert [line.split()[0] for line in lines if "macro" in line][-2:] == ["F1,", "AUC,"]
+    assert "%" not in text
     assert "is cap" in text
 
 

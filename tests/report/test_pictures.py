@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from deepsc_jax.report import pictures
 from deepsc_jax.report.figures import drawn
 from deepsc_jax.report.pictures import loss_curves, scan_picture, telling_slices
 from deepsc_jax.runtime.errors import InputError
@@ -49,6 +51,35 @@ def test_where_nothing_was_found_slices_spread_over_the_lungs(scan):
     nothing = np.zeros_like(lesion)
     assert telling_slices(nothing, None, lung, SHAPE[0], 4) == [14, 11, 8, 5]
     assert telling_slices(nothing, None, None, SHAPE[0], 4) == [17, 12, 7, 2]
+
+
+def test_a_picture_says_how_it_is_read(tmp_path, scan, monkeypatch):
+    values, lung, lesion = scan
+    found = []
+    monkeypatch.setattr(pictures, "save_png", lambda figure, _: found.extend(figure.findobj(Text)))
+    scan_picture(
+        tmp_path / "a.png",
+        values,
+        None,
+        lesion,
+        lesion.astype(np.float32),
+        {"covid-19": 0.1, "cap": 0.9},
+        spacing_mm=(5.0, 2.0, 1.5),
+        title="case_001",
+        lung_mask=lung,
+        threshold=0.45,
+        lungs="found",
+    )
+    texts = [text.get_text() for text in found]
+    for text in (
+        "evidence_1 for community-acquired pneumonia;\nrelative: 1 is this scan's most",
+        "black to white: −1000 to 200 HU; slices are counted from the lowest",
+        "predicted lesion: probability at least 0.45; lung mask: found",
+        "community-acquired pneumonia",
+    ):
+        assert text in texts, texts
+    bold = [text.get_text() for text in found if text.get_fontweight() == "bold"]
+    assert set(bold) == {"case_001", "R", "L"}
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4])

@@ -25,20 +25,28 @@ def test_lines_come_every_ten_seconds_and_at_the_end(clock, capsys):
             clock[0] += 4
             progress.show(step, loss=0.12345)
     assert capsys.readouterr().out.splitlines() == [
-        "train 3/8  loss 0.1235  0:20 left",  # 4 s a step, since the start at step 2
+        "train 3/8  loss 0.1235",
         "train 6/8  loss 0.1235  0:08 left",
         "train 8/8  loss 0.1235  0:00 left",
     ]
 
 
+def test_what_comes_before_the_first_report_is_no_measure_of_the_time_left(clock, capsys):
+    with Progress("train", 100, lines=True) as progress:
+        clock[0] += 300  # compiling
+        progress.show(10)
+        clock[0] += 20
+        progress.show(20)
+    assert capsys.readouterr().out.splitlines() == ["train 10/100  ", "train 20/100    2:40 left"]
+
+
 def test_steps_may_be_counted_here(clock, capsys):
     with Progress("train", 2, lines=True) as progress:
-        clock[0] += 60
         progress.advance(loss=1, dsc=0.5)
         clock[0] += 60
         progress.advance()
     assert capsys.readouterr().out.splitlines() == [
-        "train 1/2  loss 1  dsc 0.5  1:00 left",
+        "train 1/2  loss 1  dsc 0.5",
         "train 2/2    0:00 left",
     ]
 

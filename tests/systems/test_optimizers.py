@@ -1,6 +1,7 @@
 """Learning rates and optimizers by hand."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ STAGE = StageConfig(steps=100, batch=8, learning_rate=1e-3)
 PARAMS = {"conv": {"kernel": jnp.full((2, 2), 3.0)}, "norm": {"scale": jnp.full(2, 3.0)}}
 
 
-def rates(steps, **options):
-    rate = learning_rate(TrainConfig(**options), STAGE)
+def rates(steps: list[int], **options: Any) -> list[float]:
+    rate: Any = learning_rate(TrainConfig(**options), STAGE)
     return [float(rate(step)) for step in steps]
 
 
@@ -41,7 +42,7 @@ def test_the_rate_grows_with_the_batch_it_is_not_given_for():
     assert rates([0], rate_batch=8) == pytest.approx([1e-3])
 
 
-def first_update(gradient, **options):
+def first_update(gradient: Any, **options: Any) -> Any:
     train = TrainConfig(adam_eps=0.0, **options)
     optimizer = adam(train, learning_rate(train, STAGE))
     return optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)[0]
@@ -57,12 +58,13 @@ def test_kernels_alone_decay():
 
 def test_a_long_gradient_is_shortened_before_adam():
     # Of gradients cut to one length every step of Adam is the rate; a long first one lingers.
-    def second(clip_norm):
+    def second(clip_norm: float) -> float:
         train = TrainConfig(clip_norm=clip_norm)
         optimizer = adam(train, learning_rate(train, STAGE))
         state = optimizer.init(PARAMS)
         for size in (100.0, 1.0):
             gradient = jax.tree.map(lambda p, s=size: jnp.full_like(p, s), PARAMS)
+            update: Any
             update, state = optimizer.update(gradient, state, PARAMS)
         return float(update["norm"]["scale"][0])
 

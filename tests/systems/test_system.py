@@ -401,11 +401,11 @@ def test_another_data_set_takes_the_same_program():
 
 
 class OnPlateau(Counting):
-    """Halves its rate, at once, where the loss does not fall; reads it from the state."""
+    """Halves its rate at every step but the first: no loss falls by so much."""
 
     def optimizer(self, stage: Stage) -> optax.GradientTransformation:
         del stage
-        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=0, rtol=0.0, atol=1e9)
+        plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.0, atol=1e9)
         return optax.chain(optax.sgd(0.1), plateau)
 
     def rate_taken(self, stage: Stage, step: Any, opt_state: Any) -> Any:
@@ -425,8 +425,7 @@ def test_an_optimizer_is_told_the_loss_and_the_log_its_own_rate():
         batch = device_mesh.put_batch(batch_of(4, number), mesh, DEPTH_AXES)
         state, scalars = step(state, batch)
         rates.append(float(scalars["learning_rate"]))
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[2] < rates[1] <= rates[0]
+    assert rates == pytest.approx([0.1, 0.05, 0.025])
 
 
 def test_it_predicts_and_what_it_carries_is_part_of_the_network_that_is_named():

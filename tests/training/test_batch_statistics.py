@@ -18,7 +18,7 @@ from deepsc_jax.systems.system import initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import make_train_step
 
-SCANS, STEPS = 8, 2
+SCANS, STEPS = 8, 1  # a second step would see what Adam makes of a gradient near zero
 CONFIG = Config(
     resnet3d.Options(
         widths=(2, 2),

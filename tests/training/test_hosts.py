@@ -147,8 +147,8 @@ def test_processes_that_would_each_train_alone_are_refused() -> None:
 )
 def test_the_flags_of_a_job_belong_together(flags: list[str], accepted: bool) -> None:
     code = (
-        "from deepsc_jax.runtime import cluster, entry\n"
-        "entry.run(lambda: print('accepted'), cluster.define_flags)"
+        "from deepsc_jax.runtime import entry, job_flags\n"
+        "entry.run(lambda: print('accepted'), job_flags.define_flags)"
     )
     command = [sys.executable, "-c", code, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -6,7 +6,7 @@ follows a convolution or norm is zero elsewhere, so that what is computed for th
 depends neither on how many others lie around them nor on what they hold.
 """
 
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,8 @@ from deepsc_jax.models.layers.layout import CPU_FORMS, Layout, Strides, Volume
 Block = TypeVar("Block", bound=nn.Module)
 
 # Height and width are 1 where whole slices count.
-Mask = Bool[Array, "batch depth height width 1"] | None
+Counted = Bool[Array, "batch depth height width 1"]
+Mask = Counted | None
 PerChannel = Float[Array, "batch channel"]
 NORM_EPSILON = 1e-5  # torch's; Flax's default is 1e-6
 SAMPLED_ROWS = 8  # one in so many gives the size of a norm's mean
@@ -53,6 +54,10 @@ def masked(x: Volume, mask: Mask) -> Volume:
     return x * mask.astype(x.dtype)
 
 
+@overload
+def pool_mask(mask: Counted, factors: tuple[int, int, int] = (2, 2, 2)) -> Counted: ...
+@overload
+def pool_mask(mask: None, factors: tuple[int, int, int] = (2, 2, 2)) -> None: ...
 def pool_mask(mask: Mask, factors: tuple[int, int, int] = (2, 2, 2)) -> Mask:
     """The mask of volumes that are coarser by `factors`: True where any voxel of a block counts.
 

@@ -197,6 +197,7 @@ def test_a_mask_is_pooled_to_blocks_that_hold_a_voxel_that_counts():
     assert layers.pool_mask(slices)[:, :, 0, 0, 0].sum(axis=1).tolist() == [2, 2, 1, 0]
     one = jnp.zeros((1, 8, 8, 8, 1), bool).at[0, 5, 2, 7, 0].set(True)
     for mask, step in zip(layers.pyramid(one, 4), (1, 2, 4, 8), strict=True):
+        assert mask is not None
         assert np.argwhere(mask[0, ..., 0]).tolist() == [[5 // step, 2 // step, 7 // step]]
     in_plane = layers.pool_mask(one, (1, 2, 2))
     assert np.argwhere(in_plane[0, ..., 0]).tolist() == [[5, 1, 3]]

@@ -63,7 +63,10 @@ def segmentation(options: Options, s: Tensor, y: Tensor) -> dict[str, Tensor]:
         "lesion_free": lesion_free(s, y),
     }
     weights = options.dice_weight, options.focal_weight, options.lesion_free_weight
-    return terms | {"total": sum(w * t for w, t in zip(weights, terms.values(), strict=True))}
+    total = torch.zeros((), dtype=s.dtype)
+    for weight, term in zip(weights, terms.values(), strict=True):
+        total = total + weight * term
+    return terms | {"total": total}
 
 
 def scales_loss(
