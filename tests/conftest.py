@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,10 @@ import pytest
 from absl import flags
 from drawn import draw_params
 
+# Under nohup, or in the background of a script, these are ignored, by all processes below as well;
+# what the tests start must be told of them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The extra `test` brings XLA's CUDA compiler, for plans, without the rest of CUDA: where there is
 # no GPU, JAX would say so at length in every process.
 if not pathlib.Path("/dev/nvidiactl").exists() and not importlib.util.find_spec("libtpu"):
