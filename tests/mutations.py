@@ -183,6 +183,50 @@ MUTATIONS = (
         "            mean = (total[..., *box] * both + tile[..., *inside]) / (1 + both)\n"
         "            total[..., *box], count[box] = mean, 1",
     ),
+    Mutation(
+        "an image's maximum padded with 0",
+        "models/layers/blocks2d.py",
+        "constant_values=-jnp.inf",
+        "constant_values=0",
+    ),
+    Mutation(
+        "a residual block's first input given the second",
+        "models/cnncf/network.py",
+        "name=name)(i1, i2, weights, moves, train)",
+        "name=name)(i2, i2, weights, moves, train)",
+    ),
+    Mutation(
+        "a gate's counter that is not cleared",
+        "models/cnncf/gate.py",
+        'jnp.where(good, state["count"] + 1, 0)',
+        'jnp.where(good, state["count"] + 1, state["count"])',
+    ),
+    Mutation(
+        "a gate that opens one judgement late",
+        "models/cnncf/gate.py",
+        "opens = count >= rule.count",
+        "opens = count > rule.count",
+    ),
+    Mutation(
+        "distillation without the square of the temperature",
+        "models/cnncf/distillation.py",
+        "return temperature**2 * divergence",
+        "return divergence",
+    ),
+    Mutation(
+        "distillation's divergence the other way round",
+        "models/cnncf/distillation.py",
+        "(jax.scipy.special.xlogy(soft, soft) - soft * student)",
+        "(jnp.exp(student) * (student - jnp.log(soft)))",
+    ),
+    Mutation(
+        "weight decay after the momentum",
+        "systems/sgd.py",
+        "        optax.add_decayed_weights(options.weight_decay),\n"
+        "        optax.trace(options.momentum),\n",
+        "        optax.trace(options.momentum),\n"
+        "        optax.add_decayed_weights(options.weight_decay),\n",
+    ),
 )
 
 

@@ -9,7 +9,7 @@ from deepsc_jax.config.data import CLASSES, DataConfig, VoxelClass
 from deepsc_jax.config.options import Ints3, ModelOptions, StageOptions, option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.run import Config
-from deepsc_jax.config.training import Plateau, StageConfig, TrainConfig
+from deepsc_jax.config.training import Plateau, SgdConfig, StageConfig, TrainConfig
 
 __all__ = [
     "CLASSES",
@@ -19,6 +19,7 @@ __all__ = [
     "ModelOptions",
     "Plateau",
     "PlatformConfig",
+    "SgdConfig",
     "StageConfig",
     "StageOptions",
     "TrainConfig",

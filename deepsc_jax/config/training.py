@@ -24,6 +24,30 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SgdConfig(StageConfig):
+    """The options of a stage that is trained by SGD with momentum, a warm-up and steps."""
+
+    learning_rate: float = option(1e-2, "paper: initial learning rate of this stage")
+    momentum: float = option(0.9, "code: momentum of SGD")
+    weight_decay: float = option(
+        1e-4, "code: times every parameter, biases and norms too, added to its gradient"
+    )
+    warmup_steps: int = option(
+        0, "assumed: steps in which the rate rises linearly from a tenth to all of it"
+    )
+    decay_every: int = option(10000, "assumed: steps after which the rate is multiplied by `decay`")
+    decay: float = option(0.1, "paper: what the rate is multiplied by, again and again")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.decay_every >= 1, f"decay_every is {self.decay_every}: it must be at least 1")
+        require(self.momentum < 1, f"momentum is {self.momentum:g}: it must be below 1")
+        for name in ("momentum", "weight_decay", "warmup_steps", "decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value:g}: it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
 class Plateau:
     """When a learning rate is reduced: where the training loss no longer falls.
 

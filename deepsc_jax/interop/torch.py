@@ -117,11 +117,16 @@ def from_torch(
         for name, (ours, rule) in _rename(weights, "torch", "flax", table).items()
         if rule.collection == collection
     }
-    inexact = [n for n in renamed if weights[n].dtype not in (torch.float32, torch.float64)]
+    counters = _counters(like)
+    inexact = [
+        name
+        for name, (ours, _) in renamed.items()
+        if weights[name].dtype not in counters.get(ours, (torch.float32, torch.float64))
+    ]
     if inexact:
         raise InputError(
             f"weights: {inexact[0]} is {weights[inexact[0]].dtype} ({len(inexact)} such), expected "
-            "float32: convert them with .float() first"
+            f"{_wanted(renamed[inexact[0]][0], counters)}"
         )
     flat = {
         ours: _inward(weights[name].detach().cpu().numpy(), rule)
@@ -263,6 +268,22 @@ def _inward(values: np.ndarray, rule: Rule) -> np.ndarray:
     kept = tuple(axis for axis in rule.axes if axis >= 0)
     lean = values.reshape(values.shape[: len(kept)])
     return np.array(lean.transpose(np.argsort(kept)), order="C")
+
+
+def _counters(like: Params | None) -> dict[str, tuple[torch.dtype]]:
+    """The types of what is no floating-point number, such as counters, by our names."""
+    flat: Params = flax.traverse_util.flatten_dict(like or {}, sep="/")
+    return {
+        name: (torch.from_numpy(np.empty(0, x.dtype)).dtype,)
+        for name, x in flat.items()
+        if not np.issubdtype(x.dtype, np.floating)
+    }
+
+
+def _wanted(name: str, counters: Mapping[str, tuple[torch.dtype]]) -> str:
+    if name in counters:
+        return str(counters[name][0])
+    return "float32: convert them with .float() first"
 
 
 def _torch_shapes(like: Params, table: Table) -> Shapes:

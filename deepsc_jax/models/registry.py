@@ -55,6 +55,12 @@ MODELS = {
         "deepsc_jax.models.comparators.resnet3d",
         "deepsc_jax.systems.image_classification:ImageClassification",
     ),
+    "cnncf": Row(
+        "CNNCF",
+        "deepsc_jax.models.cnncf.config:Options",
+        "deepsc_jax.models.cnncf.network",
+        "deepsc_jax.systems.image_classification:ImageClassification",
+    ),
 }
 DEFAULT = "deepsc"
 

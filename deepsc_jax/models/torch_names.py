@@ -10,7 +10,7 @@ class Rule(NamedTuple):
       flax: names joined by slashes, below the collection; `{x}` is letters and digits.
       torch: the name in a `state_dict`.
       axes: torch's axes, as numbers of ours; -1 is a new axis of one.
-      collection: of Flax variables: `params`, or `batch_stats` for running statistics.
+      collection: of Flax variables: `params`, `batch_stats` for running statistics, or another.
     """
 
     flax: str
@@ -20,6 +20,8 @@ class Rule(NamedTuple):
 
 
 CONV = (4, 3, 0, 1, 2)  # (depth, height, width, in, out) to (out, in, depth, height, width)
+CONV2D = (3, 2, 0, 1)  # (height, width, in, out) to (out, in, height, width)
 DECONV = (3, 4, 0, 1, 2)  # the same to (in, out, depth, height, width)
 LINEAR = (1, 0)  # (in, out) to (out, in)
 POINT = (1, 0, -1, -1, -1)  # (in, out) to (out, in, 1, 1, 1): -1 is a new axis
+POINT2D = (1, 0, -1, -1)  # (in, out) to (out, in, 1, 1)

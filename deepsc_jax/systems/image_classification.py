@@ -1,7 +1,10 @@
 """Classification of images: one stage, on the sampled slices of a scan.
 
-The model's module has `build(options, data, layout)`, whose network takes slices `(N, T, H, W, 1)`
-and gives `logits (N, class)`; and `losses(options, logits, label, class_weights)`, per scan.
+The model's module has `build(options, data, layout)`, whose network takes slices `(N, T, H, W, 1)`,
+one of an X-ray, and gives `logits (N, class)`; `losses(config, outputs, carried, label,
+class_weights)`, the terms per scan and what is carried after the step; and, where it has something
+to say, `notes(variables)` for results and `warnings(options, stage_options, step, carried)` for
+training. A stage whose options are an `SgdConfig` is trained by SGD, any other by Adam.
 """
 
 import functools
@@ -9,13 +12,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
+from deepsc_jax.config import SgdConfig
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.geometry.sampling import slice_indices
 from deepsc_jax.models.layers.blocks import standardise
 from deepsc_jax.runtime import compiler
+from deepsc_jax.systems import sgd
 from deepsc_jax.systems.system import (
     Batch,
     Facts,
@@ -26,7 +32,6 @@ from deepsc_jax.systems.system import (
     System,
     Variables,
     carried_of,
-    without_perturbations,
 )
 
 
@@ -41,8 +46,8 @@ class ImageClassification(System):
         return (Stage("classification", reads, ("classes",), of_stage.steps, of_stage.batch),)
 
     def init(self, key: Array, batch: Batch) -> Variables:
-        """Fresh variables of the network."""
-        return without_perturbations(self.network.init(key, self._inputs(batch), train=False))
+        """Fresh variables of the network, with those by which a gradient of a map is taken."""
+        return dict(self.network.init(key, self._inputs(batch), train=False))
 
     def losses(
         self, stage: Stage, variables: Variables, batch: Batch, facts: Facts
@@ -53,8 +58,7 @@ class ImageClassification(System):
             variables, self._inputs(batch), train=True, mutable=carried_of(variables)
         )
         weights = facts["class_weights"]
-        terms = self.model.losses(self.config.model, out["logits"], batch["label"], weights)
-        return terms, dict(changed)
+        return self.model.losses(self.config, out, dict(changed), batch["label"], weights)
 
     def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
         """The network's `logits` and `maps`, by running statistics."""
@@ -64,6 +68,23 @@ class ImageClassification(System):
     def measures(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Class probabilities."""
         return {"probabilities": jax.nn.softmax(self.outputs(stage, variables, batch)["logits"])}
+
+    def learning_rate(self, stage: Stage) -> optax.Schedule:
+        """The learning rate by step, as `optimizer` has it."""
+        options = self.config.stage(stage.name)
+        return sgd.rate(options) if isinstance(options, SgdConfig) else super().learning_rate(stage)
+
+    def optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
+        """SGD or Adam, as the options of the stage are."""
+        options = self.config.stage(stage.name)
+        if not isinstance(options, SgdConfig):
+            return super().optimizer(stage)
+        return optax.with_extra_args_support(sgd.sgd(options))
+
+    def warnings(self, stage: Stage, step: int, carried: Variables) -> tuple[str, ...]:
+        """The model's, if it has any."""
+        of_model = getattr(self.model, "warnings", lambda *_: ())
+        return of_model(self.config.model, self.config.stage(stage.name), step, carried)
 
     def volumes(self, stage: Stage) -> tuple[str, ...]:
         """None."""
@@ -82,10 +103,12 @@ class ImageClassification(System):
         def program(variables: Variables, batch: Batch) -> Array:
             return self.measures(stage, variables, batch)["probabilities"][0]
 
+        notes = getattr(self.model, "notes", lambda _: ())(variables)
+
         def predict(volume: Float[np.ndarray, "depth height width"]) -> Prediction:
             slices = volume[slice_indices(len(volume), data.slices)]
             probabilities = program(variables, {"slices": jnp.asarray(slices[None])})
-            return Prediction(classes=np.asarray(probabilities))
+            return Prediction(classes=np.asarray(probabilities), notes=notes)
 
         return predict
 

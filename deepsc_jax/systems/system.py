@@ -87,11 +87,12 @@ class System(abc.ABC):
         return self.model.TORCH_NAMES
 
     def exported(self, variables: Variables) -> Variables:
-        """The collections that go to PyTorch, which `torch_names` names.
+        """The collections that go to PyTorch: those that a rule of `torch_names` is of.
 
-        Here the parameters and running statistics; a counter or a teacher is of training alone.
+        Parameters and running statistics; what is of training alone, as a teacher, has no rule.
         """
-        return {name: variables[name] for name in variables if name in ("params", "batch_stats")}
+        named = {rule.collection for rule in self.torch_names}
+        return {name: variables[name] for name in variables if name in named}
 
     @property
     @abc.abstractmethod
@@ -202,6 +203,14 @@ class System(abc.ABC):
         # By the state's name: a norm's parameters have a `scale` as well.
         return rate * optax.tree.get(opt_state, "ReduceLROnPlateauState").scale
 
+    def warnings(self, stage: Stage, step: int, carried: Variables) -> tuple[str, ...]:
+        """What whoever trains must hear after `step` steps: here nothing.
+
+        It is asked after each step, which waits where what is carried is looked at: do so seldom.
+        """
+        del stage, step, carried
+        return ()
+
     @abc.abstractmethod
     def volumes(self, stage: Stage) -> tuple[str, ...]:
         """The names of the volumes and then of the evidence that `predictor` gives."""
@@ -278,4 +287,5 @@ def initial(system: System) -> Variables:
     init = jax.jit(system.init)
     seed = system.config.train.seed
     key = jax.random.key(seed, impl="rbg")  # compiles in a quarter of threefry's time
-    return init(key, batches.zeros(system.init_reads, system.config.data))
+    variables = init(key, batches.zeros(system.init_reads, system.config.data))
+    return without_perturbations(variables)

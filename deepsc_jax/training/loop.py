@@ -145,6 +145,8 @@ def _take_steps(
                     clock.restart()
             since.append(scalars)
             step += 1
+            for line in run.system.warnings(stage, step, state.carried):
+                run.log.say(f"{stage.name} {step}/{stage.steps}  {line}")
             preempted = run.preemption.agreed()
             run.watchdog.beat(step)
             last = step == stage.steps

@@ -88,13 +88,13 @@ def test_every_option_says_where_its_value_comes_from(name, field):
 
 
 # What a model sees, where that is not the default.
-SEEN = {"qchc_unet": DataConfig(mask="none")}
+SEEN = {"qchc_unet": DataConfig(mask="none"), "cnncf": DataConfig(slices=63)}
 
 
 @pytest.mark.parametrize("model", registry.MODELS)
 def test_every_option_is_a_flag_with_its_own_default(model):
     data = SEEN.get(model, DataConfig())
-    parsed, values = parse(f"--model={model}", f"--mask={data.mask}")
+    parsed, values = parse(f"--model={model}", f"--mask={data.mask}", f"--slices={data.slices}")
     assert parsed == Config(registry.options(model)(), data)
     own = [(n, f) for n, f in OPTIONS if "." not in n or n.startswith(f"{model}.")]
     assert set(values) == {"model", *(name for name, _ in own)}

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from deepsc_jax.config import DataConfig, PlatformConfig, StageConfig, option
+from deepsc_jax.config import Config, DataConfig, PlatformConfig, StageConfig, option
 from deepsc_jax.models.layers.batch_norm import BATCH_STATS, BatchNorm
 from deepsc_jax.models.layers.blocks import EXACT, Conv, first_max_pool, recomputed
 from deepsc_jax.models.layers.layout import Layout, Volume
 from deepsc_jax.models.torch_names import CONV, LINEAR, Rule
+from deepsc_jax.runtime.types import PyTree
 
 EXPANSION = 4  # of a bottleneck's channels, in what it returns
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
@@ -147,19 +148,21 @@ def build(options: Options, data: DataConfig, layout: Layout) -> nn.Module:
 
 
 def losses(
-    options: Options,
-    logits: Float[Array, "batch class"],
+    config: Config,
+    out: dict[str, PyTree],
+    carried: dict[str, PyTree],
     truth: Int[Array, "batch"],
     class_weights: Float[Array, "class"],
-) -> dict[str, Float[Array, "batch"]]:
+) -> tuple[dict[str, Float[Array, "batch"]], dict[str, PyTree]]:
     """Each scan's `cross_entropy`, times its class's weight, and `loss`, which is the same.
 
     The batch mean divides by the number of scans; torch's `weight=` divides by the weights' sum.
+    What is carried stays as the network left it.
     """
-    del options
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, truth)
+    del config
+    entropy = optax.softmax_cross_entropy_with_integer_labels(out["logits"], truth)
     weighted = class_weights[truth] * entropy
-    return {"cross_entropy": weighted, "loss": weighted}
+    return {"cross_entropy": weighted, "loss": weighted}, carried
 
 
 def _norm_names(ours: str, theirs: str) -> tuple[Rule, ...]:

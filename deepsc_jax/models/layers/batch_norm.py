@@ -7,7 +7,7 @@ running variance is the unbiased one's moving mean.
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from deepsc_jax.models.layers.blocks import EXACT, NORM_EPSILON, affine
 from deepsc_jax.models.layers.layout import CPU_FORMS, Layout
@@ -33,7 +33,12 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Features, *, train: bool, weights: Float[Array, "batch"] | None = None
+        self,
+        x: Features,
+        *,
+        train: bool,
+        weights: Float[Array, "batch"] | None = None,
+        moves: Bool[Array, ""] | None = None,
     ) -> Features:
         """Normalise `x`.
 
@@ -42,6 +47,7 @@ class BatchNorm(nn.Module):
           train: whether by the batch's statistics, which also move the running ones.
           weights: 1 for an example and 0 for one that only fills the batch up, which enters no
             statistics; by default all are 1.
+          moves: whether the running statistics move in training; by default they do.
         """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -62,7 +68,7 @@ class BatchNorm(nn.Module):
             mean = sums / jnp.maximum(count, 1)
             variance = nn.relu(squares / jnp.maximum(count, 1) - mean * mean)
             if not self.is_initializing():
-                self._update(running_mean, running_var, for_all)
+                self._update(running_mean, running_var, for_all, moves)
         else:
             mean, variance = shift, running_var.value
         slope = lax.rsqrt(variance + NORM_EPSILON) * scale
@@ -87,7 +93,13 @@ class BatchNorm(nn.Module):
         count = weights.sum(keepdims=True) * voxels
         return jnp.concatenate([count, total(wide), total(wide * wide)])
 
-    def _update(self, running_mean: nn.Variable, running_var: nn.Variable, vector: Array) -> None:
+    def _update(
+        self,
+        running_mean: nn.Variable,
+        running_var: nn.Variable,
+        vector: Array,
+        moves: Bool[Array, ""] | None,
+    ) -> None:
         """Move the running statistics by what `_sums` gives, of the batch or of this device."""
         count, sums, squares = _parts(lax.stop_gradient(vector))
         mean = sums / jnp.maximum(count, 1)  # less the running one, which was taken off
@@ -97,7 +109,7 @@ class BatchNorm(nn.Module):
             vector = one * jnp.concatenate([one[None], mean, unbiased])
             count, mean, unbiased = _parts(device_mesh.shared_sum_over_data(vector)[1])
             mean, unbiased = (values / jnp.maximum(count, 1) for values in (mean, unbiased))
-        share = MOMENTUM * (count > 0)
+        share = MOMENTUM * (count > 0 if moves is None else (count > 0) & moves)
         running_mean.value = running_mean.value + share * mean
         running_var.value = (1 - share) * running_var.value + share * unbiased
 

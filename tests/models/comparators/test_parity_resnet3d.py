@@ -21,7 +21,7 @@ from parity import (
     relative,
 )
 
-from deepsc_jax.config import DataConfig
+from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.interop.torch import from_torch, to_torch
 from deepsc_jax.models.comparators import resnet3d
 from deepsc_jax.models.comparators.resnet3d import TORCH_NAMES, Options
@@ -76,7 +76,7 @@ def test_a_training_step_and_what_it_leaves_behind(form: str, dtype: str, within
             out: Any
             out, moved = network.apply(variables, x, train=True, mutable=[BATCH_STATS])
             labels = jnp.asarray(LABELS)
-            terms = resnet3d.losses(OPTIONS, out["logits"], labels, class_weights)
+            terms, _ = resnet3d.losses(Config(OPTIONS), out, {}, labels, class_weights)
             return terms["loss"].sum(), (terms["loss"], out["logits"], moved[BATCH_STATS])
 
         gradients, (terms, logits, moved) = jax.grad(loss, (0, 1), has_aux=True)(params, x)

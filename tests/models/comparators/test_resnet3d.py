@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsc_jax.config import DataConfig, PlatformConfig
+from deepsc_jax.config import Config, DataConfig, PlatformConfig
 from deepsc_jax.models.comparators import resnet3d
 from deepsc_jax.models.comparators.resnet3d import Options
 from deepsc_jax.models.layers.batch_norm import BATCH_STATS
@@ -81,7 +81,9 @@ def test_running_statistics_decide_where_nothing_is_trained(variables: Any, kept
 
 def test_the_loss_is_the_cross_entropy_times_the_true_classs_weight():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
-    terms = resnet3d.losses(OPTIONS, logits, jnp.array([1, 2]), jnp.array([1.0, 2.0, 0.5]))
+    out, weights = {"logits": logits}, jnp.array([1.0, 2.0, 0.5])
+    terms, carried = resnet3d.losses(Config(OPTIONS), out, {"a": 1}, jnp.array([1, 2]), weights)
+    assert carried == {"a": 1}
     expected = [-2 * np.log(0.3), -0.5 * np.log(0.8)]
     np.testing.assert_allclose(terms["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(terms["cross_entropy"], expected, rtol=1e-5)

@@ -1,0 +1,1 @@
+"""CNNCF and CNNRF (Liang et al., Communications Biology 4, 2021)."""

@@ -1,0 +1,203 @@
+"""The options of CNNCF."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from deepsc_jax.config.data import CLASSES, DataConfig
+from deepsc_jax.config.options import option, require
+from deepsc_jax.config.platform import PlatformConfig
+from deepsc_jax.config.training import SgdConfig
+
+GROUPS = 3  # of slices, and channels of an image
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(SgdConfig):
+    """The stage that trains it; an epoch is 286 steps, of the paper's 9,143 X-rays."""
+
+    steps: int = option(11440, "paper: 40 epochs")
+    batch: int = option(32, "code: images in a global batch")
+    warmup_steps: int = option(286, "paper: a warm-up. assumed: of one epoch, from a tenth")
+    decay_every: int = option(2860, "paper: the rate is divided by ten every 10 epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The network, its gate, and its stage."""
+
+    NAME: ClassVar[str] = "cnncf"
+
+    variant: Literal["paper", "published"] = option(
+        "paper", "paper: blocks A and B and a control gate. code: published, a plain residual net"
+    )
+    stem: int = option(64, "paper: channels of the first convolution")
+    stage1_widths: tuple[int, int, int] = option(
+        (64, 128, 256), "paper: stage I ends with 256 channels. assumed: those of its first blocks"
+    )
+    stage2_widths: tuple[int, int, int] = option(
+        (256, 256, 512), "paper: stage II ends with 512 channels. assumed: of its first blocks"
+    )
+    published_widths: tuple[int, ...] = option(
+        (64, 128, 256, 512), "code: channels of each group of blocks of the published variant"
+    )
+    published_blocks: tuple[int, ...] = option(
+        (2, 1, 2, 1), "code: blocks of each group of the published variant"
+    )
+    mix: Literal["grouped", "full"] = option(
+        "grouped",
+        "paper: CT becomes three channels by trainable 1x1 kernels. assumed: one for each third of "
+        "the slices; code: full, where each sees all slices",
+    )
+    pseudo_colour: Literal["none", "jet"] = option(
+        "none", "code: none, an X-ray's grey three times. paper: pseudo-colour; assumed: jet"
+    )
+    positive: str = option(CLASSES[0], "paper: COVID-19, whose sensitivity opens the gate")
+    gate_window: int = option(286, "assumed: training steps between two judgements, an epoch")
+    gate_sensitivity: float = option(0.9, "assumed: that a judgement needs, at least")
+    gate_specificity: float = option(0.0, "paper: none is asked for. assumed: likewise")
+    gate_count: int = option(3, "assumed: good judgements in a row that open the gate")
+    gate_latch: bool = option(
+        True, "assumed: an open gate stays open. paper: off, the literal counter, which may shut it"
+    )
+    gate_pool: Literal["flatten", "gap"] = option(
+        "flatten", "paper: its classifier sees all features of stage I. assumed: gap, their means"
+    )
+    gate_weight: float = option(
+        0.3, "assumed: of its classifier's loss while the gate is open; 1 while it is shut"
+    )
+    classification: Training = dataclasses.field(default_factory=Training)
+
+    @property
+    def tile_step(self) -> int:
+        """Of which the sides of a tile must be multiples: it reads no tiles."""
+        return 1
+
+    def widened(self, factor: int) -> "Options":
+        """The same network with `factor` times its channels."""
+        names = ("stage1_widths", "stage2_widths", "published_widths")
+        wider = {name: tuple(factor * w for w in getattr(self, name)) for name in names}
+        return dataclasses.replace(self, stem=factor * self.stem, **wider)
+
+    def check(self, data: DataConfig, platform: PlatformConfig) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+          ValueError: naming the option.
+        """
+        check_widths(self, ("stage1_widths", "stage2_widths"))
+        require(self.stem >= 1, f"stem is {self.stem}: it must be at least 1")
+        check_groups(self.published_widths, self.published_blocks)
+        require(
+            data.slices == 1 or self.mix == "full" or data.slices % GROUPS == 0,
+            f"slices is {data.slices}: give 1 (an X-ray), a multiple of {GROUPS} (CT), or "
+            "--cnncf.mix=full",
+        )
+        require(
+            data.slices == 1 or self.pseudo_colour == "none",
+            f"pseudo_colour is {self.pseudo_colour} and slices is {data.slices}: it is for X-rays, "
+            "of 1 slice: give none",
+        )
+        require(
+            self.positive in data.classes,
+            f"positive is {self.positive}: give one of {','.join(data.classes)}",
+        )
+        for name in ("gate_window", "gate_count"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}: it must be at least 1")
+        for name in ("gate_sensitivity", "gate_specificity", "gate_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value:g}: it must not be negative")
+        check_platform(platform)
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressorTraining(SgdConfig):
+    """CNNRF's stage; an epoch is 15 steps, of the paper's 295 patches of 75 cases."""
+
+    steps: int = option(3000, "paper: 200 epochs")
+    batch: int = option(20, "code: patches in a global batch")
+    warmup_steps: int = option(15, "paper: a warm-up. assumed: of one epoch, from a tenth")
+    decay_every: int = option(750, "paper: the rate is divided by ten every 50 epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressorOptions:
+    """CNNRF, the regressor of indicators, and its stage."""
+
+    NAME: ClassVar[str] = "cnnrf"
+
+    stem: int = option(64, "paper: channels of the first convolution")
+    widths: tuple[int, int, int] = option(
+        (256, 256, 512), "paper: stage II but for some parameters. assumed: channels of its blocks"
+    )
+    hidden: tuple[int, int] = option(
+        (128, 32), "assumed: outputs of the regressor's first two of three linear layers"
+    )
+    indicators: int = option(5, "paper: white cells, neutrophils, lymphocytes, procalcitonin, CRP")
+    regression: RegressorTraining = dataclasses.field(default_factory=RegressorTraining)
+
+    @property
+    def tile_step(self) -> int:
+        """Of which the sides of a tile must be multiples: it reads no tiles."""
+        return 1
+
+    def widened(self, factor: int) -> "RegressorOptions":
+        """The same network with `factor` times its channels."""
+        widths = tuple(factor * w for w in self.widths)
+        return dataclasses.replace(self, stem=factor * self.stem, widths=widths)
+
+    def check(self, data: DataConfig, platform: PlatformConfig) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+          ValueError: naming the option.
+        """
+        del data
+        check_widths(self, ("widths", "hidden"))
+        for name in ("stem", "indicators"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}: it must be at least 1")
+        check_platform(platform)
+
+
+def check_widths(options: object, names: tuple[str, ...]) -> None:
+    """Refuse channels below 1 in the options of these names.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    for name in names:
+        widths = getattr(options, name)
+        require(min(widths) >= 1, f"{name} is {widths}: each must be at least 1")
+
+
+def check_groups(widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    """Refuse widths and blocks of the published variant that do not pair.
+
+    Raises:
+      ValueError: naming the options.
+    """
+    require(
+        0 < len(widths) == len(blocks),
+        f"published_widths is {widths} and published_blocks is {blocks}: give each group one of "
+        "both",
+    )
+    for name, values in (("published_widths", widths), ("published_blocks", blocks)):
+        require(min(values) >= 1, f"{name} is {values}: each must be at least 1")
+
+
+def check_platform(platform: PlatformConfig) -> None:
+    """Refuse what would make another function of a network with batch norms.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    require(
+        platform.accumulation == 1,
+        f"accumulation is {platform.accumulation}: each part would have statistics of its own in "
+        "batch norms, which is another function: give 1",
+    )
+    require(
+        platform.space == 1,
+        f"space is {platform.space}: this network's images are not split: give 1",
+    )
