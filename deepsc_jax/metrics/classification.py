@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn import metrics
 
-from deepsc_jax.metrics.statistics import pr_area, roc_area
+from deepsc_jax.metrics.statistics import confusion, pr_area, roc_area
 
 Labels = Int[np.ndarray, "scans"]
 Probabilities = Float[np.ndarray, "scans classes"]
@@ -52,7 +52,7 @@ def macro_precision(labels: Labels, probabilities: Probabilities) -> float:
     """
 
     def precision(is_class: np.ndarray, given: np.ndarray, _: np.ndarray) -> float:
-        return float(metrics.precision_score(is_class, given, zero_division=0))
+        return confusion(is_class, given).precision if given.any() else 0.0
 
     return _macro(precision, labels, probabilities)
 

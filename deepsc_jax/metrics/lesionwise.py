@@ -6,7 +6,8 @@ no component can be in two (Kirillov et al., "Panoptic segmentation", CVPR 2019)
 
 Figures are of all lesions of all scans together: a mean of scans' figures would leave out the scans
 without lesions, which have none. `tests/metrics/panoptica_peer.py` compares pairs and panoptic
-quality with panoptica's on 200 random pairs of masks: largest difference PANOPTICA_DIFFERENCE.
+quality with panoptica's (2.1.7) on 200 random pairs of masks, in which 253 lesions are found and
+1,399 missed: all counts are equal, and panoptic quality to 1.2e-16.
 """
 
 import dataclasses

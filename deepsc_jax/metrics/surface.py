@@ -8,9 +8,9 @@ Two definitions of a surface are in use here, because two kinds of measure ask f
   eight voxels round a voxel corner, and each surfel weighs by its area in mm² (`surfels`);
 - root mean square distance is over border voxels, unweighted.
 
-MedPy and MONAI take all their distances over border voxels, so theirs differ from ours: on random
-masks by MEDPY_DIFFERENCE (`python tests/metrics/surface_peers.py`). What empty masks give is in the
-package's docstring.
+MedPy and MONAI take HD95 and ASSD over border voxels, so theirs differ from ours: on 200 random
+pairs of masks MedPy's by 1.2 and 0.6 mm in the mean, at most by 10 and 3 mm
+(`python tests/metrics/surface_peers.py`). What empty masks give is in the package's docstring.
 """
 
 import dataclasses
@@ -208,9 +208,15 @@ def _between(
     if not all(count):
         return np.full(count[0], math.inf), np.full(count[1], math.inf)
     if sum(count) * VOXELS_A_SEARCH <= one.size:
-        points, others = (np.argwhere(mask) * np.asarray(spacing_mm) for mask in (one, other))
+        points, others = (_positions_mm(mask, spacing_mm) for mask in (one, other))
         return KDTree(others).query(points)[0], KDTree(points).query(others)[0]
     return _transform(other, spacing_mm)[one], _transform(one, spacing_mm)[other]
+
+
+def _positions_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    # Much faster than numpy's argwhere.
+    indices = np.unravel_index(np.flatnonzero(mask), mask.shape)
+    return np.stack(indices, axis=1) * np.asarray(spacing_mm)
 
 
 def _transform(points: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -226,8 +232,9 @@ def _crop_to_union(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _occupied(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows = mask.any(axis=2)  # along memory, and all that the other axes need
-    return rows.any(axis=1), rows.any(axis=0), mask.any(axis=(0, 1))
+    rows = np.asarray(mask.any(axis=2))  # along memory, and all that two of the axes need
+    along = rows.any(axis=1), rows.any(axis=0), mask.any(axis=(0, 1))
+    return np.asarray(along[0]), np.asarray(along[1]), np.asarray(along[2])
 
 
 def _hull(occupied: tuple[np.ndarray, np.ndarray]) -> slice:

@@ -44,7 +44,7 @@ def main(python: str) -> None:
         masks, rows = pathlib.Path(folder, "masks.npz"), pathlib.Path(folder, "rows.json")
         preds = {f"pred{i}": pair.pred for i, pair in enumerate(pairs)}
         truths = {f"truth{i}": pair.truth for i, pair in enumerate(pairs)}
-        np.savez_compressed(masks, **preds, **truths)
+        np.savez_compressed(masks, allow_pickle=False, **preds, **truths)
         subprocess.run([python, "-c", THEIRS, masks, rows], check=True, stdout=subprocess.DEVNULL)
         theirs = np.array(json.loads(rows.read_text()), float)
     ours = []
