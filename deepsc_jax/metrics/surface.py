@@ -30,6 +30,8 @@ DISTANCE_SLACK = 1e-6
 # What a search in a k-d tree costs of the transform of one voxel: a transform's time is in the
 # voxels of the masks' box, a tree's in the surfels, which are few at full resolution.
 VOXELS_A_SEARCH = 50
+# Beyond it, as from a lesion that was missed, a search visits much of the tree: minutes for a scan.
+SEARCH_MM = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +211,15 @@ def _between(
         return np.full(count[0], math.inf), np.full(count[1], math.inf)
     if sum(count) * VOXELS_A_SEARCH <= one.size:
         points, others = (_positions_mm(mask, spacing_mm) for mask in (one, other))
-        return KDTree(others).query(points)[0], KDTree(points).query(others)[0]
+        near = _search(points, others), _search(others, points)
+        if all(np.isfinite(distances).all() for distances in near):
+            return near
     return _transform(other, spacing_mm)[one], _transform(one, spacing_mm)[other]
+
+
+def _search(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The distance of each point to the nearest of the others, inf beyond `SEARCH_MM`."""
+    return KDTree(others).query(points, distance_upper_bound=SEARCH_MM)[0]
 
 
 def _positions_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -233,6 +233,7 @@ def test_no_distance_without_a_surface():
 
 def test_few_points_and_many_are_searched_alike(monkeypatch):
     pred, truth = two_lesions()
+    monkeypatch.setattr(surface, "SEARCH_MM", math.inf)
     found = []
     for cost in (0, math.inf):  # a k-d tree, and a transform
         monkeypatch.setattr(surface, "VOXELS_A_SEARCH", cost)
