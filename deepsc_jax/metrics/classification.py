@@ -11,13 +11,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn import metrics
 
+from deepsc_jax.metrics.statistics import confusion, pr_area, roc_area
+
 Labels = Int[np.ndarray, "scans"]
 Probabilities = Float[np.ndarray, "scans classes"]
 
 
 def accuracy(labels: Labels, probabilities: Probabilities) -> float:
     """The share of scans whose most probable class is their label."""
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = check_scores(labels, probabilities)
     return float(metrics.accuracy_score(labels, probabilities.argmax(axis=1)))
 
 
@@ -42,6 +44,19 @@ def macro_specificity(labels: Labels, probabilities: Probabilities) -> float:
     return _macro(recall_of_others, labels, probabilities)
 
 
+def macro_precision(labels: Labels, probabilities: Probabilities) -> float:
+    """The mean over classes of the share of what is given the class that is of it.
+
+    0 for a class that is given to no scan but has some, as its sensitivity and F1 are: were it left
+    out, never answering a class would raise the mean.
+    """
+
+    def precision(is_class: np.ndarray, given: np.ndarray, _: np.ndarray) -> float:
+        return confusion(is_class, given).precision if given.any() else 0.0
+
+    return _macro(precision, labels, probabilities)
+
+
 def macro_f1(labels: Labels, probabilities: Probabilities) -> float:
     """The mean over classes of the harmonic mean of precision and recall."""
 
@@ -63,11 +78,51 @@ def macro_auc(labels: Labels, probabilities: Probabilities) -> float:
     return _macro(auc, labels, probabilities)
 
 
+def class_auc(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, "classes"]:
+    """The area under each class's one-versus-rest ROC curve; nan where all or none are of it."""
+    return _of_classes(roc_area, labels, probabilities)
+
+
+def class_auprc(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, "classes"]:
+    """The average precision of each class against the rest; nan where no scan is of it.
+
+    A class that is guessed has its share of the scans, not 0.5.
+    """
+    return _of_classes(pr_area, labels, probabilities)
+
+
+def macro_auprc(labels: Labels, probabilities: Probabilities) -> float:
+    """The mean of `class_auprc` over the classes that the labels contain."""
+    return float(np.nanmean(class_auprc(labels, probabilities)))
+
+
+def cohen_kappa(labels: Labels, probabilities: Probabilities) -> float:
+    """Cohen's kappa: agreement beyond chance, as a share of what is left; nan for one class alone.
+
+    Unweighted: the classes have no order.
+    """
+    labels, given = _answers(labels, probabilities)
+    if len(np.unique(np.concatenate([labels, given]))) == 1:
+        return math.nan
+    return float(metrics.cohen_kappa_score(labels, given))
+
+
+def matthews(labels: Labels, probabilities: Probabilities) -> float:
+    """Matthews' correlation of label and most probable class (Gorodkin 2004 for several classes).
+
+    0 if all scans are given one class; nan if they are all of one, to which nothing correlates.
+    """
+    labels, given = _answers(labels, probabilities)
+    if len(np.unique(labels)) == 1:
+        return math.nan
+    return float(metrics.matthews_corrcoef(labels, given))
+
+
 def confusion_matrix(
     labels: Labels, probabilities: Probabilities
 ) -> Int[np.ndarray, "classes classes"]:
     """Counts of scans: row = label, column = most probable class."""
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = check_scores(labels, probabilities)
     classes = np.arange(probabilities.shape[1])
     return metrics.confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes)
 
@@ -78,14 +133,27 @@ def _macro(
     probabilities: Probabilities,
 ) -> float:
     """The mean of measure(scan is of class, scan is given class, class's probability)."""
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = check_scores(labels, probabilities)
     given = probabilities.argmax(axis=1)
     return float(
         np.mean([measure(labels == c, given == c, probabilities[:, c]) for c in np.unique(labels)])
     )
 
 
-def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _of_classes(
+    measure: Callable[[np.ndarray, np.ndarray], float], labels: Labels, probabilities: Probabilities
+) -> Float[np.ndarray, "classes"]:
+    labels, probabilities = check_scores(labels, probabilities)
+    return np.array([measure(labels == c, row) for c, row in enumerate(probabilities.T)])
+
+
+def _answers(labels: Labels, probabilities: Probabilities) -> tuple[Labels, Labels]:
+    labels, probabilities = check_scores(labels, probabilities)
+    return labels, probabilities.argmax(axis=1)
+
+
+def check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays; raises ValueError, saying what is wrong, unless they fit each other."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not labels.size:
         raise ValueError(

@@ -1,9 +1,12 @@
-"""Voxel overlap of a predicted and a true lesion mask: Dice, sensitivity, specificity."""
+"""Voxel overlap of a predicted and a true lesion mask, and errors of volume."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from deepsc_jax.metrics.findings import lesion_volume_ratio, voxel_ml
 
 # Of lesion probability, among which the one is chosen on validation.
 THRESHOLDS = tuple(i / 20 for i in range(2, 19))
@@ -80,6 +83,34 @@ def specificity(
         negative = region & ~truth
     negatives = np.count_nonzero(negative)
     return float(np.count_nonzero(negative & ~pred) / negatives) if negatives else math.nan
+
+
+def volume_error_ml(
+    pred: Bool[np.ndarray, "D H W"], truth: Bool[np.ndarray, "D H W"], spacing_mm: Sequence[float]
+) -> float:
+    """The predicted volume less the true one, ml: below 0 where too little was predicted.
+
+    Defined for empty masks too: a missed lesion's error is all of its volume.
+
+    Raises:
+        ValueError: the masks are not boolean, or their shapes differ.
+    """
+    check_masks(pred=pred, truth=truth)
+    return (np.count_nonzero(pred) - np.count_nonzero(truth)) * voxel_ml(spacing_mm)
+
+
+def lvr_error(
+    pred: Bool[np.ndarray, "..."], truth: Bool[np.ndarray, "..."], lung: Bool[np.ndarray, "..."]
+) -> float:
+    """The predicted lesion volume ratio (LVR) less the true one, in one lung mask; nan without one.
+
+    Raises:
+        ValueError: the masks are not boolean, or their shapes differ.
+    """
+    check_masks(pred=pred, truth=truth, lung=lung)
+    if not lung.any():
+        return math.nan
+    return lesion_volume_ratio(pred, lung) - lesion_volume_ratio(truth, lung)
 
 
 def check_masks(**masks: np.ndarray) -> None:

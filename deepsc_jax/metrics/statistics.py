@@ -159,16 +159,28 @@ def bootstrap(
       figure: of some of the cases, given by their rows, as often as they were drawn.
       patients: whose a case is; all cases of a patient are drawn together.
       resamples: how many.
-      seed: of the draws.
+      seed: of the draws, which are those of `scipy.stats.bootstrap` with this generator.
+
+    Raises:
+      ValueError: there is no case.
     """
-    _, ids = np.unique(patients, return_inverse=True)
-    rows_of = np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
+    if not len(patients):
+        raise ValueError("there are no cases: expected at least one to draw from")
+    rows_of = rows_of_patients(patients)
+    alone = np.concatenate(rows_of) if len(rows_of) == len(patients) else None
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):
         drawn = rng.integers(len(rows_of), size=len(rows_of))
-        values.append(figure(np.concatenate([rows_of[i] for i in drawn])))
+        rows = np.concatenate([rows_of[i] for i in drawn]) if alone is None else alone[drawn]
+        values.append(figure(rows))
     return Bootstrap(np.array(values, float))
+
+
+def rows_of_patients(patients: Shaped[np.ndarray, "case"]) -> list[Rows]:
+    """The rows of each patient's cases, in the order of the patients' names."""
+    _, ids = np.unique(patients, return_inverse=True)
+    return np.split(np.argsort(ids, kind="stable"), np.cumsum(np.bincount(ids))[:-1])
 
 
 def mcnemar(truth: Decisions, one: Decisions, other: Decisions) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deepsc_jax.metrics import dice, sensitivity, specificity
+from deepsc_jax.metrics.overlap import lvr_error, volume_error_ml
 
 
 @pytest.fixture
@@ -59,3 +60,15 @@ def test_masks_that_do_not_fit_are_refused(masks):
         dice(pred, truth.astype(np.uint8))
     with pytest.raises(ValueError, match=r"region has shape \(2, 5\), pred has \(1, 2, 5\)"):
         specificity(pred, truth, truth[0])
+
+
+def test_errors_of_volume_have_a_sign(masks):
+    pred, truth = masks
+    spacing, lung = (10.0, 10.0, 5.0), np.ones_like(truth)  # voxels of 0.5 ml
+    assert volume_error_ml(pred, truth, spacing) == pytest.approx((3 - 4) * 0.5)
+    assert volume_error_ml(truth, pred, spacing) == pytest.approx(0.5)
+    assert lvr_error(pred, truth, lung) == pytest.approx(-0.1)
+    nothing = np.zeros_like(truth)
+    assert volume_error_ml(nothing, truth, spacing) == -2
+    assert volume_error_ml(nothing, nothing, spacing) == 0
+    assert math.isnan(lvr_error(pred, truth, nothing))

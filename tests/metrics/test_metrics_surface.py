@@ -8,10 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from mask_pairs import random_pairs
 from scipy.spatial.distance import cdist
 
-from deepsc_jax.metrics import normalized_surface_dice, root_mean_square_surface_distance
-from deepsc_jax.metrics.surface import CORNERS, neighbour_codes, surfel_areas
+from deepsc_jax.metrics import (
+    normalized_surface_dice,
+    root_mean_square_surface_distance,
+    surface,
+)
+from deepsc_jax.metrics.surface import surface_distances
+from deepsc_jax.metrics.surfels import CORNERS, neighbour_codes, surfel_areas
 
 UNIT = (1.0, 1.0, 1.0)
 EXACT = 1e-12  # float64 throughout, up to the order of sums
@@ -199,3 +205,57 @@ def test_what_has_no_distance_is_refused(shape, spacing, message):
     for measure in (normalized_surface_dice, root_mean_square_surface_distance):
         with pytest.raises(ValueError, match=message):
             measure(mask, mask, spacing)
+
+
+def test_two_voxels_five_apart_by_hand():
+    pred, truth = np.zeros((2, 3, 3, 9), bool)
+    pred[1, 1, 1], truth[1, 1, 6] = True, True
+    # Each is an octahedron of 8 equal surfels at its corners: of either, half are 4 voxels from the
+    # other's nearest corners and half are 5.
+    found = surface_distances(pred, truth, (2.0, 2.0, 2.0))
+    assert found.average_mm() == pytest.approx(9)
+    assert found.hausdorff_mm() == pytest.approx(10)
+    assert found.hausdorff_mm(40) == pytest.approx(8)
+    nsd = [found.normalized_dice(mm) for mm in (7.99, 8, 9.99, 10)]
+    np.testing.assert_allclose(nsd, [0, 0.5, 0.5, 1])
+
+
+def test_no_distance_without_a_surface():
+    _, some = two_lesions()
+    nothing = np.zeros_like(some)
+    for pred, truth in ((some, nothing), (nothing, some), (nothing, nothing)):
+        found = surface_distances(pred, truth, UNIT)
+        assert math.isnan(found.hausdorff_mm())
+        assert math.isnan(found.average_mm())
+    # What is there is infinitely far from what is not, at any tolerance.
+    assert surface_distances(nothing, some, UNIT).normalized_dice(1e9) == 0
+
+
+def test_few_points_and_many_are_searched_alike(monkeypatch):
+    pred, truth = two_lesions()
+    monkeypatch.setattr(surface, "SEARCH_MM", math.inf)
+    found = []
+    for cost in (0, math.inf):  # a k-d tree, and a transform
+        monkeypatch.setattr(surface, "VOXELS_A_SEARCH", cost)
+        both = surface_distances(pred, truth, (2.5, 0.8, 1.3))
+        rmsd = root_mean_square_surface_distance(pred, truth, (2.5, 0.8, 1.3))
+        found.append([*both.pred_mm, *both.truth_mm, rmsd])
+    np.testing.assert_allclose(*found, rtol=1e-6)  # edt's are float32
+
+
+def test_200_random_pairs_are_deepminds():
+    theirs = pytest.importorskip(
+        "surface_distance", reason="surface-distance is not installed: pip install surface-distance"
+    )
+    for pair in random_pairs():
+        found = surface_distances(*pair)
+        oracle = theirs.compute_surface_distances(pair.truth, pair.pred, pair.spacing_mm)
+        for tolerance in (1.0, 2.0, 3.0, 5.0):
+            expected = theirs.compute_surface_dice_at_tolerance(oracle, tolerance)
+            assert found.normalized_dice(tolerance) == pytest.approx(expected, abs=1e-6)
+        # Distances to 1e-6 of themselves: edt's are float32.
+        hausdorff = theirs.compute_robust_hausdorff(oracle, 95)
+        assert found.hausdorff_mm() == pytest.approx(hausdorff, rel=1e-6)
+        areas = oracle["surfel_areas_gt"].sum(), oracle["surfel_areas_pred"].sum()
+        average = np.dot(theirs.compute_average_surface_distance(oracle), areas) / sum(areas)
+        assert found.average_mm() == pytest.approx(average, rel=1e-6)
