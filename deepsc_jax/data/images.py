@@ -12,6 +12,7 @@ from scipy import ndimage
 from deepsc_jax.data import itk
 from deepsc_jax.data.source import require_regular
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.types import Untyped
 
 PICTURES = (".png", ".jpg", ".jpeg")
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L", "I")
@@ -111,7 +112,8 @@ def boxes(mask: Bool[np.ndarray, "height width"], least: int = LEAST_BOX) -> lis
     """
     if min(mask.shape) < least:
         raise ValueError(f"a picture of {mask.shape} has no box of {least} pixels a side")
-    labels, _ = ndimage.label(mask, np.ones((3, 3), int))
+    labelled: Untyped = ndimage.label(mask, np.ones((3, 3), int))
+    labels = labelled[0]
     found = []
     for extent in ndimage.find_objects(labels):
         sides = [

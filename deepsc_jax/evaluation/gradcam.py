@@ -35,7 +35,7 @@ def grad_cam(
       InputError: the network has no such map.
     """
     shapes = jax.eval_shape(system.init, jax.random.key(0), batch).get(PERTURBATIONS, {})
-    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    flat: dict[str, jax.ShapeDtypeStruct] = flax.traverse_util.flatten_dict(shapes, sep="/")
     paths = {name.rpartition("/")[2]: name for name in flat}
     if layer not in paths:
         raise InputError(

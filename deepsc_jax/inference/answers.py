@@ -54,7 +54,7 @@ def mean(predictions: Sequence[Prediction]) -> Prediction:
     notes = dict.fromkeys(note for each in predictions for note in each.notes)
     given = [each.classes for each in predictions if each.classes is not None]
     if given:
-        classes = np.mean(given, axis=0, dtype=np.float32)
+        classes = np.asarray(np.mean(given, axis=0, dtype=np.float32))
         agreeing = [
             each
             for each, of_one in zip(predictions, given, strict=True)

@@ -83,13 +83,13 @@ def radiograph(
       lesion_contrast: how often lesions differ from lungs as they do; 1 is physical.
     """
     view = view or View()
-    size = size or hu.shape[2]
+    side = size or hu.shape[2]
     hu = with_contrast(hu, lesion_mask, lung_mask, lesion_contrast)
     path, of_lesion, of_lung = (
-        on_detector(project(x, spacing_mm[1], view), spacing_mm, size, view)
+        on_detector(project(x, spacing_mm[1], view), spacing_mm, side, view)
         for x in (attenuation(hu), lesion_mask.astype(float), lung_mask.astype(float))
     )
-    pixel_mm = spacing_mm[2] * hu.shape[2] / size
+    pixel_mm = spacing_mm[2] * hu.shape[2] / side
     return Radiograph(
         developed(expose(path, pixel_mm, rng)), of_lesion > LESION_MM, of_lung > 0, pixel_mm
     )
