@@ -62,7 +62,7 @@ parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a t
 	@mkdir -p runs
 	$(PY) -m deepsc_jax.parity --json=runs/parity.json
 
-mutations: $(INSTALLED_TEST) ## deliberate errors, each of which a parity test must catch
+mutations: $(INSTALLED_TEST) ## small deliberate errors, each of which a parity test must catch
 	$(PY) tests/mutations.py
 
 benchmark: $(INSTALLED_TEST) ## time beside PyTorch and MONAI: a table and runs/benchmark.json (long; nothing beside it)

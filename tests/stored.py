@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deepsc_jax.config import DataConfig
-from deepsc_jax.data import store
+from deepsc_jax.data import store, writing
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 
@@ -34,6 +34,6 @@ def write(folder: pathlib.Path, data: DataConfig, scans: Sequence[Scan]) -> stor
         grid = WorkingGrid(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
         name, mask = f"scan-{seed}", folder / "mask.nii.gz" if scan.lesions_known else None
         case = Case(name, name, scan.split, scan.label, folder / f"{name}.nii.gz", mask)
-        records.append(store.write_case(folder, case, Prepared(volume, lung, lesion, grid)))
+        records.append(writing.write_case(folder, case, Prepared(volume, lung, lesion, grid)))
     store.write_index(folder, data, records, folder)
     return store.Store(folder, data)

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 
 from deepsc_jax.config.data import DataConfig
-from deepsc_jax.config.options import ModelOptions, Options, StageOptions, from_document
+from deepsc_jax.config.options import ModelOptions, Options, StageOptions, from_document, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.training import TrainConfig
 from deepsc_jax.runtime.errors import InputError
@@ -14,6 +14,20 @@ from deepsc_jax.runtime.files import write_json
 from deepsc_jax.runtime.types import JsonValue
 
 SHARED: dict[str, type] = {"data": DataConfig, "train": TrainConfig, "platform": PlatformConfig}
+
+
+# Options of training that move voxels or change them by their surroundings.
+OF_MASKED_SCANS = (
+    "rotation_degrees",
+    "tilt_degrees",
+    "zoom",
+    "elastic_mm",
+    "gamma",
+    "noise",
+    "blur_mm",
+    "coarse_mm",
+    "lung_rim_mm",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +51,28 @@ class Config:
 
     def __post_init__(self) -> None:
         self.model.check(self.data, self.platform)
+        self._check_augmentation()
+        self._check_schedule()
+
+    def _check_augmentation(self) -> None:
+        """Refuse what would blend the ids of classes, and take dark voxels for what is masked."""
+        asked = [name for name in OF_MASKED_SCANS if getattr(self.train, name)]
+        require(
+            self.data.mask == "lungs" or not asked,
+            f"mask is {self.data.mask} and {', '.join(asked)} is not 0: these changes are for "
+            "scans that are masked by their lungs: give 0",
+        )
+
+    def _check_schedule(self) -> None:
+        """Refuse what a rate that falls on a plateau would leave out."""
+        train = self.train
+        asked = [name for name in ("warmup_steps", "rate_batch") if getattr(train, name)]
+        asked += ["schedule"] if train.schedule != "linear" else []
+        require(
+            getattr(self.model, "plateau", None) is None or not asked,
+            f"{', '.join(asked)} is given, and the learning rate of {self.name} falls on a plateau "
+            "of its loss alone: leave it out",
+        )
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from deepsc_jax import __version__, config
-from deepsc_jax.data import lungs, records, scans, store, unmasked
+from deepsc_jax.data import lungs, records, scans, store, unmasked, writing
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.sums import meanwhile
@@ -159,7 +159,7 @@ def prepare_case(case: Case, folder: pathlib.Path, data: config.DataConfig) -> r
     with _written(folder.parent):
         done.parent.mkdir(parents=True, exist_ok=True)
         done.unlink(missing_ok=True)
-        record = store.write_case(
+        record = writing.write_case(
             folder, case, prepared, sums=sums, lesion_free=data.lesion_free_id
         )
         made_from = _made_from(case, data, sums)

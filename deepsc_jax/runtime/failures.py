@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from types import TracebackType
 
 import absl.logging
 
@@ -34,6 +35,7 @@ _REMEDIES = {
     errno.ESTALE: "see to the file server",
     errno.EIO: "see to the disk or the file server",
 }
+_LATE = "Event loop is closed"  # asyncio's word to what would still be told to a loop
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
@@ -111,6 +113,16 @@ def be_quiet() -> None:
             report_thread(failed)
 
     threading.excepthook = quiet
+    report_uncaught = sys.excepthook
+
+    def uncaught(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        # TensorStore prints it from a thread of its own where a save ends after Orbax gave it up.
+        if not (isinstance(error, RuntimeError) and str(error) == _LATE):
+            report_uncaught(kind, error, trace)
+
+    sys.excepthook = uncaught
 
 
 def _chain(error: BaseException | None, *, implicit: bool = True) -> Iterator[BaseException]:

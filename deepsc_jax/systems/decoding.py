@@ -17,15 +17,13 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from deepsc_jax.config import DataConfig, Ints3, TrainConfig
 from deepsc_jax.data import augment
-from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.classes import MIRRORED_IDS
+from deepsc_jax.data.preprocess import DARKEST
 from deepsc_jax.geometry.sampling import slice_indices
 from deepsc_jax.systems.changes import Columns, moved, textured, unit
 
 Batch = dict[str, Array]
-
-LEAST = 1 / LEVELS  # the least value inside the lungs; 0 is outside
 
 
 def decode(
@@ -201,7 +199,7 @@ def _intensities(values: Array, columns: Columns) -> Array:
     if not columns:
         return values
     scale, shift = (_per_scan(columns[name], values) for name in ("scale", "shift"))
-    return jnp.where(values > 0, jnp.clip(values * scale + shift, LEAST, 1), 0)
+    return jnp.where(values > 0, jnp.clip(values * scale + shift, DARKEST, 1), 0)
 
 
 def _per_scan(column: Float[Array, "scan"], x: Array) -> Array:

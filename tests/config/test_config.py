@@ -14,9 +14,10 @@ from absl import flags
 from fresh_flags import CONFIGS, REPOSITORY, parse
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
-from deepsc_jax.config.run import differences, load, save
+from deepsc_jax.config.run import OF_MASKED_SCANS, differences, load, save
 from deepsc_jax.models import registry
 from deepsc_jax.models.deepsc.config import JointTraining, Options, PreTraining
+from deepsc_jax.models.qchc_unet import config as qchc_unet
 from deepsc_jax.planning.compiled import trace
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
@@ -329,3 +330,19 @@ def test_a_program_says_in_one_line_what_is_wrong(arguments, code, line):
 def test_a_program_exits_with_what_its_main_returns():
     results = [run("--slices=5"), run("--seed=3", "--slices=6")]
     assert [(r.returncode, r.stdout, r.stderr) for r in results] == [(0, "5\n", ""), (3, "6\n", "")]
+
+
+@pytest.mark.parametrize("name", OF_MASKED_SCANS)
+def test_changes_of_masked_scans_are_refused_for_others(name):
+    options = qchc_unet.Options()
+    data = DataConfig(mask="none", tile=(80, 160, 160), working_size=(160, 160), depth_bucket=80)
+    Config(options, data)
+    with pytest.raises(ValueError, match=f"mask is none and {name} is not 0"):
+        Config(options, data, dataclasses.replace(TrainConfig(), **{name: 0.5}))
+
+
+@pytest.mark.parametrize("asked", [{"warmup_steps": 3}, {"rate_batch": 4}, {"schedule": "cosine"}])
+def test_what_a_plateau_would_leave_out_is_refused(asked):
+    data = DataConfig(mask="none", tile=(80, 160, 160), working_size=(160, 160), depth_bucket=80)
+    with pytest.raises(ValueError, match=f"{next(iter(asked))} is given, and the learning rate of"):
+        Config(qchc_unet.Options(), data, dataclasses.replace(TrainConfig(), **asked))

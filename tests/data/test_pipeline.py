@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepsc_jax.config import Config, DataConfig, TrainConfig
-from deepsc_jax.data import pipeline, store
+from deepsc_jax.data import pipeline, store, writing
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
@@ -65,7 +65,7 @@ def opened(tmp_path_factory) -> store.Store:
         grid = WorkingGrid(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
         mask = out / "m.nii.gz" if drawn else None
         case = Case(name, f"p{name}", split, label, out / f"{name}.nii.gz", mask)
-        records.append(store.write_case(out, case, Prepared(volume, lung, lesion, grid)))
+        records.append(writing.write_case(out, case, Prepared(volume, lung, lesion, grid)))
     store.write_index(out, CONFIG.data, records, out)
     return store.Store(out, cache_mib=64)
 
@@ -215,7 +215,7 @@ def test_tiles_without_lung_are_left_out_and_no_other(tmp_path, config):
         grid = WorkingGrid(lung.shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), lung.shape)
         case = Case(str(seed), str(seed), "train", 2, tmp_path / "scan.nii.gz")
         prepared = Prepared(volume, lung, np.zeros_like(lung), grid)
-        records.append(store.write_case(tmp_path, case, prepared))
+        records.append(writing.write_case(tmp_path, case, prepared))
     store.write_index(tmp_path, CONFIG.data, records, tmp_path)
     opened = store.Store(tmp_path)
     for batch in take(opened, 3, "joint", config, batch_size=3):

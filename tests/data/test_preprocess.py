@@ -249,7 +249,7 @@ def test_prepared_scan_is_0_outside_the_lungs_and_in_range(spacing):
     rng = np.random.default_rng(0)
     scan = make_scan(rng.integers(-1024, 500, (24, 96, 96)))
     lung = np.zeros(scan.values.shape, bool)
-    lung[3:20, 20:70, 10:80] = True
+    lung[3:21, 20:71, 10:82] = True  # of whole working voxels, of 1.5 source voxels each
     lesion = np.zeros_like(lung)
     lesion[8:14, 30:45, 20:35] = True
     prepared = prepare_scan(scan, lung, config(working_spacing_mm=spacing), lesion, KINDS)
@@ -263,7 +263,7 @@ def test_prepared_scan_is_0_outside_the_lungs_and_in_range(spacing):
     # A box's sides move by at most half a working voxel each.
     assert prepared.lesion.sum() * voxel == pytest.approx(lesion.sum(), rel=0.35)
     back = to_source(prepared.lung, prepared.grid) >= 0.5
-    assert (back & lung).sum() * 2 / (back.sum() + lung.sum()) > 0.92
+    assert (back & lung).sum() * 2 / (back.sum() + lung.sum()) > 0.97
 
 
 def test_full_size_preparation_is_the_papers_formula():

@@ -11,7 +11,7 @@ import pytest
 import tensorstore as ts
 
 from deepsc_jax.config import DataConfig
-from deepsc_jax.data import records, store
+from deepsc_jax.data import records, store, writing
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 from deepsc_jax.runtime.errors import InputError
@@ -44,8 +44,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
     two = Case("two", "q", "test", 2, pathlib.Path("/elsewhere/two.nii.gz"))
     with_lesions = dataclasses.replace(prepared(), lesion=lesion())
     records = [
-        store.write_case(partial, one, with_lesions, CHUNK, SUMS),
-        store.write_case(partial, two, prepared(1), CHUNK),
+        writing.write_case(partial, one, with_lesions, CHUNK, SUMS),
+        writing.write_case(partial, two, prepared(1), CHUNK),
     ]
     store.write_index(partial, DATA, records, out / "store")
     return partial.rename(out / "store")
@@ -100,11 +100,11 @@ def test_records_say_what_is_stored(folder):
 def test_sampled_lesion_voxels_are_distinct_lesion_voxels_and_fixed(folder):
     opened = store.Store(folder)
     voxels = opened.lesion_voxels("one")
-    assert lesion().sum() > store.SAMPLED_VOXELS
-    assert voxels.shape == (store.SAMPLED_VOXELS, 3)
-    assert len(np.unique(voxels, axis=0)) == store.SAMPLED_VOXELS
+    assert lesion().sum() > writing.SAMPLED_VOXELS
+    assert voxels.shape == (writing.SAMPLED_VOXELS, 3)
+    assert len(np.unique(voxels, axis=0)) == writing.SAMPLED_VOXELS
     assert lesion()[tuple(voxels.T)].all()
-    np.testing.assert_array_equal(voxels, store.sample_lesion_voxels(lesion(), "one"))
+    np.testing.assert_array_equal(voxels, writing.sample_lesion_voxels(lesion(), "one"))
     assert opened.lesion_voxels("two").shape == (0, 3)
 
 
@@ -231,7 +231,7 @@ def test_of_900_flipped_bits_all_are_found_and_none_changes_a_voxel(tmp_path):
     made = prepared(shape=(9, 20, 24))
     masked = dataclasses.replace(made, lesion=made.lung & (made.volume > 0.8))
     case = Case("one", "p", "train", 0, tmp_path / "one.nii.gz")
-    store.write_index(tmp_path, DATA, [store.write_case(tmp_path, case, masked)], tmp_path)
+    store.write_index(tmp_path, DATA, [writing.write_case(tmp_path, case, masked)], tmp_path)
     expected = everything(store.Store(tmp_path))
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     sizes = np.array([path.stat().st_size for path in files])
@@ -288,7 +288,7 @@ def test_a_volume_exchanged_for_another_of_equal_size_is_seen_when_it_is_read(tm
     lung, grid = np.ones(shape, bool), dataclasses.replace(GRID, shape=shape)
     for seed, name in enumerate(("store", "other")):
         noise = np.random.default_rng(seed).random(shape, np.float32)
-        record = store.write_case(tmp_path / name, case, Prepared(noise, lung, None, grid), chunk)
+        record = writing.write_case(tmp_path / name, case, Prepared(noise, lung, None, grid), chunk)
         store.write_index(tmp_path / name, DATA, [record], tmp_path / name)
     mine, theirs = (tmp_path / f"{n}/cases/one/volume/c/0/0/0" for n in ("store", "other"))
     store.Store(tmp_path / "store").read("one", "volume")
@@ -323,7 +323,7 @@ def test_a_store_of_other_content_has_another_digest(tmp_path):
         shutil.rmtree(partial, ignore_errors=True)
         case = Case("one", "p", "train", 0, tmp_path / "one.nii.gz")
         made = dataclasses.replace(prepared(), volume=prepared().lung * np.float32(seed / 4))
-        record = store.write_case(partial, case, made)
+        record = writing.write_case(partial, case, made)
         store.write_index(partial, DATA, [record], partial)
         return store.Store(partial).digest
 
@@ -335,4 +335,4 @@ def test_refuses_a_volume_that_is_not_normalised(tmp_path):
     made = prepared()
     made.volume[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not within"):
-        store.write_case(tmp_path, Case("a", "p", "train", 0, tmp_path), made)
+        writing.write_case(tmp_path, Case("a", "p", "train", 0, tmp_path), made)

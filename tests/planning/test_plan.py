@@ -14,7 +14,7 @@ import pytest
 import smallest
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
-from deepsc_jax.data import augment, pipeline, store
+from deepsc_jax.data import augment, pipeline, store, writing
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 from deepsc_jax.models.deepsc.config import Options
@@ -282,7 +282,7 @@ def config_and_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, 
     grid = WorkingGrid(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
     prepared = Prepared(np.full(shape, 0.5, np.float32), np.ones(shape, bool), lesion, grid)
     case = Case("a", "a", "train", 0, folder / "a.nii.gz", folder / "m.nii.gz")
-    records = [store.write_case(folder, case, prepared)]
+    records = [writing.write_case(folder, case, prepared)]
     store.write_index(folder, config.data, records, folder)
     return config, store.Store(folder, cache_mib=16)
 

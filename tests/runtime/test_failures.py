@@ -3,13 +3,15 @@
 import errno
 import os
 import pathlib
+import sys
+import threading
 
 import jax
 import pytest
 
 from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import FileSystemError, InputError
-from deepsc_jax.runtime.failures import below, explain
+from deepsc_jax.runtime.failures import be_quiet, below, explain
 
 
 def raised(error: BaseException, *, by: BaseException | None = None) -> BaseException:
@@ -91,3 +93,14 @@ def test_what_was_deliberately_hidden_stays_hidden() -> None:
     error = raised(KeyError("x"), by=FULL)
     error.__suppress_context__ = True
     assert explain(error) is None
+
+
+def test_what_is_told_to_a_closed_loop_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    be_quiet()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("a bug of ours")):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == "RuntimeError: a bug of ours\n"
