@@ -1,5 +1,7 @@
 """Grad-CAM of any map of any classifier, 2D or 3D (Selvaraju et al. 2017), by one `jax.grad`."""
 
+from typing import cast
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -35,7 +37,7 @@ def grad_cam(
       InputError: the network has no such map.
     """
     shapes = jax.eval_shape(system.init, jax.random.key(0), batch).get(PERTURBATIONS, {})
-    flat: dict[str, jax.ShapeDtypeStruct] = flax.traverse_util.flatten_dict(shapes, sep="/")
+    flat = cast(dict[str, jax.ShapeDtypeStruct], flax.traverse_util.flatten_dict(shapes, sep="/"))
     paths = {name.rpartition("/")[2]: name for name in flat}
     if layer not in paths:
         raise InputError(

@@ -1,7 +1,6 @@
 """Trained networks as the commands ask for them: one or the mean of several, with options."""
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ class Ensemble:
             facts["lesion_threshold"] = self.threshold
         return self.options.facts() | facts
 
-    @functools.cached_property
+    @property
     def network(self) -> Network:
         """What results say of it."""
         networks = [member.network for member in self._members]

@@ -58,23 +58,25 @@ def decode(
     return batch
 
 
-def in_one_tile(batch: Batch, reads: Reads, data: DataConfig) -> tuple[Batch, DataConfig]:
+def in_one_tile(
+    sent: Mapping[str, Array | np.ndarray], reads: Reads, data: DataConfig
+) -> tuple[Mapping[str, Array | np.ndarray], DataConfig]:
     """An evaluation's batch with each scan as one tile, however deep, and what decodes it.
 
     For a network that was trained on such: see `System.predictor`. A batch of scans that are no
     deeper than a tile, or that holds no whole scans, passes unchanged.
     """
-    if "volume" not in batch or batch["volume"].shape[1] == 1:
-        return batch, data
+    if "volume" not in sent or sent["volume"].shape[1] == 1:
+        return sent, data
     merged = {
         name: x.reshape(len(x), 1, -1, *x.shape[3:])
-        for name, x in batch.items()
+        for name, x in sent.items()
         if name in ("volume", reads.truth[1])
     }
-    origins = jnp.zeros_like(batch["origins"][:, :1])
+    origins = jnp.zeros_like(sent["origins"][:, :1])
     deep = merged["volume"].shape[2]
     of_scan = dataclasses.replace(data, tile=(deep, *data.tile[1:]), depth_bucket=deep)
-    return {**batch, **merged, "origins": origins}, of_scan
+    return {**sent, **merged, "origins": origins}, of_scan
 
 
 def _changed(

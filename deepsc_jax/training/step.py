@@ -172,11 +172,11 @@ def make_eval_step(
     """
 
     def program(own: Variables, _: Variables, batch: Batch) -> dict[str, Array]:
-        data = system.config.data
+        sent, data = batch, system.config.data
         if whole_scans:
-            batch, data = in_one_tile(batch, stage.reads, data)
-        batch = decode(batch, stage.reads, data, system.config.train)
-        return system.measures(stage, own, batch)
+            sent, data = in_one_tile(sent, stage.reads, data)
+        decoded = decode(sent, stage.reads, data, system.config.train)
+        return system.measures(stage, own, decoded)
 
     whole = device_mesh.replicated(mesh)
     measures = device_mesh.over_data(program, mesh, gathered=True)

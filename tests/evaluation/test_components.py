@@ -1,5 +1,7 @@
 """Principal components: by scikit-learn and by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -9,7 +11,7 @@ from deepsc_jax.evaluation.components import components, picture
 
 def test_they_are_scikit_learns():
     images = np.random.default_rng(0).normal(size=(9, 5, 6)) * np.linspace(1, 3, 30).reshape(5, 6)
-    theirs = PCA(5, svd_solver="full").fit(images.reshape(9, -1))
+    theirs: Any = PCA(5, svd_solver="full").fit(images.reshape(9, -1))
     found = components(images)
     np.testing.assert_allclose(found.mean, images.mean(axis=0))
     np.testing.assert_allclose(found.shares, theirs.explained_variance_ratio_)

@@ -104,6 +104,8 @@ def test_a_mirrored_prediction_is_the_same_of_the_mirror_image() -> None:
     assert other.lesion is not None
     np.testing.assert_allclose(found.lesion, volume / 2, atol=1e-6)
     np.testing.assert_allclose(found.lesion, other.lesion[..., ::-1], atol=1e-6)
+    assert found.classes is not None
+    assert other.classes is not None
     np.testing.assert_allclose(found.classes, other.classes, atol=1e-6)
     np.testing.assert_allclose(found.evidence["evidence_1"], volume / 2, atol=1e-6)
     assert network.network.options.facts()["mirror"]
@@ -130,6 +132,7 @@ def test_an_ensemble_is_the_mean_of_its_networks() -> None:
     found = both(np.zeros((2, 3, 4), np.float32))
     assert found.lesion is not None
     np.testing.assert_allclose(found.lesion, 0.3, rtol=1e-6)
+    assert found.classes is not None
     np.testing.assert_allclose(found.classes, [0.3, 0.7, 0.0], rtol=1e-6)
     assert both.threshold == both.network.threshold == 0.25
     assert both.trained_on == both.network.trained_on == "phantoms and scans"

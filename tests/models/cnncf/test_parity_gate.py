@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_a_scripted_sequence(
     theirs = Gate(2, sensitivity, specificity, 3, latch)
     ours, advance = gate.shut(), jax.jit(gate.after_step, static_argnums=2)
     for i, (truth, given) in enumerate(zip(steps(POSITIVE), steps(GIVEN), strict=True)):
-        ours = advance(ours, gate.tally(given, truth), rule)
+        ours = advance(ours, gate.tally(jnp.asarray(given), jnp.asarray(truth)), rule)
         theirs.judge(torch.from_numpy(given), torch.from_numpy(truth))
         for name, x in theirs.named_buffers():
             assert ours[name] == x.numpy(), (i, name)
