@@ -1,114 +1,33 @@
 """Batches: what they hold, that they repeat bit for bit, and how processes share them."""
 
 import dataclasses
-import functools
 import itertools
-import json
 
-import jax
 import numpy as np
 import pytest
+from batches import (
+    AUGMENTED,
+    CONFIG,
+    FLIPPED,
+    HEIGHT,
+    PLAIN,
+    STAGES,
+    TILE,
+    WIDTH,
+    as_seen,
+    crop,
+    scan_of,
+    sent,
+    take,
+)
 
-from deepsc_jax.config import Config, DataConfig, TrainConfig
+from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.data import pipeline, store, writing
-from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices
 from deepsc_jax.models.deepsc.config import Options
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.systems.decoding import decode
-
-# What the stages of a joint network read.
-STAGES = {
-    "segmentation": Reads(tiles="drawn"),
-    "classification": Reads(slices=True),
-    "joint": Reads(tiles="all", slices=True),
-}
-HEIGHT, WIDTH = 32, 48
-TILE = (8, 16, 24)
-PLAIN = TrainConfig(tiles_per_scan=5, flip_probability=0, intensity_shift=0, intensity_scale=0)
-CONFIG = Config(
-    model=Options(),
-    data=DataConfig(working_size=(HEIGHT, WIDTH), tile=TILE, slices=12, depth_bucket=16),
-    train=PLAIN,
-)
-FLIPPED = dataclasses.replace(CONFIG, train=dataclasses.replace(PLAIN, flip_probability=1.0))
-AUGMENTED = dataclasses.replace(CONFIG, train=TrainConfig(tiles_per_scan=5, intensity_scale=0.2))
-DECODE = {
-    stage: jax.jit(functools.partial(decode, reads=reads, data=CONFIG.data, train=PLAIN))
-    for stage, reads in STAGES.items()
-}
-# Name, split, label, depth, whether a lesion mask is given.
-CASES = [
-    ("a", "train", 0, 21, True),
-    ("b", "train", 1, 5, True),
-    ("c", "train", 2, 16, False),
-    ("d", "train", 0, 17, True),
-    ("e", "train", 1, 30, False),
-    *((f"t{i}", "test", i % 3, 6 + i, True) for i in range(5)),
-]
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory) -> store.Store:
-    out = tmp_path_factory.mktemp("out")
-    records = []
-    for seed, (name, split, label, depth, drawn) in enumerate(CASES):
-        rng = np.random.default_rng(seed)
-        shape = (depth, HEIGHT, WIDTH)
-        lung = rng.random(shape) < 0.7
-        lesion = np.zeros(shape, bool)
-        if drawn and label < 2:
-            lesion[depth // 2, 3:5, 40:42] = True
-        volume = rng.uniform(0.1, 0.9, shape).astype(np.float32) * lung
-        grid = WorkingGrid(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), shape)
-        mask = out / "m.nii.gz" if drawn else None
-        case = Case(name, f"p{name}", split, label, out / f"{name}.nii.gz", mask)
-        records.append(writing.write_case(out, case, Prepared(volume, lung, lesion, grid)))
-    store.write_index(out, CONFIG.data, records, out)
-    return store.Store(out, cache_mib=64)
-
-
-def sent(opened, count, stage, config=CONFIG, *, seed=7, batch_size=2, **keywords):
-    """Batches as they travel."""
-    batches = pipeline.batches(
-        opened, "train", STAGES[stage], config, seed=seed, batch_size=batch_size, **keywords
-    )
-    return list(itertools.islice(batches, count))
-
-
-def take(opened, count, stage, config=CONFIG, **keywords):
-    """Batches as a network sees them."""
-    return [as_seen(batch, stage) for batch in sent(opened, count, stage, config, **keywords)]
-
-
-def as_seen(batch, stage):
-    return jax.device_get(DECODE[stage](batch))
-
-
-def scan_of(opened, batch, row):
-    """Name and padded arrays of the training case in a batch's row, known by its depth."""
-    (case,) = [c for c in opened.cases("train") if c.depth == batch["depth"][row]]
-    assert batch["label"][row] == case.label
-    box = ((0, 0, 0), (64, HEIGHT, WIDTH))
-    return (
-        case.name,
-        opened.read(case.name, "volume", *box),
-        opened.read(case.name, "lesion", *box),
-    )
-
-
-def crop(array, origin):
-    z, y, x = origin
-    return array[z : z + TILE[0], y : y + TILE[1], x : x + TILE[2]]
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        assert left[name].dtype == right[name].dtype
-        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
 def test_every_stage_has_the_agreed_arrays(opened):
@@ -231,49 +150,6 @@ def test_tiles_without_lung_are_left_out_and_no_other(tmp_path, config):
             np.testing.assert_array_equal(rebuilt, volume)
 
 
-def test_a_batch_is_of_one_bucket_in_all_processes(opened):
-    whole = sent(opened, 8, "joint", batch_size=2)
-    shapes = [batch["volume"].shape[1:] for batch in whole]
-    assert set(shapes) == {(2, 8, HEIGHT, WIDTH), (4, 8, HEIGHT, WIDTH)}
-    for p in range(2):
-        part = sent(opened, 8, "joint", batch_size=1, process_index=p, process_count=2)
-        assert [batch["volume"].shape[1:] for batch in part] == shapes
-
-
-def test_a_resumed_run_may_have_another_number_of_processes(opened):
-    def reading(p, processes):
-        return iter(
-            pipeline.batches(
-                opened,
-                "train",
-                STAGES["joint"],
-                AUGMENTED,
-                seed=7,
-                batch_size=4 // processes,
-                process_index=p,
-                process_count=processes,
-            )
-        )
-
-    alone = reading(0, 1)
-    for _ in range(3):
-        next(alone)
-    state, expected = alone.get_state(), next(alone)
-    for p in range(2):
-        share = reading(p, 2)
-        share.set_state(state)
-        assert_same(next(share), {name: array[p::2] for name, array in expected.items()})
-
-
-def test_the_order_of_tiles_ignores_truth_and_label(opened):
-    order = [batch["origins"] for batch in take(opened, 3, "joint")]
-    renamed = [dataclasses.replace(c, label=2, lesion_voxels=0) for c in opened.cases()]
-    other = store.Store(opened.path)
-    other._cases = renamed
-    for expected, batch in zip(order, take(other, 3, "joint"), strict=True):
-        np.testing.assert_array_equal(batch["origins"], expected)
-
-
 def test_slices_repeat_where_the_scan_has_fewer(opened):
     np.testing.assert_array_equal(slice_indices(5, 12), [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4])
     np.testing.assert_array_equal(slice_indices(7, 3), [0, 2, 4])
@@ -320,65 +196,6 @@ def test_intensities_change_alike_in_tiles_and_slices_and_zero_stays_zero(opened
     assert changed > 6
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_same_seed_gives_the_same_batches_and_another_seed_others(opened, stage):
-    once, again = sent(opened, 4, stage, AUGMENTED), sent(opened, 4, stage, AUGMENTED)
-    for left, right in zip(once, again, strict=True):
-        assert_same(left, right)
-    other = sent(opened, 4, stage, AUGMENTED, seed=8)
-    main = {"segmentation": "tiles", "classification": "slices", "joint": "origins"}[stage]
-    assert not np.array_equal(once[0][main], other[0][main])
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_resumes_bit_for_bit_from_a_saved_state(opened, stage):
-    reads = STAGES[stage]
-    batches = pipeline.batches(opened, "train", reads, AUGMENTED, seed=7, batch_size=2)
-    iterator = iter(batches)
-    for _ in range(3):
-        next(iterator)
-    state = json.dumps(iterator.get_state())
-    expected = [next(iterator) for _ in range(4)]
-    fresh = iter(pipeline.batches(opened, "train", reads, AUGMENTED, seed=7, batch_size=2))
-    fresh.set_state(json.loads(state))
-    for batch in expected:
-        assert_same(next(fresh), batch)
-
-
-def test_threads_do_not_change_the_batches(opened):
-    none = sent(opened, 4, "joint", AUGMENTED, read_threads=0)
-    for threads in (1, 4):
-        many = sent(opened, 4, "joint", AUGMENTED, read_threads=threads)
-        for left, right in zip(none, many, strict=True):
-            assert_same(left, right)
-
-
-def test_processes_share_the_global_batch_of_one(opened):
-    whole = sent(opened, 3, "joint", AUGMENTED, batch_size=4)
-    shares = [
-        sent(opened, 3, "joint", AUGMENTED, batch_size=2, process_index=p, process_count=2)
-        for p in range(2)
-    ]
-    for step in range(3):
-        for p in range(2):
-            part = {name: array[p::2] for name, array in whole[step].items()}
-            assert_same(shares[p][step], part)
-
-
-def test_an_epoch_of_all_processes_has_every_case_once(opened):
-    # 4 cases learn lesions: case e has a class with lesions but no mask.
-    epoch = [
-        depth
-        for p in range(2)
-        for batch in sent(opened, 2, "joint", batch_size=1, process_index=p, process_count=2)
-        for depth in batch["depth"]
-    ]
-    assert sorted(epoch) == [5, 16, 17, 21]
-    with_all = np.concatenate([b["depth"] for b in sent(opened, 5, "classification", batch_size=1)])
-    assert sorted(with_all) == [5, 16, 17, 21, 30]
-
-
-# Of an evaluation's batch: whether it has tiles, and whether it has slices.
 READ = {"segmentation": (True, False), "classification": (False, True), "joint": (True, True)}
 
 
