@@ -90,7 +90,9 @@ class Means(System):
         del stage
         return ()
 
-    def predictor(self, stage: Stage, variables: Variables) -> Predict:
+    def predictor(
+        self, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ) -> Predict:
         raise NotImplementedError
 
 
