@@ -24,6 +24,11 @@ prediction spends its seconds on, with an empty and with a filled compilation ca
 benchmark` runs the comparisons of `benchmarking/bars.py`.
 """
 
+from deepsc_jax.runtime import entry
+
+if __name__ == "__main__":
+    entry.import_jax()  # before the imports below, which need it
+
 import dataclasses
 import importlib.util
 import pathlib
@@ -42,7 +47,6 @@ from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
 from deepsc_jax.config import Config
 from deepsc_jax.models import registry
-from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, own, write_own_json
 from deepsc_jax.runtime.places import output_file, output_folder

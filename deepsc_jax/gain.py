@@ -8,6 +8,11 @@ the joint stage does. All runs are evaluated on the test split. Prints both task
 their spread over seeds and writes OUT/gain.json.
 """
 
+from deepsc_jax.runtime import entry
+
+if __name__ == "__main__":
+    entry.import_jax()  # before the imports below, which need it
+
 import dataclasses
 import json
 import pathlib
@@ -23,7 +28,7 @@ from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import settle_threshold
 from deepsc_jax.inference import predictor
 from deepsc_jax.models import registry
-from deepsc_jax.runtime import device_mesh, entry, failures
+from deepsc_jax.runtime import device_mesh, failures
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, write_json, write_own_json
 from deepsc_jax.runtime.lock import locked

@@ -8,6 +8,11 @@ there and prints the largest error of every part and type beside its bound. On G
 without it they are float32 throughout.
 """
 
+from deepsc_jax.runtime import entry
+
+if __name__ == "__main__":
+    entry.import_jax()  # before the imports below, which need it
+
 import importlib
 import importlib.metadata
 import pathlib
@@ -16,7 +21,6 @@ import platform
 import jax
 from absl import flags
 
-from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_own_json
 from deepsc_jax.runtime.places import output_file

@@ -7,6 +7,11 @@ alone, and prints for each device: memory, arithmetic, transfers, and the least 
 need the extra `plan` (XLA's CUDA compiler), TPUs the extra `tpu` (libtpu).
 """
 
+from deepsc_jax.runtime import entry
+
+if __name__ == "__main__":
+    entry.import_jax()  # before the imports below, which need it
+
 import dataclasses
 import functools
 import sys
@@ -19,7 +24,7 @@ from deepsc_jax.config import Config
 from deepsc_jax.models import registry
 from deepsc_jax.planning import report, search, targets
 from deepsc_jax.planning.compiled import compile_step
-from deepsc_jax.runtime import device_mesh, entry
+from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_own_json
 from deepsc_jax.runtime.places import output_file

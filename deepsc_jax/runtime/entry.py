@@ -4,6 +4,7 @@ A command is a module with `define_flags()` and `main()`, which reads `absl.flag
 """
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from deepsc_jax.runtime import failures, usage
-from deepsc_jax.runtime.exit_codes import BAD_FLAG, INTERRUPTED
+from deepsc_jax.runtime.exit_codes import BAD_FLAG, BAD_INPUT, INTERRUPTED
 from deepsc_jax.runtime.names import print_any_name, shown
 from deepsc_jax.runtime.output import ended_quietly, is_unread
 from deepsc_jax.runtime.signals import hold, signals
@@ -72,8 +73,18 @@ def _run(
     app.run(lambda _: _guarded(work, trains=trains), flags_parser=lambda argv: _parsed(parse, argv))
 
 
+def import_jax() -> None:
+    """Import JAX, or exit with a line where it does not take a variable of the environment."""
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:  # an error of its own code would be another
+        print(f"error: {shown(str(error))}: correct or unset it", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
 def _with_jax(main: Callable[[], int | None]) -> int | None:
     """Run what needs JAX; it takes seconds to import, and so not before the flags are right."""
+    import_jax()
     from deepsc_jax.runtime import compiler
 
     compiler.set_up()

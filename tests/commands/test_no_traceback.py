@@ -301,3 +301,21 @@ def test_a_platform_that_is_not_there_is_one_line(commands: Commands) -> None:
     assert done.returncode == exit_codes.BAD_INPUT
     assert done.stderr.startswith("error: JAX_PLATFORMS=abacus: no such device was found")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_variable_that_jax_does_not_take_is_one_line(commands: Commands, command: str) -> None:
+    """`plan` imports JAX before it reads its flags, `train` after."""
+    arguments = [*TRAIN[1:], "--workdir=run"] if command == "train" else ["--model=deepsc"]
+    done = subprocess.run(
+        [sys.executable, "-m", f"deepsc_jax.{command}", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "maybe"},
+        cwd=commands.folder,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == exit_codes.BAD_INPUT
+    assert done.stderr.startswith("error: invalid truth value 'maybe'")
+    assert "JAX_ENABLE_X64" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
