@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from deepsc_jax.data import itk
+from deepsc_jax.data.content import companions, is_dicom
 from deepsc_jax.data.datasets import LARGEST_LIST
 from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
-from deepsc_jax.inference.identity import companions, is_dicom, read_result
+from deepsc_jax.inference.identity import read_result
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import counted, shown
 

@@ -278,7 +278,7 @@ def test_two_processes_that_write_to_two_folders_are_refused(never_stopped: Runs
         runs.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
     said = [run.communicate(timeout=300)[1] for run in runs]
     assert [run.returncode for run in runs] == [1, 1], said
-    assert "process 1 refused to start" in said[0]
+    assert "process 1 cannot go on: its own line says why" in said[0]
     assert "apart-1 is not the folder that process 0 writes to" in said[1]
 
 
@@ -335,7 +335,7 @@ def test_a_lost_process_ends_the_job_with_one_line_and_the_job_goes_on_after_it(
     errors = [line for line in never_stopped.said("lost").splitlines() if "error" in line]
     assert errors == [
         "error: process 1 of 2 ended with code 137: ending the others; the same command goes on "
-        "from the last checkpoint"
+        "from the last checkpoint, or from the beginning where there is none"
     ]
     assert never_stopped.start_two("lost").wait() == 0
     assert f"{STAGE}: resumed at step" in never_stopped.said("lost")

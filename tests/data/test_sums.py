@@ -53,11 +53,11 @@ def test_what_cannot_be_summed_is_said_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "fifo.nii")
     os.mkfifo(tmp_path / "fifo.mhd")
     for name, words in [
-        ("fifo.nii", "not a regular file"),
-        ("fifo.mhd", "not a regular file"),
+        ("fifo.nii", "is a FIFO"),
+        ("fifo.mhd", "is a FIFO"),
         ("gone.nii", "no such file"),
         ("gone.mhd", "no such file"),
-        ("x" * 300, "cannot be read"),
+        ("x" * 300, "cannot be looked at"),
     ]:
         with pytest.raises(InputError, match=words):
             source_sum(tmp_path / name)
