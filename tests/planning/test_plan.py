@@ -137,10 +137,10 @@ def test_no_activation_is_laid_anew_or_copied_in_the_loop_over_tiles(eight):
     assert 0 < found["copied"]["largest"] <= 2 * 8 * 16 * 16 * 4 < activation
 
 
-def performance_table() -> dict[str, dict[str, str]]:
-    """A chip's column of the table in the README's section on performance, by the chip's name."""
-    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.split("\n## Performance\n")[1].split("\n## ")[0]
+def table_of_kernels() -> dict[str, dict[str, str]]:
+    """A chip's column of the table of kernels in docs/planning.md, by the chip's name."""
+    document = (pathlib.Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    section = document.split("\n## Which kernels a step compiles to\n")[1].split("\n## ")[0]
     head, *rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
     return {
         chip: {row[0]: row[column] for row in rows} for column, chip in enumerate(head[1:], start=1)
@@ -163,7 +163,7 @@ def performance_table() -> dict[str, dict[str, str]]:
         ),
     ],
 )
-def test_the_table_of_the_readme_is_what_plan_finds(tmp_path, platform, column):
+def test_the_table_of_kernels_is_what_plan_finds(tmp_path, platform, column):
     file = tmp_path / "plan.json"
     done = run("--flagfile=configs/deepsc.flags", f"--platform={platform}", f"--json={file}")
     assert done.returncode == 0, done.stderr
@@ -174,7 +174,7 @@ def test_the_table_of_the_readme_is_what_plan_finds(tmp_path, platform, column):
     def moved(kind: str) -> str:
         return f"{found[kind]['bytes'] / 2**20:.0f} ({found[kind]['largest'] / 2**20:.1f})"
 
-    assert performance_table()[column] == {
+    assert table_of_kernels()[column] == {
         "convolutions by cuDNN: forward, of inputs, of kernels": "{}, {}, {}".format(
             *(by[kind] for kind in ("forward", "backward_input", "backward_filter"))
         ),
@@ -225,7 +225,7 @@ def test_depth_over_space_moves_borders_gradients_and_the_slice_grid_alone(tmp_p
         if moved["kind"] == "all-reduce":
             # Kernels' gradients over space and then over data, statistics of norms and losses.
             assert moved["dtype"] in ("f32", "s32")
-            assert moved["largest"] <= gradient + 4 * 5
+            assert moved["largest"] <= gradient + 4 * 6
             assert moved["bytes"] < 3 * gradient
         elif moved["kind"] == "collective-permute":
             assert moved["largest"] < full  # two slices of 16: a convolution's borders
