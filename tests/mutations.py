@@ -239,10 +239,10 @@ def caught_by(mutation: Mutation | None) -> list[str]:
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mutation is not None:
             path = copy / "deepsc_jax" / mutation.file
-            text = path.read_text()
+            text = path.read_text("utf-8")
             if text.count(mutation.right) != 1:
                 sys.exit(f"{mutation.file}: {mutation.right!r} is not there once: mend MUTATIONS")
-            path.write_text(text.replace(mutation.right, mutation.wrong))
+            path.write_text(text.replace(mutation.right, mutation.wrong), "utf-8")
         tests = sorted(str(path) for path in (copy / "tests").rglob("test_parity_*.py"))
         # `python -m` puts the copy before what is installed.
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]

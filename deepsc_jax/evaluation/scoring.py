@@ -207,7 +207,7 @@ def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[st
     """
     require_baselines(store, split)
     file = data_dir / "nuisances.json"
-    nuisances = json.loads(file.read_text()) if file.exists() else {}
+    nuisances = json.loads(file.read_text("utf-8")) if file.exists() else {}
 
     def read(name: str) -> list[baselines.BaselineCase]:
         return [

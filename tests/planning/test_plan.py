@@ -224,7 +224,7 @@ def test_depth_over_space_moves_borders_gradients_and_the_slice_grid_alone(tmp_p
         assert moved["kind"] in kinds
         if moved["kind"] == "all-reduce":
             # Kernels' gradients over space and then over data, statistics of norms and losses.
-            assert moved["dtype"] in ("f32", "s32")
+            assert moved["dtype"] in ("f32", "s32", "pred")
             assert moved["largest"] <= gradient + 4 * 6
             assert moved["bytes"] < 3 * gradient
         elif moved["kind"] == "collective-permute":
