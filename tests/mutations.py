@@ -6,12 +6,14 @@ Each is written into a copy of the repository, in which the parity tests then ru
 error survives, or if the tests fail without one.
 """
 
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -243,13 +245,30 @@ def caught_by(mutation: Mutation | None) -> list[str]:
             if text.count(mutation.right) != 1:
                 sys.exit(f"{mutation.file}: {mutation.right!r} is not there once: mend MUTATIONS")
             path.write_text(text.replace(mutation.right, mutation.wrong), "utf-8")
-        tests = sorted(str(path) for path in (copy / "tests").rglob("test_parity_*.py"))
         # `python -m` puts the copy before what is installed.
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow"]
+        command += nearest_first((copy / "tests").rglob("test_parity_*.py"), mutation)
+        # As `make test` has it: compiling is most of the time.
+        env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        done = subprocess.run(
+            command, cwd=copy, env=env, capture_output=True, text=True, check=False
+        )
         if done.returncode not in (0, 1):
             sys.exit(f"pytest could not run:\n{done.stdout}{done.stderr}")
         return re.findall(r"^FAILED tests/(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+
+
+def nearest_first(tests: Iterable[pathlib.Path], mutation: Mutation | None) -> list[str]:
+    """All of them; first those named after the mutated file, then those in its folder of tests."""
+    if mutation is None:
+        return sorted(map(str, tests))
+    mutated = pathlib.PurePath(mutation.file)
+
+    def distance(test: pathlib.Path) -> tuple[bool, bool, str]:
+        folder = test.parent.as_posix().endswith(f"tests/{mutated.parent}")
+        return mutated.stem not in test.stem, not folder, str(test)
+
+    return [str(test) for test in sorted(tests, key=distance)]
 
 
 def main() -> int:
