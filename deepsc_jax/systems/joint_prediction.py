@@ -1,8 +1,8 @@
 """DeepSC-COVID over a whole scan: lesion and class probabilities and evidence.
 
-F_c is computed once per scan; tiles pass through one program in chunks, each adding its share of
-to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only those sums and
-two chunks of tiles are on the device.
+F_c is computed once per scan; tiles that hold lung pass through one program in chunks, each adding
+its share of to_scan(F_s) and to_scan(S) to sums on the slice grid; then the classifier runs. Only
+those sums and two chunks of tiles are on the device.
 """
 
 import functools
@@ -110,7 +110,9 @@ class JointPredictor:
 
         def segmented() -> Iterator[tuple[Array, np.ndarray]]:
             nonlocal sums
-            for origins, corners in chunks(self._data, len(volume), covering=covering):
+            for origins, corners in chunks(
+                self._data, len(volume), covering=covering, masked=volume
+            ):
                 tiles = jnp.asarray(cut(volume, origins, covering or self._data.tile)[None])
                 where = jnp.asarray(origins[None])
                 out = self._segment(self._variables, tiles, where, depth, features)
@@ -128,7 +130,7 @@ class JointPredictor:
         covering = self._covering(len(volume))
         masked = (
             (self._evidence(masks, jnp.asarray(o), depth, covering or self._data.tile), corners)
-            for o, corners in chunks(self._data, len(volume), covering=covering)
+            for o, corners in chunks(self._data, len(volume), covering=covering, masked=volume)
         )
         whole = averaged(volume.shape, masked) * (volume > 0)
         return {f"evidence_{level}": mask for level, mask in enumerate(whole, start=1)}

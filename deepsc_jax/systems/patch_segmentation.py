@@ -150,7 +150,9 @@ class PatchSegmentation(System):
             covering = covering_tile(data, len(volume), step) if whole_scans else None
             tile = covering or data.tile
             depth, height, width = (max(1, int(n * (1 - self.options.overlap))) for n in tile)
-            for origins, corners in chunks(data, len(volume), (depth, height, width), covering):
+            masked = volume if data.mask == "lungs" else None
+            stride = (depth, height, width)
+            for origins, corners in chunks(data, len(volume), stride, covering, masked):
                 tiles = jnp.asarray(cut(volume, origins, tile, fill)[None])
                 batch = {"tiles": tiles, "origins": jnp.asarray(origins[None]), **facts}
                 yield program(variables, batch), corners

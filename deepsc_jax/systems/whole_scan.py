@@ -53,7 +53,11 @@ def covering_tile(data: DataConfig, depth: int, step: int) -> Ints3:
 
 
 def chunks(
-    data: DataConfig, depth: int, stride: Ints3 | None = None, covering: Ints3 | None = None
+    data: DataConfig,
+    depth: int,
+    stride: Ints3 | None = None,
+    covering: Ints3 | None = None,
+    masked: Float[np.ndarray, "depth height width"] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Corners of the tiles of a scan, in chunks filled up beyond its end; and the real ones.
 
@@ -62,10 +66,15 @@ def chunks(
       depth: of the scan.
       stride: of the tiles; by default they do not overlap.
       covering: the one tile that holds the scan, in place of tiles of `data`'s size.
+      masked: a scan that is 0 outside the lungs: tiles without lung are left out, but one if there
+        are no others.
     """
     tile = covering or data.tile
     deep = -(-depth // tile[0]) * tile[0]
     places = corners((depth, *data.working_size), tile, stride or tile)
+    if masked is not None:
+        lung = [masked[_overlap(masked.shape, place, tile)[0]].any() for place in places]
+        places = places[lung] if any(lung) else places[:1]
     size = 1 if covering else chunk_tiles(tile, jax.default_backend())
     for start in range(0, len(places), size):
         real = places[start : start + size]

@@ -47,6 +47,17 @@ def test_chunks_are_of_one_size_and_their_real_tiles_cover_the_scan_once(depth: 
     assert (covered == 1).all()
 
 
+def test_tiles_without_lung_are_left_out_but_one():
+    volume = np.zeros((20, *DATA.working_size), np.float32)
+    for held in ([(9, 3, 8)], [(0, 0, 0), (19, 15, 23), (8, 2, 16)], []):
+        volume[:] = 0
+        for voxel in held:
+            volume[voxel] = 0.5
+        real = np.concatenate([real for _, real in chunks(DATA, 20, masked=volume)])
+        wanted = sorted((d // 8 * 8, 0, w // 8 * 8) for d, _, w in held) or [(0, 0, 0)]
+        assert [tuple(corner) for corner in real.tolist()] == wanted
+
+
 def test_one_tile_covers_a_scan_of_whatever_depth():
     data = DataConfig(working_size=(16, 24), tile=(16, 16, 24), slices=8, depth_bucket=16)
     deep = {depth: covering_tile(data, depth, step=8) for depth in (3, 16, 17, 24, 45)}
