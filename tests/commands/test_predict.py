@@ -75,6 +75,7 @@ def results(folder: pathlib.Path) -> dict[str, int]:
     return {path.parent.parent.name: path.stat().st_mtime_ns for path in found}
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_with_by_an_array_of_tasks(folder: pathlib.Path) -> None:
     command = [sys.executable, "-m", "deepsc_jax.predict", *options(folder), "--workers=2"]
     stopped = subprocess.Popen(

@@ -294,6 +294,8 @@ def children(launcher: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in path.read_text().split()]
 
 
+@pytest.mark.slow
+@pytest.mark.scale
 def test_two_processes_by_two_devices_equal_four_devices_and_stop_and_go_on_as_one(
     never_stopped: Runs,
 ) -> None:

@@ -101,7 +101,7 @@ def test_a_chunk_is_read_while_the_next_is_computed(params: Any, monkeypatch: An
     np.testing.assert_array_equal(found > 0, volume(40) > 0)
 
 
-@pytest.mark.parametrize("depth", [6, 19])
+@pytest.mark.parametrize("depth", [pytest.param(6, marks=pytest.mark.slow), 19])
 def test_a_network_trained_on_whole_scans_sees_a_deeper_one_as_one_tile(
     params: Any, depth: int
 ) -> None:

@@ -125,6 +125,7 @@ def test_joint_network(config: Config, form: Any, loop_tiles: bool, dtype: str, 
     assert (np.concatenate(task_aware) > 0).sum() >= len(SEEDS)  # it is 0 for some predictions
 
 
+@pytest.mark.slow
 def test_joint_network_in_bfloat16(within: Any):
     # In the form of this device; evidence of the label's class, which rounding does not change.
     config = changed(CONFIG, model={"evidence_class": "label"})

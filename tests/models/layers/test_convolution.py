@@ -174,7 +174,7 @@ def test_slices_of_half_precision_are_summed_in_single():
 @pytest.mark.parametrize(
     ("form", "stride"), [("folded", 1), ("folded", 2), ("folded", (3, 2)), ("direct", 1)]
 )
-@pytest.mark.parametrize("channels", [3, 4, STACKED_CHANNELS])
+@pytest.mark.parametrize("channels", [pytest.param(3, marks=pytest.mark.slow), 4, STACKED_CHANNELS])
 def test_a_convolution_in_slabs_is_that_of_the_whole(monkeypatch, stride, channels, form):
     x, weights = draw(2, 7, 6, 4, channels), draw(3, 3, 3, channels, 3, seed=1)
     step, apart = along_depth_and_in_plane(stride)

@@ -209,7 +209,13 @@ def test_hypercolumns_upsampling_is_torchs(factor: int, dtype: str, within: Any)
     within("hypercolumn upsampling", dtype, errors.against(VALUES[dtype], GRADIENTS[dtype]))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+QUICK = ("no shortcut", "no cascade", "no projection", "plain")  # all is `test_whole_network`
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=() if v in QUICK else pytest.mark.slow) for v in VARIANTS],
+)
 def test_every_ablation(variant: str, within: Any):
     options = dataclasses.replace(SMALL, **VARIANTS[variant])
     errors = network_errors(options, (2, 8, 16, 8), "native", "float64")
@@ -219,7 +225,7 @@ def test_every_ablation(variant: str, within: Any):
 
 PAIRS = [
     ("native", "float64"),
-    ("folded", "float32"),
+    pytest.param("folded", "float32", marks=pytest.mark.slow),
     pytest.param("folded", "float64", marks=pytest.mark.slow),
     pytest.param("banded", "float64", marks=pytest.mark.slow),
     pytest.param("direct", "float32", marks=pytest.mark.slow),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import draw_params
-from parity import DTYPES, TRAINING, relative, to_tensors
+from parity import TRAINING, relative, to_tensors
 from reference import qchc_unet as reference
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig
@@ -53,7 +53,7 @@ def batch(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_thirty_steps(dtype: str, within: Any):
     system = build(CONFIG, jax.default_backend())
     system = PatchSegmentation(
