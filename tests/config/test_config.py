@@ -343,7 +343,7 @@ def test_changes_of_masked_scans_are_refused_for_others(name):
 
 
 def test_a_factor_of_z_scores_is_refused_for_masked_scans():
-    with pytest.raises(ValueError, match="mask is lungs and brightness is 0.5,2"):
+    with pytest.raises(ValueError, match=r"mask is lungs and brightness is 0\.5,2"):
         Config(Options(), train=TrainConfig(brightness=(0.5, 2.0)))
 
 
