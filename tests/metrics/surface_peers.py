@@ -1,10 +1,10 @@
 """Surface measures beside other packages': how far apart they are, and how long each takes.
 
     pip install surface-distance medpy monai      # medpy: in an environment of its own if you like
-    python tests/metrics/surface_peers.py [--speed | PAIRS]
+    python tests/metrics/surface_peers.py [speed | PAIRS]
 
 surface-distance has the same definitions, MedPy and MONAI have others: their distances are between
-border voxels, each counting alike, and MedPy's HD95 is of both directions pooled. `--speed` times
+border voxels, each counting alike, and MedPy's HD95 is of both directions pooled. `speed` times
 NSD at 1, 2, 3 and 5 mm, HD95 and ASSD of masks of 150 x 512 x 512 voxels, ours and
 surface-distance's in turn, in one process.
 """
@@ -117,7 +117,7 @@ def speed() -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", DeprecationWarning)
-    if "--speed" in sys.argv[1:]:
+    if "speed" in sys.argv[1:]:
         speed()
     else:
         pairs = int(sys.argv[1]) if sys.argv[1:] else PAIRS
