@@ -4,7 +4,11 @@ SCAN ?=
 # has between backticks.
 override SCAN := $(value SCAN)
 export SCAN
-# Where the demo writes; runs/demo by default.
+# What the demo trains; deepsc by default.
+MODEL ?=
+override MODEL := $(value MODEL)
+export MODEL
+# Where the demo writes; runs/demo by default, runs/demo-MODEL for another model.
 OUT ?=
 override OUT := $(value OUT)
 export OUT
@@ -27,7 +31,7 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
 	  awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
-	@echo "  variables: PYTHON=python3.12  SCAN=path/to/scan.nii.gz  OUT=runs/demo  PIP_FLAGS='...'"
+	@echo "  variables: PYTHON=python3.12  MODEL=qchc_unet  SCAN=path/to/scan.nii.gz  OUT=runs/demo  PIP_FLAGS='...'"
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -52,8 +56,8 @@ $(INSTALLED_DOCS): pyproject.toml | $(PY)
 
 venv: $(INSTALLED_TEST) ## make .venv with the package and its test extra
 
-demo: $(INSTALLED) ## train, evaluate and predict on phantoms; SCAN=file predicts that scan too
-	$(PY) -m deepsc_jax.demo $${OUT:+--out="$$OUT"} $${SCAN:+--scan="$$SCAN"}
+demo: $(INSTALLED) ## train, evaluate and predict on phantoms; MODEL=name; SCAN=file predicts that too
+	$(PY) -m deepsc_jax.demo $${MODEL:+--model="$$MODEL"} $${OUT:+--out="$$OUT"} $${SCAN:+--scan="$$SCAN"}
 
 gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
 	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir="$${OUT:-runs/demo}/data" --out=runs/gain

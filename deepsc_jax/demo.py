@@ -1,7 +1,7 @@
-"""The whole system on phantoms, in minutes: `make demo`.
+"""The whole system on phantoms, in minutes: `make demo`, or `make demo MODEL=qchc_unet`.
 
-Writes a phantom data set, runs the three training stages, evaluates on held-out phantoms beside
-simple baselines, predicts one of them (and --scan, if given), and names the files to open.
+Writes a phantom data set, trains, evaluates on held-out phantoms beside simple baselines, predicts
+one of them (and --scan, if given), and names the files to open.
 Everything is a call of the programs that real data takes. Phantom results say nothing about
 patients.
 """
@@ -19,12 +19,16 @@ from absl import flags
 
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.scans import load_scan
+from deepsc_jax.models import registry
 from deepsc_jax.report.curves import loss_curves
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.places import output_folder
 
-FLAGFILE = "configs/phantom.flags"
+
+def flag_file(model: str) -> str:
+    """The model's settings for phantoms."""
+    return f"configs/{'' if model == registry.DEFAULT else f'{model}_'}phantom.flags"
 
 
 def step(title: str, module: str, *arguments: str) -> None:
@@ -70,31 +74,36 @@ def run_passing_signals(command: list[str]) -> int:
 
 def define_flags() -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("out", "runs/demo", "Folder for everything the demo writes.")
+    flags.DEFINE_enum("model", registry.DEFAULT, list(registry.MODELS), "The network.")
+    flags.DEFINE_string(
+        "out", None, "Folder for everything the demo writes: runs/demo, or runs/demo-MODEL."
+    )
     flags.DEFINE_string("scan", None, "A scan of your own to predict too.")
     flags.DEFINE_string("phantoms", "150,45,60", "Phantoms for training, validation and test.")
 
 
 def main() -> None:
     """Run the demo into --out."""
-    out = output_folder("out", flags.FLAGS.out)
+    model, settings = flags.FLAGS.model, f"--flagfile={flag_file(flags.FLAGS.model)}"
+    place = "runs/demo" if model == registry.DEFAULT else f"runs/demo-{model}"
+    out = output_folder("out", flags.FLAGS.out or place)
     data, workdir, predictions = out / "data", out / "run", out / "predictions"
     begun = time.monotonic()
     if flags.FLAGS.scan:
         load_scan(flags.FLAGS.scan)  # what is wrong with it is better known now
-    print(f"The whole system on phantoms; results go to {out}.", flush=True)
+    print(f"{registry.row(model).title} on phantoms; results go to {out}.", flush=True)
     if not (data / "store").exists():
         step(
             "Write phantoms and preprocess them",
             "prepare",
-            f"--flagfile={FLAGFILE}",
+            settings,
             f"--phantoms={flags.FLAGS.phantoms}",
             f"--out={data}",
         )
     step(
-        "Train: segmentation and classification apart, then jointly",
+        f"Train {registry.row(model).title}, stage by stage",
         "train",
-        f"--flagfile={FLAGFILE}",
+        settings,
         f"--data_dir={data}",
         f"--workdir={workdir}",
     )

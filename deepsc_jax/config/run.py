@@ -16,18 +16,8 @@ from deepsc_jax.runtime.types import JsonValue
 SHARED: dict[str, type] = {"data": DataConfig, "train": TrainConfig, "platform": PlatformConfig}
 
 
-# Options of training that move voxels or change them by their surroundings.
-OF_MASKED_SCANS = (
-    "rotation_degrees",
-    "tilt_degrees",
-    "zoom",
-    "elastic_mm",
-    "gamma",
-    "noise",
-    "blur_mm",
-    "coarse_mm",
-    "lung_rim_mm",
-)
+# Options of training that ask what is lung.
+OF_MASKED_SCANS = ("blur_mm", "coarse_mm", "lung_rim_mm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +45,18 @@ class Config:
         self._check_schedule()
 
     def _check_augmentation(self) -> None:
-        """Refuse what would blend the ids of classes, and take dark voxels for what is masked."""
+        """Refuse what needs a lung mask where there is none, and what needs that there is none."""
         asked = [name for name in OF_MASKED_SCANS if getattr(self.train, name)]
         require(
             self.data.mask == "lungs" or not asked,
             f"mask is {self.data.mask} and {', '.join(asked)} is not 0: these changes are for "
             "scans that are masked by their lungs: give 0",
+        )
+        low, high = self.train.brightness
+        require(
+            self.data.mask == "none" or low == high == 1,
+            f"mask is {self.data.mask} and brightness is {low:g},{high:g}: it is a factor of "
+            "z-scores (--mask=none): give intensity_scale",
         )
 
     def _check_schedule(self) -> None:

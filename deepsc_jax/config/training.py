@@ -118,13 +118,29 @@ class TrainConfig:
     flip_probability: float = option(0.5, "assumed: chance of a left-right flip")
     intensity_shift: float = option(0.02, "assumed: extent of a random shift of [0, 1] values")
     intensity_scale: float = option(0.05, "assumed: extent of a random scale of [0, 1] values")
-    contrast: float = option(
-        0.0, "assumed: extent of a random contrast about intensity_mean; 0.2 is 0.8 to 1.2"
+    mirror_axes: tuple[Literal["depth", "height", "width"], ...] = option(
+        ("width",), "assumed: axes along which a scan is mirrored, each with flip_probability"
     )
-    gamma: float = option(
-        0.0, "assumed: extent of a random exponent of [0, 1] values; 0.25 is 1/1.25 to 1.25"
+    brightness: tuple[float, float] = option(
+        (1.0, 1.0),
+        "assumed: least and largest factor of z-scores (--mask=none), evenly between; 1,1 for none",
     )
-    noise: float = option(0.0, "assumed: largest standard deviation of noise of [0, 1] values")
+    contrast: tuple[float, float] = option(
+        (1.0, 1.0),
+        "assumed: least and largest contrast, as often below 1 as above, about intensity_mean, or "
+        "with --mask=none about a tile's mean and within its extremes; 1,1 for none",
+    )
+    gamma: tuple[float, float] = option(
+        (1.0, 1.0),
+        "assumed: least and largest exponent of [0, 1] values, as often below 1 as above; with "
+        "--mask=none of a tile's, scaled by its extremes, whose mean and deviation stay; 1,1 for "
+        "none",
+    )
+    noise: float = option(
+        0.0,
+        "assumed: largest standard deviation of noise of [0, 1] values, or with --mask=none of "
+        "z-scores; variances are drawn evenly",
+    )
     blur_mm: float = option(
         0.0, "assumed: largest standard deviation of a random blur; beyond 4 voxels it is cut off"
     )
@@ -139,7 +155,10 @@ class TrainConfig:
         "assumed: largest random turn about each of the other axes, at most 45; none in a stage "
         "that reads sampled slices alone",
     )
-    zoom: float = option(0.0, "assumed: extent of a random change of size; 0.1 is 0.9 to 1.1")
+    zoom: tuple[float, float] = option(
+        (1.0, 1.0),
+        "assumed: least and largest change of size, as often below 1 as above; 1,1 for none",
+    )
     elastic_mm: float = option(
         0.0, "assumed: standard deviation of the random displacement of each control point"
     )
@@ -151,8 +170,8 @@ class TrainConfig:
     )
     change_probability: float = option(
         0.5,
-        "assumed: chance of each of these changes, from contrast on, but noise and lung_rim_mm, "
-        "which begin at 0",
+        "assumed: chance of each of these changes, from brightness on, but lung_rim_mm, which "
+        "begins at 0",
     )
     batch_norm: Literal["global", "local"] = option(
         "global",
@@ -173,7 +192,7 @@ class TrainConfig:
             may_be_zero = field.name in ("seed", "cache_mib", "warmup_steps", "rate_batch")
             if field.type is int and not may_be_zero:
                 require(value >= 1, f"{field.name} is {value}: it must be at least 1")
-            if field.type is not str and not isinstance(value, str):
+            if not isinstance(value, str | tuple):
                 require(value >= 0, f"{field.name} is {value}: it must not be negative")
         match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", self.fold or "0/2")
         require(
@@ -186,9 +205,15 @@ class TrainConfig:
         for name in ("rotation_degrees", "tilt_degrees"):
             value = getattr(self, name)
             require(value <= 45, f"{name} is {value:g}: give at most 45")
-        for name in ("contrast", "zoom"):
-            value = getattr(self, name)
-            require(value < 1, f"{name} is {value:g}: it must be below 1")
+        for name in ("brightness", "contrast", "gamma", "zoom"):
+            low, high = getattr(self, name)
+            require(
+                0 < low <= 1 <= high,
+                f"{name} is {low:g},{high:g}: give a factor above 0 of at most 1, and one of at "
+                "least 1",
+            )
+        axes = self.mirror_axes
+        require(len(set(axes)) == len(axes), f"mirror_axes is {','.join(axes)}: give each once")
         distance = self.elastic_distance_mm
         require(distance > 0, f"elastic_distance_mm is {distance:g}: give one above 0")
         for name in ("foreground", "flip_probability", "change_probability"):

@@ -17,6 +17,7 @@ Triple = tuple[float, float, float]
 
 SOFT_TISSUE_HU = (20.0, 60.0)
 ELASTIC_LIMIT = 2.0  # control points are displaced by at most so many standard deviations
+NONE = (1.0, 1.0)  # a range of factors
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -25,7 +26,7 @@ class Augmentation:
     """What happens to one scan [assumed; the paper names no augmentation].
 
     Attributes:
-      flip: mirror left and right: 0 or 1.
+      flip: mirror left and right: 0 or 1; mirrors of other axes are in `matrix` alone.
       scale, shift: intensities become `value * scale + shift`.
       matrix: from offsets of voxels from the scan's centre to the offsets where they were before,
         (depth, height, width) each, row by row; the mirror included.
@@ -33,6 +34,8 @@ class Augmentation:
       distance: of its control points, in voxels, by axis.
       blur: standard deviation of a Gaussian, in voxels, by axis.
       coarse: side of the voxels of a scan of lower resolution, in voxels, by axis.
+      brightness: a factor of z-scores.
+      contrast: of z-scores; of [0, 1] values it is in `scale` and `shift`.
       gamma: an exponent of intensities.
       noise: standard deviation of noise.
       rim: mm by which the lung mask grows, or shrinks where below 0.
@@ -49,6 +52,8 @@ class Augmentation:
     distance: Triple = (1.0, 1.0, 1.0)
     blur: Triple = (0.0, 0.0, 0.0)
     coarse: Triple = (1.0, 1.0, 1.0)
+    brightness: float = 1.0
+    contrast: float = 1.0
     gamma: float = 1.0
     noise: float = 0.0
     rim: float = 0.0
@@ -79,18 +84,20 @@ def columns(vectors: Any) -> Mapping[str, Any]:
 
 
 def moves(train: TrainConfig) -> bool:
-    """Whether voxels go elsewhere, but for a mirror."""
-    return any((train.rotation_degrees, train.tilt_degrees, train.zoom, train.elastic_mm))
+    """Whether voxels go elsewhere, but for a mirror of left and right."""
+    turned = any((train.rotation_degrees, train.tilt_degrees, train.elastic_mm))
+    return turned or train.zoom != NONE or bool({"depth", "height"} & set(train.mirror_axes))
 
 
 def moves_lungs(train: TrainConfig) -> bool:
-    """Whether lungs may be where the scan as stored has none, but for a mirror."""
+    """Whether lungs may be where the scan as stored has none, but for `flip`."""
     return moves(train) or train.lung_rim_mm > 0
 
 
 def textures(train: TrainConfig) -> bool:
     """Whether intensities change, but for a scale and a shift."""
-    return any((train.gamma, train.noise, train.blur_mm, train.coarse_mm, train.lung_rim_mm))
+    smoothed = any((train.noise, train.blur_mm, train.coarse_mm, train.lung_rim_mm))
+    return smoothed or train.gamma != NONE
 
 
 def draw(
@@ -114,20 +121,29 @@ def draw(
     turn, tilt_y, tilt_x, zoom = 2 * rng.random(4) - 1
     happens = rng.random(8) < train.change_probability
     seed = float(rng.integers(2**24))
+    brightness, high, deep = rng.random(3)
+    brightens, noisy = rng.random(2) < train.change_probability
     mm = np.asarray(spacing)
     tilts = 0.0 if flat else train.tilt_degrees * happens[1]
     angles = (turn * train.rotation_degrees * happens[0], tilt_y * tilts, tilt_x * tilts)
-    mirrored = flip < train.flip_probability
-    matrix = _rotation(angles) / (1 + zoom * train.zoom * happens[2])
-    matrix = matrix * mm / mm[:, None] @ np.diag([1, 1, -1 if mirrored else 1])
+    mirrored = [
+        axis in train.mirror_axes and drawn < train.flip_probability
+        for axis, drawn in (("depth", deep), ("height", high), ("width", flip))
+    ]
+    matrix = _rotation(angles) / _factor(zoom * happens[2], train.zoom)
+    matrix = matrix * mm / mm[:, None] @ np.diag(np.where(mirrored, -1, 1))
     if flat:
         matrix[0], matrix[:, 0] = (1, 0, 0), (1, 0, 0)
     elastic = train.elastic_mm * happens[3] / mm * (np.array([0, 1, 1]) if flat else 1)
-    change = 1 + (2 * contrast - 1) * train.contrast * happens[4]
-    scale = (1 + train.intensity_scale * (2 * scale - 1)) * change
-    shift = train.intensity_shift * (2 * shift - 1) + data.intensity_mean * (1 - change)
+    change = _factor((2 * contrast - 1) * happens[4], train.contrast)
+    scale = 1 + train.intensity_scale * (2 * scale - 1)
+    shift = train.intensity_shift * (2 * shift - 1)
+    if data.mask == "lungs":
+        scale, shift = scale * change, shift + data.intensity_mean * (1 - change)
+    least, largest = train.brightness
+    brightness = least + (largest - least) * brightness if brightens else 1.0
     return Augmentation(
-        flip=float(mirrored),
+        flip=float(mirrored[-1]),
         scale=scale,
         shift=shift,
         matrix=tuple(matrix.ravel().tolist()),
@@ -135,13 +151,21 @@ def draw(
         distance=_three(train.elastic_distance_mm / mm),
         blur=_three(blur * train.blur_mm * happens[5] / mm),
         coarse=_three(np.maximum(coarse * train.coarse_mm * happens[6] / mm, 1)),
-        gamma=(1 + train.gamma) ** ((2 * gamma - 1) * happens[7]),
-        noise=noise * train.noise,
+        brightness=brightness,
+        contrast=change,
+        gamma=_factor((2 * gamma - 1) * happens[7], train.gamma),
+        noise=math.sqrt(noise) * train.noise * noisy,
         rim=(2 * rim - 1) * train.lung_rim_mm,
         tissue=_tissue(data, tissue),
         spacing=_three(mm),
         seed=seed,
     )
+
+
+def _factor(drawn: float, between: tuple[float, float]) -> float:
+    """A factor from a number of [-1, 1): 1 at 0, and evenly below and above it."""
+    low, high = between
+    return 1 + drawn * (1 - low if drawn < 0 else high - 1)
 
 
 def nominal_spacing(data: DataConfig) -> Triple:
@@ -167,7 +191,7 @@ def margin(train: TrainConfig, tile: Ints3, spacings: Sequence[Triple]) -> Ints3
     half, widest = np.asarray(tile) / 2, np.zeros(3)
     for spacing in spacings:
         mm = np.asarray(spacing)
-        reach = (bound * mm / mm[:, None]) @ half / (1 - train.zoom)
+        reach = (bound * mm / mm[:, None]) @ half / train.zoom[0]
         widest = np.maximum(widest, reach - half + ELASTIC_LIMIT * train.elastic_mm / mm)
     depth, height, width = (int(x) for x in np.ceil(widest) + 1)
     return (depth, height, width)

@@ -2,7 +2,8 @@
 
 Arrays are as they travel, levels of 16 bits and a lesion mask, and come out so: what is 0 is
 outside the lungs and padding, and stays 0; inside it stays above 0. One function serves a whole
-scan, a tile cut from a wider box, and a sampled slice, a box one slice deep.
+scan, a tile cut from a wider box, and a sampled slice, a box one slice deep. The intensities of
+scans that are not masked change once they are floats (`recoloured`).
 """
 
 import functools
@@ -23,6 +24,7 @@ Columns = Mapping[str, Array]  # of one scan: `augment.Augmentation` by name
 Levels = UInt16[Array, "depth height width"]
 Smooth = Callable[[Array], Array]
 Lesion = UInt8[Array, "depth height width"]
+Truth = UInt8[Array, "depth height width"]  # lesion masks, or ids of `classes.IDS`
 
 # 1/65535 = 2^-16 + 2^-32 + 2^-48 + ..., so that a level's value, correctly rounded, is the sum of
 # two exact products. A division by a constant is not: XLA multiplies by the rounded reciprocal.
@@ -41,28 +43,32 @@ def unit(levels: UInt16[Array, "*any"]) -> Float[Array, "*any"]:
 
 def moved(
     levels: Levels,
-    lesion: Lesion,
+    truth: Truth,
     columns: Columns,
     middle: Float[Array, "3"],
     start: Int[Array, "3"],
     corner: Int[Array, "3"],
     size: Ints3,
-) -> tuple[Levels, Lesion]:
+    *,
+    classes: bool = False,
+) -> tuple[Levels, Truth]:
     """A box of the changed scan, by one linear resampling of scan, lesions and lungs together.
 
     A voxel is inside a mask where the resampled mask is at least 1/2; intensities are means over
-    the lung voxels around, so that the lungs' edge is not darkened.
+    the lung voxels around, so that the lungs' edge is not darkened. Of a scan that is not masked
+    0 is what lies beyond it, and nothing else. A voxel's class is that of the nearest voxel.
 
     Args:
       levels: a box of the scan; what lies beyond it is 0.
-      lesion: its lesion mask.
+      truth: its lesion mask, or its voxels' classes.
       columns: how the scan changes.
       middle: of the scan, in voxels.
       start: where the box begins in the scan.
       corner: where what is wanted begins in the changed scan.
       size: of what is wanted.
+      classes: whether `truth` is of classes.
     """
-    packed = device_mesh.whole_depth(levels.astype(jnp.uint32) | lesion.astype(jnp.uint32) << 16)
+    packed = device_mesh.whole_depth(levels.astype(jnp.uint32) | truth.astype(jnp.uint32) << 16)
     axes = [jnp.arange(side, dtype=jnp.float32) + corner[i] for i, side in enumerate(size)]
     offsets = [axis - middle[i] for i, axis in enumerate(axes)]
     displaced = _displacement(columns, offsets)
@@ -72,7 +78,7 @@ def moved(
         place = sum(row) + displaced[i] + (middle[i] - start[i])
         low.append(jnp.floor(place).astype(jnp.int32))
         share.append(place - jnp.floor(place))
-    value = lung = ill = jnp.zeros(size, jnp.float32)
+    value = lung = ill = nearest = jnp.zeros(size, jnp.float32)
     for beyond in itertools.product((0, 1), repeat=3):
         weight, there, index = jnp.float32(1), jnp.bool_(True), []
         for i, (step, last) in enumerate(zip(beyond, packed.shape, strict=True)):
@@ -84,9 +90,14 @@ def moved(
         level = (word & 0xFFFF).astype(jnp.uint16)
         value += weight * unit(level)
         lung += weight * (level > 0)
-        ill += weight * (word >> 16)
+        if classes:
+            ill = jnp.where(weight > nearest, (word >> 16).astype(jnp.float32), ill)
+            nearest = jnp.maximum(nearest, weight)
+        else:
+            ill += weight * (word >> 16)
     inside = lung >= 0.5
-    return _levels(value / jnp.maximum(lung, 0.5), inside), (ill >= 0.5).astype(jnp.uint8)
+    shown = _levels(value / jnp.maximum(lung, 0.5), inside)
+    return shown, (ill if classes else ill >= 0.5).astype(jnp.uint8)
 
 
 def textured(
@@ -110,12 +121,60 @@ def textured(
         values = _mean_inside(values, inside, lambda x: _blurred(x, columns["blur"]))
     if train.coarse_mm:
         values = _mean_inside(values, inside, lambda x: _coarse(x, columns["coarse"]))
-    if train.gamma:
+    if train.gamma != augment.NONE:
         values = jnp.where(inside, values, 1) ** columns["gamma"]
     if train.noise:
         key = jax.random.fold_in(_key(columns), number)
         values += columns["noise"] * jax.random.normal(key, values.shape, jnp.float32)
     return _levels(values, inside), lesion * inside.astype(jnp.uint8)
+
+
+def recoloured(
+    values: Float[Array, "tile depth height width"],
+    columns: Columns,
+    intensity: Float[Array, "3"],
+    train: TrainConfig,
+) -> Float[Array, "tile depth height width"]:
+    """Tiles of a scan that is not masked, with other contrast, brightness, gamma and noise.
+
+    As MIScnn's, in its order, of z-scores; but written for values of [0, 1], which may leave it.
+
+    Args:
+      values: 0 is what lies beyond the scan, which is shown as its minimum.
+      columns: how the scan changes.
+      intensity: `preprocess.intensity_of` the scan.
+      train: the extents.
+    """
+    least, mean, deviation = intensity
+    values = jnp.where(values > 0, values, least)
+    of_tile = functools.partial(jnp.mean, axis=(1, 2, 3), keepdims=True)
+    low = values.min(axis=(1, 2, 3), keepdims=True)
+    high = values.max(axis=(1, 2, 3), keepdims=True)
+    if train.contrast != augment.NONE:
+        middle = of_tile(values)
+        values = jnp.clip((values - middle) * columns["contrast"] + middle, low, high)
+    if train.brightness != augment.NONE:
+        values = (values - mean) * columns["brightness"] + mean
+    if train.gamma != augment.NONE:
+        values = _curved(values, columns["gamma"])
+    if train.noise:
+        normal = jax.random.normal(_key(columns), values.shape, jnp.float32)
+        values += deviation * columns["noise"] * normal
+    return values
+
+
+def _curved(values: Array, gamma: Array) -> Array:
+    """Each tile's values to a power, between its extremes; its mean and deviation stay."""
+    axes = (1, 2, 3)
+    low = values.min(axis=axes, keepdims=True)
+    extent = values.max(axis=axes, keepdims=True) - low
+    # A tile of one value stays as it is.
+    share = jnp.where(extent > 0, (values - low) / jnp.where(extent > 0, extent, 1), 0)
+    curved = jnp.where(share > 0, share, 1) ** gamma * (share > 0)
+    mean, deviation = (f(values, axis=axes, keepdims=True) for f in (jnp.mean, jnp.std))
+    spread = jnp.std(curved, axis=axes, keepdims=True)
+    curved = (curved - jnp.mean(curved, axis=axes, keepdims=True)) / jnp.maximum(spread, 1e-6)
+    return jnp.where(gamma == 1, values, curved * deviation + mean)
 
 
 def _levels(values: Float[Array, "..."], inside: Bool[Array, "..."]) -> UInt16[Array, "..."]:

@@ -21,7 +21,7 @@ from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.classes import MIRRORED_IDS
 from deepsc_jax.data.preprocess import DARKEST
 from deepsc_jax.geometry.sampling import slice_indices
-from deepsc_jax.systems.changes import Columns, moved, textured, unit
+from deepsc_jax.systems.changes import Columns, moved, recoloured, textured, unit
 
 Batch = dict[str, Array]
 
@@ -50,7 +50,11 @@ def decode(
             batch["slices"] = sampled(volume, batch["depth"], data.slices)
     for name in ("tiles", "slices"):
         if name in batch and batch[name].dtype == jnp.uint16:
-            batch[name] = _intensities(unit(batch[name]), columns)
+            values = _intensities(unit(batch[name]), columns)
+            if columns and data.mask == "none":
+                of_scan = functools.partial(recoloured, train=train)
+                values = jax.vmap(of_scan)(values, columns, batch["intensity"])
+            batch[name] = values
     if "lesions" in batch and batch["lesions"].dtype == jnp.uint8:
         batch["lesions"] = batch["lesions"].astype(jnp.float32)
     if "classes" in batch and batch["classes"].dtype == jnp.uint8:
@@ -87,7 +91,7 @@ def _changed(
     of_tiles, of_scan = reads.truth
     named = [("volume", of_scan), ("tiles", of_tiles), ("slices", None)]
     present = [(name, mask) for name, mask in named if name in batch]
-    if not (augment.moves(train) or augment.textures(train)):
+    if not (augment.moves(train) or _textures(train, data)):
         for name in itertools.chain.from_iterable(present):
             if name is not None:
                 batch[name] = jnp.where(
@@ -107,7 +111,9 @@ def _changed(
         places = _places(name, batch, starts, data)
         deep, high, wide = data.tile if name == "tiles" else boxes.shape[2:]
         size = deep, high, wide
-        of_scan = functools.partial(_changed_boxes, size=size, train=train, data=data)
+        of_scan = functools.partial(
+            _changed_boxes, size=size, classes=reads.classes, train=train, data=data
+        )
         # One scan after another: what a resampling takes would be too much for all.
         boxes, masks = lax.map(of_scan, (boxes, masks, columns, batch["depth"], *places))
         whole = boxes.shape[:2] + size if name == "tiles" else shape
@@ -115,6 +121,11 @@ def _changed(
         if mask:
             batch[mask] = masks.reshape(whole)
     return batch
+
+
+def _textures(train: TrainConfig, data: DataConfig) -> bool:
+    """Whether intensities change as levels."""
+    return data.mask == "lungs" and augment.textures(train)
 
 
 def _places(
@@ -136,20 +147,23 @@ def _changed_boxes(
     scan: tuple[Array, Array, Columns, Array, Array, Array],
     *,
     size: Ints3,
+    classes: bool,
     train: TrainConfig,
     data: DataConfig,
 ) -> tuple[Array, Array]:
-    """One scan's boxes and masks, changed."""
+    """One scan's boxes and masks, or classes of voxels, changed."""
     boxes, masks, columns, depth, starts, corners = scan
     middle = (jnp.stack([depth, *data.working_size]).astype(jnp.float32) - 1) / 2
 
     def one(levels: Array, lesion: Array, start: Array, corner: Array, number: Array) -> tuple:
         if augment.moves(train):
-            levels, lesion = moved(levels, lesion, columns, middle, start, corner, size)
+            levels, lesion = moved(
+                levels, lesion, columns, middle, start, corner, size, classes=classes
+            )
         else:
             mirror = columns["flip"] > 0
             levels, lesion = (jnp.where(mirror, x[..., ::-1], x) for x in (levels, lesion))
-        if augment.textures(train):
+        if _textures(train, data):
             levels, lesion = textured(levels, lesion, columns, train, number)
         return levels, lesion
 

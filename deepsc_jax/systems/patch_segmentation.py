@@ -176,8 +176,8 @@ class PatchSegmentation(System):
         data, tiles = self.config.data, batch["tiles"]
         if data.mask == "none":
             least, mean, deviation = batch["intensity"].T[..., None, None, None, None]
-            # What lies beyond a scan is its minimum.
-            shown = (jnp.maximum(tiles, least) - mean) / (deviation + DEVIATION_EPSILON)
+            # What lies beyond a scan is its minimum. Augmented values may be anything else.
+            shown = (jnp.where(tiles == 0, least, tiles) - mean) / (deviation + DEVIATION_EPSILON)
         else:
             shown = standardise(tiles, data.intensity_mean, data.intensity_sd)
         valid = jnp.clip(batch["depth"][:, None] - batch["origins"][..., 0], 0, tiles.shape[2])

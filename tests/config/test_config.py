@@ -72,15 +72,16 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("path", STEPS)
-def test_every_flag_file_makes_a_train_step(path, stage, monkeypatch):
+def test_every_flag_file_makes_a_train_step(path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    step = traced_step(parse(f"--flagfile={path}")[0], stage)
-    ((state, _, _), _), (after, scalars) = step.in_avals, step.out_info
-    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after)]
-    assert shapes[0] == shapes[1]
-    assert {(x.shape, str(x.dtype)) for x in scalars.values()} == {((), "float32")}
+    given, _ = parse(f"--flagfile={path}")
+    for stage in stages_of(given):
+        step = traced_step(given, stage.name)
+        ((state, _, _), _), (after, scalars) = step.in_avals, step.out_info
+        shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after)]
+        assert shapes[0] == shapes[1]
+        assert {(x.shape, str(x.dtype)) for x in scalars.values()} == {((), "float32")}
 
 
 def test_the_full_size_setting_is_the_papers(monkeypatch):
@@ -339,6 +340,11 @@ def test_changes_of_masked_scans_are_refused_for_others(name):
     Config(options, data)
     with pytest.raises(ValueError, match=f"mask is none and {name} is not 0"):
         Config(options, data, dataclasses.replace(TrainConfig(), **{name: 0.5}))
+
+
+def test_a_factor_of_z_scores_is_refused_for_masked_scans():
+    with pytest.raises(ValueError, match=r"mask is lungs and brightness is 0\.5,2"):
+        Config(Options(), train=TrainConfig(brightness=(0.5, 2.0)))
 
 
 @pytest.mark.parametrize("asked", [{"warmup_steps": 3}, {"rate_batch": 4}, {"schedule": "cosine"}])

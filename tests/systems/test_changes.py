@@ -24,7 +24,7 @@ MM = (3.0, 1.0, 1.5)
 MOVING = TrainConfig(
     rotation_degrees=20,
     tilt_degrees=10,
-    zoom=0.1,
+    zoom=(0.9, 1.1),
     elastic_mm=2,
     elastic_distance_mm=12,
     change_probability=1,
@@ -33,7 +33,7 @@ MOVING = TrainConfig(
     intensity_shift=0,
 )
 TEXTURED = TrainConfig(
-    gamma=0.3, noise=0.05, blur_mm=2, coarse_mm=4, lung_rim_mm=3, change_probability=1
+    gamma=(0.8, 1.3), noise=0.05, blur_mm=2, coarse_mm=4, lung_rim_mm=3, change_probability=1
 )
 
 
@@ -154,7 +154,7 @@ DRAWN = jax.jit(functools.partial(decoding.decode, reads=Reads("drawn"), data=DA
 
 def test_tiles_and_slices_of_a_moved_and_textured_scan_are_aligned():
     train = dataclasses.replace(
-        TEXTURED, rotation_degrees=20, zoom=0.1, intensity_scale=0, intensity_shift=0
+        TEXTURED, rotation_degrees=20, zoom=(0.9, 1.1), intensity_scale=0, intensity_shift=0
     )
     levels, lesion = scan()
     corners = tile_corners(levels.shape, DATA.tile)
@@ -193,7 +193,7 @@ def textured(change: Augmentation, train: TrainConfig) -> tuple[np.ndarray, np.n
 
 def test_gamma_noise_and_what_lies_outside():
     levels, _ = scan()
-    found, _ = textured(Augmentation(gamma=1.2), TrainConfig(gamma=0.3))
+    found, _ = textured(Augmentation(gamma=1.2), TrainConfig(gamma=(0.8, 1.3)))
     expected = np.rint((levels / 65535) ** 1.2 * 65535)
     np.testing.assert_allclose(found.astype(float), np.where(levels, expected.clip(1), 0), atol=1)
     found, _ = textured(Augmentation(noise=0.05, seed=3), TrainConfig(noise=0.1))
