@@ -6,6 +6,10 @@ from typing import Literal
 
 from deepsc_jax.config.options import option, require
 
+# Options of `TrainConfig` that change no number of a step: what is kept in memory, and how often
+# something is written or validated. A run may go on with others.
+CHANGES_NO_STEP = ("cache_mib", "log_every", "evaluate_every", "checkpoint_every")
+
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:

@@ -74,7 +74,7 @@ def train(asked: Asked, stages: tuple[Stage, ...]) -> int:
         store = cluster.together(begin)
         cluster.require_same(_digests(asked, store))
         _require_one_folder(workdir, locks)
-        cluster.together(lambda: workdirs.begin(workdir, config, store, writer=writer))
+        cluster.together(lambda: workdirs.begin(workdir, config, store, writer=writer, longer=True))
         return _train(asked, store, stages, locks)
 
 

@@ -14,7 +14,7 @@ import json
 import pathlib
 
 from deepsc_jax.config import Config
-from deepsc_jax.config.run import differences, load, save
+from deepsc_jax.config.run import load, save
 from deepsc_jax.data.buckets import tile_covers
 from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
@@ -23,6 +23,7 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.training import checksums
+from deepsc_jax.training.resuming import settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,22 @@ class Record:
     whole_scans: bool = False
 
 
-def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
+def begin(
+    workdir: pathlib.Path,
+    config: Config,
+    store: Store,
+    *,
+    writer: bool = True,
+    longer: bool = False,
+) -> None:
     """Note what a run computes, and on what; a run that was begun goes on if both are the same.
 
-    Of the processes of a job one is the writer; the others only look whether they may go on.
+    Args:
+      workdir: of the run.
+      config: of the run; what may be another than before, `resuming.settle` says.
+      store: the scans.
+      writer: of the processes of a job one is; the others only look whether they may go on.
+      longer: whether stages may have more steps than before.
 
     Raises:
       InputError: the folder holds a run of another model, of other settings, or on another store,
@@ -66,13 +79,7 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 f"--model={config.name} was asked for: give another --workdir, or its flag file "
                 "to go on"
             )
-        # On whatever devices, it computes the same thing.
-        if dataclasses.replace(begun.config, platform=config.platform) != config:
-            changed = "; ".join(differences(begun.config, config))
-            raise InputError(
-                f"{workdir / 'config.json'}: the run was begun with other settings "
-                f"({changed}): give another folder, or the same flags to go on"
-            )
+        lengthened = settle(workdir, begun.config, config, longer=longer, say=writer)
         if begun.store != store.digest:
             raise InputError(
                 f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
@@ -83,7 +90,9 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 f"{workdir / 'run.json'}: the run was begun with batch norms {begun.batch_norm}, "
                 f"and here they would be {norms}: give --data_devices as then, or another folder"
             )
-        record = dataclasses.replace(begun, config=config)
+        # One of a stage that goes on is chosen anew at its end.
+        thresholds = {k: v for k, v in begun.thresholds.items() if k not in lengthened}
+        record = dataclasses.replace(begun, config=config, thresholds=thresholds)
     elif kept := _stages_saved(workdir):
         raise InputError(
             f"{workdir}: checkpoints of {', '.join(kept)}, and no config.json that says what they "
