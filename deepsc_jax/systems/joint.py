@@ -44,6 +44,11 @@ class Joint(System):
         self.options = config.model
 
     @property
+    def network_options(self) -> frozenset[str]:
+        """All but those of the losses."""
+        return super().network_options - options.OF_LOSSES
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """Both pre-trainings and the joint training."""
         segmentation, classification, joint = (

@@ -95,6 +95,19 @@ class System(abc.ABC):
         return {name: variables[name] for name in variables if name in named}
 
     @property
+    def network_options(self) -> frozenset[str]:
+        """The names of the model's options that change what the network computes, given weights.
+
+        Here all but those of stages.
+        """
+        options = self.config.model
+        return frozenset(
+            name
+            for name in options.__dataclass_fields__
+            if not dataclasses.is_dataclass(getattr(options, name))
+        )
+
+    @property
     @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order."""

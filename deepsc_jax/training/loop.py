@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -17,6 +17,7 @@ from deepsc_jax.training.checkpoint import Checkpoints
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.meters import StepClock, require_finite, take_means
 from deepsc_jax.training.preemption import Preemption
+from deepsc_jax.training.pretrained import Taken
 from deepsc_jax.training.stage import ReadyStage, Run, prepare_stage
 from deepsc_jax.training.step import Scalars
 from deepsc_jax.training.validation import Record, check_split
@@ -29,10 +30,12 @@ def train(
     stages: Sequence[Stage],
     step_timeout: float = 0,
     require_held: Callable[[], None] = lambda: None,
+    taken: Mapping[str, Taken] | None = None,
 ) -> bool:
     """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
-    A stage that comes after others starts from their best checkpoints in `workdir`. On SIGTERM or
+    A stage that comes after others starts from their best checkpoints in `workdir`, or from those
+    that are `taken` from another run. On SIGTERM or
     SIGINT the job saves at the next step that its processes agree on, and ends.
 
     Args:
@@ -42,6 +45,7 @@ def train(
       stages: of the system.
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
       require_held: called before something is written; raises where another run has `workdir` now.
+      taken: by stage, the checkpoints of another run (`workdir.Record.init_from`).
 
     Returns:
       Whether it got to the end; False after a signal.
@@ -61,7 +65,17 @@ def train(
     log = MetricsLog(workdir, writer=cluster.is_writer())
     watchdog = Watchdog(step_timeout, workdir, jax.process_index())
     with watchdog, contextlib.closing(log):
-        run = Run(system, store, workdir, mesh, log, Preemption(mesh), watchdog, require_held)
+        run = Run(
+            system,
+            store,
+            workdir,
+            mesh,
+            log,
+            Preemption(mesh),
+            watchdog,
+            require_held,
+            taken or {},
+        )
         return all(train_stage(run, stage) for stage in stages)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -14,11 +14,14 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.watchdog import Watchdog
+from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage, System, Variables, initial
 from deepsc_jax.training import state as states
+from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_variables
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.preemption import Preemption
+from deepsc_jax.training.pretrained import Taken, require_unchanged
 from deepsc_jax.training.step import TrainStep, make_eval_step, make_train_step
 from deepsc_jax.training.validation import Record, validate
 
@@ -28,6 +31,7 @@ class Run:
     """What all stages of a training run share.
 
     `require_held` raises where another run has taken the folder over; called before it is written.
+    `taken` are checkpoints of another run, by stage, in place of those of `workdir`.
     """
 
     system: System
@@ -38,6 +42,7 @@ class Run:
     preemption: Preemption
     watchdog: Watchdog
     require_held: Callable[[], None]
+    taken: Mapping[str, Taken]
 
 
 @dataclasses.dataclass
@@ -55,7 +60,10 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     system, reached = run.system, checkpoints.latest_step()
     variables = initial(system)
     if reached is None:
-        trained = {name: _trained(run, name, variables) for name in stage.after}
+        trained = {
+            name: _of_another(run, name) if name in run.taken else _trained(run, name, variables)
+            for name in stage.after
+        }
         variables = system.start(stage, variables, trained)
     state = states.create(system, stage, variables)
     shard = system.config.platform.shard_optimizer
@@ -108,6 +116,18 @@ def _trained(run: Run, name: str, fresh: Variables) -> Variables:
         )
     like = states.create(run.system, stage, fresh)
     return load_variables(folder, jax.device_put(like, device_mesh.replicated(run.mesh)))[0]
+
+
+def _of_another(run: Run, name: str) -> Variables:
+    """The variables of a stage that are taken from another run, whatever optimizer it had."""
+    taken = run.taken[name]
+    folder = require_unchanged(taken, name)
+    theirs = workdirs.read(folder.parent).config
+    system = build(dataclasses.replace(theirs, platform=run.system.config.platform))
+    like = jax.eval_shape(lambda: states.create(system, system.stage(name), initial(system)))
+    whole = device_mesh.replicated(run.mesh)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), like)
+    return load_variables(folder, like, taken.step)[0]
 
 
 def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> pipeline.Batches:
