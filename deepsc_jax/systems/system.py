@@ -148,6 +148,26 @@ class System(abc.ABC):
     ) -> tuple[Losses, Variables]:
         """Every loss term of each example, with their weighted sum `loss`; and what is carried."""
 
+    def weighted(self, stage: Stage, terms: Losses) -> Losses:
+        """What each term of `losses` adds to `loss`, for watching: here as it is logged."""
+        del stage
+        return {name: term for name, term in terms.items() if name != "loss"}
+
+    def watched(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """What is watched of validation besides `measures`, per example, on the device.
+
+        A figure `(example,)` is logged as the mean over the examples of which it is not nan; a
+        picture `(example, height, width)`, of values from 0 to 1, is shown beside the others.
+        `batch` also holds `voxel_ml (example,)`, the volume of a voxel. Here nothing.
+        """
+        del stage, variables, batch
+        return {}
+
+    def watched_parameters(self, stage: Stage, params: PyTree) -> dict[str, Array]:
+        """Scalars among the parameters that are watched in training: here none."""
+        del stage, params
+        return {}
+
     @abc.abstractmethod
     def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
         """What the network gives for a batch, by name, as it predicts.

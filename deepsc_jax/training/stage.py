@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from deepsc_jax.data import pipeline
@@ -23,7 +24,8 @@ from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.preemption import Preemption
 from deepsc_jax.training.pretrained import Taken, require_unchanged
 from deepsc_jax.training.step import TrainStep, make_eval_step, make_train_step
-from deepsc_jax.training.validation import Record, validate
+from deepsc_jax.training.validation import Validation, validate
+from deepsc_jax.training.watch import Watch, make_watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +49,16 @@ class Run:
 
 @dataclasses.dataclass
 class ReadyStage:
-    """What the steps of a stage need, at the step from which it goes on."""
+    """What the steps of a stage need, at the step from which it goes on.
+
+    `watch` is called with what some steps are given; None where nothing is watched.
+    """
 
     state: states.State
     batches: pipeline.BatchIterator
     step: TrainStep
-    validate: Callable[[states.State], Record | None] | None
+    validate: Callable[[states.State], Validation | None] | None
+    watch: Watch | None = None
 
 
 def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStage:
@@ -80,25 +86,33 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
         batches.set_state(contents["data"])
         run.log.say(f"{stage.name}: resumed at step {reached}")
     cases = pipeline.learnable(run.store.cases("train"), stage.reads)
-    step = make_train_step(system, stage, run.mesh, system.facts(stage, cases), where)
+    facts = system.facts(stage, cases)
+    step = make_train_step(system, stage, run.mesh, facts, where)
+    watches = system.config.train.watch_every > 0
+    watch = make_watch(system, stage, run.mesh, facts) if watches else None
     run.log.say(
         f"{stage.name}: the first step compiles its program, unless an earlier run has kept it"
     )
-    return ReadyStage(state, batches, step, _validation(run, stage))
+    return ReadyStage(state, batches, step, _validation(run, stage), watch)
 
 
-def _validation(run: Run, stage: Stage) -> Callable[[states.State], Record | None] | None:
+def _validation(run: Run, stage: Stage) -> Callable[[states.State], Validation | None] | None:
     """A function that validates a state, until it is stopped; None without a validation split."""
-    if not run.store.cases("validation"):
+    cases = run.store.cases("validation")
+    if not cases:
         run.log.say(f"{stage.name}: no validation split: its last checkpoint counts")
         return None
     whole = tile_covers(run.system.config.data, run.store.cases("train"))
-    measure = make_eval_step(run.system, stage, run.mesh, whole_scans=whole)
+    watched, voxel_ml = run.system.config.train.watch_every > 0, None
+    if watched:
+        voxel_ml = np.asarray([np.prod(case.spacing_mm) / 1000 for case in cases], np.float32)
+    measure = make_eval_step(run.system, stage, run.mesh, whole_scans=whole, watched=watched)
 
-    def of_state(state: states.State) -> Record | None:
+    def of_state(state: states.State) -> Validation | None:
         batches = iter(_batches(run, "validation", stage, train=False))
         stop = run.preemption.agreed
-        return validate(run.system, stage, run.mesh, batches, measure, state.variables, stop)
+        variables = state.variables
+        return validate(run.system, stage, run.mesh, batches, measure, variables, stop, voxel_ml)
 
     return of_state
 
