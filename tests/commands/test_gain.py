@@ -62,6 +62,10 @@ def test_a_finished_run_is_read(tmp_path: pathlib.Path):
     class FakeStore:
         digest, phantoms, path = "a1", True, "data/store"
 
+        def cases(self, split: str) -> list[Any]:
+            assert split == "train"
+            return []
+
     store = cast(Store, FakeStore())
     workdirs.begin(tmp_path, CONFIG, store)
     metrics = {"classes": {name: {"mean": 0.5} for name in gain.FIGURES["classes"]}}
