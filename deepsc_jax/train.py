@@ -36,6 +36,12 @@ def define_flags() -> None:
         "workdir", None, "Where checkpoints and logs go; a stopped run goes on.", required=True
     )
     flags.DEFINE_string("stage", "all", "Stage to run, by name; all runs them in order.")
+    flags.DEFINE_string(
+        "init_from",
+        None,
+        "Another run, its --workdir, whose pre-trainings take the place of this one's: they are "
+        "not trained here. Of the same model, network and preprocessing.",
+    )
     flags.DEFINE_float(
         "step_timeout",
         3600.0,
@@ -61,6 +67,7 @@ def main() -> int:
         data_dir=local_path("data_dir", options.data_dir),
         workdir=local_path("workdir", options.workdir),
         step_timeout=options.step_timeout,
+        init_from=None if options.init_from is None else local_path("init_from", options.init_from),
     )
     return job.run(asked, options.coordinator, options.num_processes, options.process_id)
 

@@ -196,8 +196,8 @@ def run(request: dict[str, Any], data: str, sent: int) -> None:
     if request["file_bytes"]:  # after the look at the folder, which writes 4 KiB
         limit(job, "Store", request["file_bytes"])
 
-    def eval_step(*arguments: Any) -> Any:
-        measure = make(*arguments)
+    def eval_step(*arguments: Any, **named: Any) -> Any:
+        measure = make(*arguments, **named)
 
         def hooked(*inputs: Any) -> Any:
             at("validation")

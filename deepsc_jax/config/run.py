@@ -133,24 +133,25 @@ def _section(name: str, document: JsonValue) -> JsonValue:
     return document[name]
 
 
-def differences(begun: Config, asked: Config) -> list[str]:
-    """What is another in `asked`, of the same model, by flag, the platform apart."""
-    rows = []
+def differences(begun: Config, asked: Config) -> dict[str, str]:
+    """What is another in `asked`, of the same model, in words by flag, the platform apart."""
+    rows: dict[str, str] = {}
     for prefix, one, other in (
         ("", begun.data, asked.data),
         ("", begun.train, asked.train),
         (f"{begun.name}.", begun.model, asked.model),
     ):
-        rows += _changed(prefix, one, other)
-    return sorted(rows)
+        rows |= _changed(prefix, one, other)
+    return dict(sorted(rows.items()))
 
 
-def _changed(prefix: str, one: Options, other: Options) -> list[str]:
-    rows = []
+def _changed(prefix: str, one: Options, other: Options) -> dict[str, str]:
+    rows: dict[str, str] = {}
     for field in dataclasses.fields(one):
         then, now = getattr(one, field.name), getattr(other, field.name)
+        flag = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(then):
-            rows += _changed(f"{prefix}{field.name}.", then, now)
+            rows |= _changed(f"{flag}.", then, now)
         elif then != now:
-            rows.append(f"--{prefix}{field.name}: {then} then, {now} now")
+            rows[flag] = f"--{flag}: {then} then, {now} now"
     return rows

@@ -6,6 +6,11 @@ from typing import Literal
 
 from deepsc_jax.config.options import option, require
 
+# Options of `TrainConfig` that change no number of a step: what is kept in memory, and how often
+# something is written or validated. A run may go on with others.
+CHANGES_NO_STEP = ("cache_mib", "log_every", "watch_every", "evaluate_every", "checkpoint_every")
+MAY_BE_ZERO = ("seed", "cache_mib", "warmup_steps", "rate_batch", "watch_every")
+
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
@@ -181,6 +186,11 @@ class TrainConfig:
     )
     cache_mib: int = option(1024, "assumed: MiB of decoded chunks kept in memory")
     log_every: int = option(10, "assumed: steps between two lines of metrics.jsonl")
+    watch_every: int = option(
+        0,
+        "assumed: steps between two looks at each loss term's gradient, which take as many more "
+        "backward passes; above 0, more is said of validation as well. It changes no number",
+    )
     evaluate_every: int = option(500, "assumed: steps between two evaluations on validation")
     checkpoint_every: int = option(500, "assumed: steps between two checkpoints")
 
@@ -189,8 +199,7 @@ class TrainConfig:
             value = getattr(self, field.name)
             if isinstance(value, str):
                 continue
-            may_be_zero = field.name in ("seed", "cache_mib", "warmup_steps", "rate_batch")
-            if field.type is int and not may_be_zero:
+            if field.type is int and field.name not in MAY_BE_ZERO:
                 require(value >= 1, f"{field.name} is {value}: it must be at least 1")
             if not isinstance(value, str | tuple):
                 require(value >= 0, f"{field.name} is {value}: it must not be negative")

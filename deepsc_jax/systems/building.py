@@ -26,14 +26,19 @@ def build(config: Config, platform: str | None = None) -> System:
     return registry.load(row.system)(config, layout, model)
 
 
+def described(config: Config) -> System:
+    """The system of `config` to be asked what it is, without a look at any device."""
+    native = dataclasses.replace(config.platform, conv_form="native")
+    return build(dataclasses.replace(config, platform=native), "cpu")
+
+
 def stages_of(config: Config, name: str = "all") -> tuple[Stage, ...]:
     """The stage of that name, or all in order; without a look at any device.
 
     Raises:
       InputError: the model has no such stage.
     """
-    native = dataclasses.replace(config.platform, conv_form="native")
-    system = build(dataclasses.replace(config, platform=native), "cpu")
+    system = described(config)
     names = [stage.name for stage in system.stages]
     if name not in ("all", *names):
         raise InputError(

@@ -15,6 +15,7 @@ from deepsc_jax.data.batch import Reads
 from deepsc_jax.models.deepsc import config as options
 from deepsc_jax.models.deepsc import losses
 from deepsc_jax.models.layers.layout import Layout
+from deepsc_jax.runtime.types import PyTree
 from deepsc_jax.systems.joint_prediction import JointPredictor
 from deepsc_jax.systems.system import (
     Batch,
@@ -27,6 +28,7 @@ from deepsc_jax.systems.system import (
     Variables,
     dice_at_thresholds,
 )
+from deepsc_jax.systems.watching import lesion_figures, plane, sampled_plane, telling_slice
 
 # The subnets that a pre-training trains; its gradient of the others is zero.
 PARTS = {
@@ -42,6 +44,11 @@ class Joint(System):
         super().__init__(config, layout, model)
         assert isinstance(config.model, options.Options)
         self.options = config.model
+
+    @property
+    def network_options(self) -> frozenset[str]:
+        """All but those of the losses."""
+        return super().network_options - options.OF_LOSSES
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -111,6 +118,49 @@ class Joint(System):
         if "logits" in out:
             result["probabilities"] = jax.nn.softmax(out["logits"])
         return result
+
+    def weighted(self, stage: Stage, terms: Losses) -> Losses:
+        """The terms of `losses` times their weights."""
+        del stage
+        return {k: x * losses.weight(self.options, k) for k, x in terms.items() if k != "loss"}
+
+    def watched(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Figures of lesions, the highest S_i inside them; scan, truth, S and M in one slice."""
+        out, data = self.outputs(stage, variables, batch), self.config.data
+        figures, pictures, depth = {}, {}, batch["depth"]
+        slices = depth // 2
+        if "lesions" in stage.learns:
+            truth, origins = batch["lesions"] > 0, batch["origins"]
+            free = batch["label"] == data.lesion_free_id
+            lesion = out["lesion"][..., 0]
+            figures = lesion_figures(lesion, truth, free, batch["voxel_ml"])
+            for i, scale in enumerate(out["scales"], start=1):
+                figures[f"scale_{i}_max"] = losses.highest_inside(scale, truth)
+            slices = telling_slice(truth, origins, depth)
+            volumes = {
+                "scan": batch["tiles"],
+                "truth": truth.astype(lesion.dtype),
+                "lesion": lesion,
+            }
+            for name, x in volumes.items():
+                pictures[name] = plane(x, origins, slices, data.working_size)
+        if "classes" in stage.learns:
+            pictures.setdefault("scan", sampled_plane(batch["slices"], slices, depth))
+            masks = self.model.evidence(out, out["logits"].argmax(axis=-1))
+            for i, mask in enumerate(masks, start=1):
+                pictures[f"evidence_{i}"] = sampled_plane(mask, slices, depth)
+        return figures | pictures
+
+    def watched_parameters(self, stage: Stage, params: PyTree) -> dict[str, Array]:
+        """The weights of the cross-stitch unit, in the joint stage."""
+        if not (stage.after and self.options.cross_stitch):
+            return {}
+        weights, sides = params["cross_stitch"]["weights"], ("l", "c")
+        return {
+            f"cross_stitch_{to}{of}": weights[i, j]
+            for i, to in enumerate(sides)
+            for j, of in enumerate(sides)
+        }
 
     def volumes(self, stage: Stage) -> tuple[str, ...]:
         """The lesion probability, and M_1 to M_3."""

@@ -37,6 +37,7 @@ from deepsc_jax.systems.system import (
     dice_at_thresholds,
     without_perturbations,
 )
+from deepsc_jax.systems.watching import lesion_figures, plane, telling_slice
 from deepsc_jax.systems.whole_scan import averaged, chunks, covering_tile, cut
 
 DEVIATION_EPSILON = 1e-6  # of a z-score, MIScnn's
@@ -114,6 +115,21 @@ class PatchSegmentation(System):
 
     def measures(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
         """DSC at every threshold, over all tiles of a scan."""
+        lesion, truth = self._found(stage, variables, batch)
+        return {"dice": dice_at_thresholds(lesion, truth)}
+
+    def watched(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Figures of lesions; the scan, its lesions and what was found in one slice."""
+        lesion, truth = self._found(stage, variables, batch)
+        free = batch["label"] == self.config.data.lesion_free_id
+        origins, size = batch["origins"], self.config.data.working_size
+        slices = telling_slice(truth, origins, batch["depth"])
+        volumes = {"scan": batch["tiles"], "truth": truth.astype(lesion.dtype), "lesion": lesion}
+        pictures = {name: plane(x, origins, slices, size) for name, x in volumes.items()}
+        return lesion_figures(lesion, truth, free, batch["voxel_ml"]) | pictures
+
+    def _found(self, stage: Stage, variables: Variables, batch: Batch) -> tuple[Array, Array]:
+        """Lesion probabilities of all tiles, where they count, and which voxels are lesion."""
         lesion = self.outputs(stage, variables, batch)["lesion"]
         if self.config.data.mask == "lungs":
             real = batch["tiles"] > 0  # outside of the lungs nothing is predicted
@@ -121,7 +137,7 @@ class PatchSegmentation(System):
             slices = batch["origins"][..., 0, None] + jnp.arange(lesion.shape[2])
             real = (slices < batch["depth"][:, None, None])[..., None, None]
         truth = self._truth(batch) == self.options.voxel_classes.index("lesion")
-        return {"dice": dice_at_thresholds(lesion * real, truth)}
+        return lesion * real, truth
 
     def volumes(self, stage: Stage) -> tuple[str, ...]:
         """The lesion probability, and those of the lungs where they are found."""

@@ -95,6 +95,19 @@ class System(abc.ABC):
         return {name: variables[name] for name in variables if name in named}
 
     @property
+    def network_options(self) -> frozenset[str]:
+        """The names of the model's options that change what the network computes, given weights.
+
+        Here all but those of stages.
+        """
+        options = self.config.model
+        return frozenset(
+            name
+            for name in options.__dataclass_fields__
+            if not dataclasses.is_dataclass(getattr(options, name))
+        )
+
+    @property
     @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order."""
@@ -134,6 +147,26 @@ class System(abc.ABC):
         self, stage: Stage, variables: Variables, batch: Batch, facts: Facts
     ) -> tuple[Losses, Variables]:
         """Every loss term of each example, with their weighted sum `loss`; and what is carried."""
+
+    def weighted(self, stage: Stage, terms: Losses) -> Losses:
+        """What each term of `losses` adds to `loss`, for watching: here as it is logged."""
+        del stage
+        return {name: term for name, term in terms.items() if name != "loss"}
+
+    def watched(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """What is watched of validation besides `measures`, per example, on the device.
+
+        A figure `(example,)` is logged as the mean over the examples of which it is not nan; a
+        picture `(example, height, width)`, of values from 0 to 1, is shown beside the others.
+        `batch` also holds `voxel_ml (example,)`, the volume of a voxel. Here nothing.
+        """
+        del stage, variables, batch
+        return {}
+
+    def watched_parameters(self, stage: Stage, params: PyTree) -> dict[str, Array]:
+        """Scalars among the parameters that are watched in training: here none."""
+        del stage, params
+        return {}
 
     @abc.abstractmethod
     def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:

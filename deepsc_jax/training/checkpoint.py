@@ -9,7 +9,7 @@ In a run's folder:
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
@@ -44,11 +44,7 @@ class Checkpoints:
             if cluster.is_writer():
                 _set_damaged_aside(directory)
             cluster.wait_for_all(f"checkpoints of {directory.name} verified")
-        self._records = {
-            step: record
-            for step in _steps(directory)
-            if (record := checksums.read_record(directory / str(step))) is not None
-        }
+        self._records = _records(directory)
         always: Untyped = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         # Called when all files are written and before the folder gets its final name, so that no
         # checkpoint is ever without its sums; in the first process only. A function, since Orbax
@@ -108,8 +104,7 @@ class Checkpoints:
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def _best(self, steps: Sequence[int]) -> int | None:
-        scored = [(self._records[step]["score"], step) for step in steps if step in self._records]
-        return max(scored)[1] if scored else None
+        return _best_of(steps, self._records)
 
     def load(self, like: State, step: int) -> dict[str, PyTree]:
         """`state`, laid out as `like` is, and `data` of the checkpoint at `step`.
@@ -180,6 +175,24 @@ def _steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
 
+def _records(directory: pathlib.Path) -> dict[int, JsonObject]:
+    """The validation results of a stage's complete checkpoints, by step."""
+    read = {step: checksums.read_record(directory / str(step)) for step in _steps(directory)}
+    return {step: record for step, record in read.items() if record is not None}
+
+
+def _best_of(steps: Sequence[int], records: Mapping[int, JsonObject]) -> int | None:
+    scored = [(records[step]["score"], step) for step in steps if step in records]
+    return max(scored)[1] if scored else None
+
+
+def newest_and_best(directory: pathlib.Path) -> tuple[int, int]:
+    """The newest and the best step of a stage's folder, as its files say; 0 where there is none."""
+    steps = _steps(directory)
+    newest = max(steps, default=0)
+    return newest, _best_of(steps, _records(directory)) or newest
+
+
 def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
@@ -189,12 +202,15 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
     return bool(_steps(directory))
 
 
-def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, JsonObject]:
-    """Variables and validation record (with its `step`) of a stage's best checkpoint.
+def load_variables(
+    directory: pathlib.Path, like: State, step: int | None = None
+) -> tuple[Variables, JsonObject]:
+    """Variables and validation record (with its `step`) of a stage's checkpoint.
 
     Args:
       directory: a stage's folder of checkpoints.
       like: the state's shapes, types and shardings.
+      step: of the checkpoint; by default the best one's.
 
     Raises:
       InputError: there is no checkpoint, or its files are not as they were written.
@@ -202,7 +218,7 @@ def load_variables(directory: pathlib.Path, like: State) -> tuple[Variables, Jso
     if not has_checkpoint(directory):
         raise InputError(f"{directory}: no checkpoint found: train that stage first")
     checkpoints = Checkpoints(directory)
-    step = checkpoints.best_step()
+    step = checkpoints.best_step() if step is None else step
     assert step is not None
     damage = checksums.damage(directory / str(step))
     if damage is not None:

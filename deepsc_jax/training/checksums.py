@@ -47,6 +47,12 @@ def read_record(folder: pathlib.Path) -> JsonObject | None:
     return json.loads(path.read_text("utf-8"))
 
 
+def digest(folder: pathlib.Path) -> str:
+    """The SHA-256 of a checkpoint's sums, its validation result apart: of what was computed."""
+    listed = sorted((n, d) for n, d in _listed(folder).items() if n != RECORD)
+    return hashlib.sha256("".join(f"{d}  {n}\n" for n, d in listed).encode()).hexdigest()
+
+
 def damage(folder: pathlib.Path, *, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if it is as it was written.
 

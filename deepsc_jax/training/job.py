@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage
 from deepsc_jax.training import loop
 from deepsc_jax.training import workdir as workdirs
+from deepsc_jax.training.pretrained import Taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Asked:
       data_dir: where the store is.
       workdir: where checkpoints and logs go.
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
+      init_from: the folder of a run whose pre-trainings take the place of this one's.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class Asked:
     data_dir: pathlib.Path
     workdir: pathlib.Path
     step_timeout: float
+    init_from: pathlib.Path | None = None
 
 
 def run(
@@ -74,8 +77,31 @@ def train(asked: Asked, stages: tuple[Stage, ...]) -> int:
         store = cluster.together(begin)
         cluster.require_same(_digests(asked, store))
         _require_one_folder(workdir, locks)
-        cluster.together(lambda: workdirs.begin(workdir, config, store, writer=writer))
-        return _train(asked, store, stages, locks)
+        record = cluster.together(
+            lambda: workdirs.begin(
+                workdir, config, store, writer=writer, longer=True, init_from=asked.init_from
+            )
+        )
+        return _train(asked, store, _own(asked, stages, record), locks, record.init_from)
+
+
+def _own(asked: Asked, stages: tuple[Stage, ...], record: workdirs.Record) -> tuple[Stage, ...]:
+    """Those of `stages` that are trained here, and a line of each that is another run's.
+
+    Raises:
+      InputError: none is.
+    """
+    taken = record.init_from
+    own = tuple(stage for stage in stages if stage.name not in taken)
+    if not own:
+        raise InputError(
+            f"--stage={asked.stage}: that stage is taken from --init_from={asked.init_from}, and "
+            "is not trained: give the one that starts from it, or all"
+        )
+    for name, of in taken.items() if cluster.is_writer() else ():
+        where = "" if of.store == record.store else ", trained on another store"
+        tell(f"{name}: taken from {of.run}, step {of.step}{where}")
+    return own
 
 
 def _require_one_folder(workdir: pathlib.Path, locks: list[Lock]) -> None:
@@ -103,10 +129,17 @@ def _digests(asked: Asked, store: Store) -> dict[str, str]:
     given |= {name: importlib.metadata.version(name) for name in ("deepsc_jax", "jax", "jaxlib")}
     given |= cluster.numerics()
     given |= {"--stage": asked.stage, "--data_dir's store": store.digest}
+    given |= {"--init_from": str(asked.init_from)}
     return {name: cluster.digest(value) for name, value in given.items()}
 
 
-def _train(asked: Asked, store: Store, stages: tuple[Stage, ...], locks: Sequence[Lock]) -> int:
+def _train(
+    asked: Asked,
+    store: Store,
+    stages: tuple[Stage, ...],
+    locks: Sequence[Lock],
+    taken: Mapping[str, Taken],
+) -> int:
     workdir = asked.workdir
     writer = cluster.is_writer()
 
@@ -115,7 +148,7 @@ def _train(asked: Asked, store: Store, stages: tuple[Stage, ...], locks: Sequenc
             lock.require()
 
     system, timeout = build(asked.config), asked.step_timeout
-    if not loop.train(system, store, workdir, stages, timeout, require_held):
+    if not loop.train(system, store, workdir, stages, timeout, require_held, taken):
         return signals.code
     for stage in stages:
         if "lesions" not in stage.learns:

@@ -1,12 +1,17 @@
 """What a training run writes down: metrics.jsonl, TensorBoard, and a line on the terminal."""
 
 import importlib
+import io
 import json
 import os
 import pathlib
 import shutil
 import time
+from collections.abc import Mapping
 
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from deepsc_jax.runtime.errors import InputError
@@ -78,12 +83,30 @@ class MetricsLog:
         self._watch_clock()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, "step": step} | scalars) + "\n")
+        values = [summaries.Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._add(stage, step, values)
+
+    def show(self, stage: str, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w"]]) -> None:
+        """Have TensorBoard show pictures, of grey from 0 to 255, by name."""
+        if not self.writer or not pictures:
+            return
+        values = []
+        for name, picture in pictures.items():
+            png = io.BytesIO()
+            Image.fromarray(picture).save(png, "png")
+            height, width = picture.shape
+            image = summaries.Summary.Image(
+                height=height, width=width, colorspace=1, encoded_image_string=png.getvalue()
+            )
+            values.append(summaries.Summary.Value(tag=f"validation/{name}", image=image))
+        self._add(stage, step, values)
+
+    def _add(self, stage: str, step: int, values: list[Untyped]) -> None:
+        """Add an event to those of a stage."""
         if stage not in self._writers:
             self._writers[stage] = EventFileWriter(str(self._tensorboard / stage))
-        values = [summaries.Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
-        event = events.Event(
-            wall_time=time.time(), step=step, summary=summaries.Summary(value=values)
-        )
+        summary = summaries.Summary(value=values)
+        event = events.Event(wall_time=time.time(), step=step, summary=summary)
         self._writers[stage].add_event(event)
 
     def _watch_clock(self) -> None:

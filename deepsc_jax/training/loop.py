@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -12,14 +12,17 @@ from deepsc_jax.runtime import cluster, compiler, device_mesh
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.runtime.watchdog import Watchdog
-from deepsc_jax.systems.system import Stage, System
+from deepsc_jax.systems.system import Batch, Stage, System
 from deepsc_jax.training.checkpoint import Checkpoints
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.meters import StepClock, require_finite, take_means
 from deepsc_jax.training.preemption import Preemption
+from deepsc_jax.training.pretrained import Taken
 from deepsc_jax.training.stage import ReadyStage, Run, prepare_stage
+from deepsc_jax.training.state import State
 from deepsc_jax.training.step import Scalars
-from deepsc_jax.training.validation import Record, check_split
+from deepsc_jax.training.validation import Validation, check_split
+from deepsc_jax.training.watch import strip
 
 
 def train(
@@ -29,10 +32,12 @@ def train(
     stages: Sequence[Stage],
     step_timeout: float = 0,
     require_held: Callable[[], None] = lambda: None,
+    taken: Mapping[str, Taken] | None = None,
 ) -> bool:
     """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
-    A stage that comes after others starts from their best checkpoints in `workdir`. On SIGTERM or
+    A stage that comes after others starts from their best checkpoints in `workdir`, or from those
+    that are `taken` from another run. On SIGTERM or
     SIGINT the job saves at the next step that its processes agree on, and ends.
 
     Args:
@@ -42,6 +47,7 @@ def train(
       stages: of the system.
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
       require_held: called before something is written; raises where another run has `workdir` now.
+      taken: by stage, the checkpoints of another run (`workdir.Record.init_from`).
 
     Returns:
       Whether it got to the end; False after a signal.
@@ -61,7 +67,17 @@ def train(
     log = MetricsLog(workdir, writer=cluster.is_writer())
     watchdog = Watchdog(step_timeout, workdir, jax.process_index())
     with watchdog, contextlib.closing(log):
-        run = Run(system, store, workdir, mesh, log, Preemption(mesh), watchdog, require_held)
+        run = Run(
+            system,
+            store,
+            workdir,
+            mesh,
+            log,
+            Preemption(mesh),
+            watchdog,
+            require_held,
+            taken or {},
+        )
         return all(train_stage(run, stage) for stage in stages)
 
 
@@ -114,13 +130,13 @@ def _take_steps(
     def validate() -> bool:
         """Whether it was stopped."""
         with run.watchdog.paused():
-            record = ready.validate(state) if ready.validate else None
-        if record is not None:
+            found = ready.validate(state) if ready.validate else None
+        if found is not None:
             heeding.enter_context(signals.heeded(f"training of {stage.name}"))
             run.require_held()
-            _log_record(run, stage, step, record)
-            checkpoints.add_record(step, record)
-        return record is None
+            _log_validation(run, stage, step, found)
+            checkpoints.add_record(step, found.record)
+        return found is None
 
     heeding.callback(run.watchdog.rest)
     heeding.callback(ready.batches.close)
@@ -131,7 +147,10 @@ def _take_steps(
     quiet = not run.log.writer
     with Progress(stage.name, stage.steps, step, quiet=quiet, lines=True) as progress:
         while step < stage.steps and not preempted:
-            batch = device_mesh.put_batch(next(ready.batches), run.mesh, DEPTH_AXES)
+            with clock.waiting():
+                read = next(ready.batches)
+            batch = device_mesh.put_batch(read, run.mesh, DEPTH_AXES)
+            watched = _watch(run, ready, state, batch, step + 1, clock)
             shape = {name: x.shape for name, x in batch.items()}
             if shape in shapes:
                 state, scalars = ready.step(state, batch)
@@ -145,6 +164,9 @@ def _take_steps(
                     clock.restart()
             since.append(scalars)
             step += 1
+            if watched:
+                run.require_held()
+                run.log.write(stage.name, step, watched)
             for line in run.system.warnings(stage, step, state.carried):
                 run.log.say(f"{stage.name} {step}/{stage.steps}  {line}")
             preempted = run.preemption.agreed()
@@ -166,8 +188,23 @@ def _take_steps(
     return step
 
 
-def _log_record(run: Run, stage: Stage, step: int, record: Record) -> None:
-    known = {name: value for name, value in record.items() if value is not None}
-    run.log.write(stage.name, step, {f"validation_{k}": v for k, v in known.items()})
+def _watch(
+    run: Run, ready: ReadyStage, state: State, batch: Batch, step: int, clock: StepClock
+) -> dict[str, float]:
+    """What is watched of the step to come, if that is one of those that are; no step's time."""
+    if ready.watch is None or step % run.system.config.train.watch_every:
+        return {}
+    jax.block_until_ready(state.params)
+    with run.watchdog.paused(), clock.paused():
+        return ready.watch(state, batch)
+
+
+def _log_validation(run: Run, stage: Stage, step: int, found: Validation) -> None:
+    known = {name: value for name, value in found.record.items() if value is not None}
+    logged = found.figures | known
+    run.log.write(stage.name, step, {f"validation_{k}": v for k, v in logged.items()})
+    cases = run.store.cases("validation")
+    pictures = {cases[i].name: strip(of_case) for i, of_case in found.pictures.items()}
+    run.log.show(stage.name, step, pictures)
     shown = "  ".join(f"{name} {value:.3f}" for name, value in known.items())
     run.log.say(f"{stage.name} {step}/{stage.steps}  validation  {shown}")

@@ -16,11 +16,18 @@ class StepClock:
     """The time of steps alone."""
 
     def __init__(self, step: int):
-        self._begun, self._step = time.monotonic(), step
+        self._begun, self._step, self._waited = time.monotonic(), step, 0.0
 
     def restart(self) -> None:
         """Count from now."""
-        self._begun = time.monotonic()
+        self._begun, self._waited = time.monotonic(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A time in which the loop waits for a batch."""
+        begun = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begun
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -30,10 +37,15 @@ class StepClock:
         self._begun += time.monotonic() - paused
 
     def rates(self, step: int, batch: int) -> dict[str, float]:
-        """Seconds of a step, and scans a second, since the last time."""
-        seconds = (time.monotonic() - self._begun) / (step - self._step)
-        self._begun, self._step = time.monotonic(), step
-        return {"seconds_per_step": seconds, "scans_per_second": batch / seconds}
+        """Seconds of a step, scans a second, the share of waiting, since the last time."""
+        passed = time.monotonic() - self._begun
+        seconds, share = passed / (step - self._step), self._waited / passed
+        self._begun, self._step, self._waited = time.monotonic(), step, 0.0
+        return {
+            "seconds_per_step": seconds,
+            "scans_per_second": batch / seconds,
+            "loader_share": share,
+        }
 
 
 def take_means(since: list[Scalars]) -> dict[str, float]:

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from deepsc_jax.data import pipeline
@@ -14,13 +15,17 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.watchdog import Watchdog
+from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage, System, Variables, initial
 from deepsc_jax.training import state as states
+from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints, has_checkpoint, load_variables
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.preemption import Preemption
+from deepsc_jax.training.pretrained import Taken, require_unchanged
 from deepsc_jax.training.step import TrainStep, make_eval_step, make_train_step
-from deepsc_jax.training.validation import Record, validate
+from deepsc_jax.training.validation import Validation, validate
+from deepsc_jax.training.watch import Watch, make_watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Run:
     """What all stages of a training run share.
 
     `require_held` raises where another run has taken the folder over; called before it is written.
+    `taken` are checkpoints of another run, by stage, in place of those of `workdir`.
     """
 
     system: System
@@ -38,16 +44,21 @@ class Run:
     preemption: Preemption
     watchdog: Watchdog
     require_held: Callable[[], None]
+    taken: Mapping[str, Taken]
 
 
 @dataclasses.dataclass
 class ReadyStage:
-    """What the steps of a stage need, at the step from which it goes on."""
+    """What the steps of a stage need, at the step from which it goes on.
+
+    `watch` is called with what some steps are given; None where nothing is watched.
+    """
 
     state: states.State
     batches: pipeline.BatchIterator
     step: TrainStep
-    validate: Callable[[states.State], Record | None] | None
+    validate: Callable[[states.State], Validation | None] | None
+    watch: Watch | None = None
 
 
 def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStage:
@@ -55,7 +66,10 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
     system, reached = run.system, checkpoints.latest_step()
     variables = initial(system)
     if reached is None:
-        trained = {name: _trained(run, name, variables) for name in stage.after}
+        trained = {
+            name: _of_another(run, name) if name in run.taken else _trained(run, name, variables)
+            for name in stage.after
+        }
         variables = system.start(stage, variables, trained)
     state = states.create(system, stage, variables)
     shard = system.config.platform.shard_optimizer
@@ -72,25 +86,33 @@ def prepare_stage(run: Run, stage: Stage, checkpoints: Checkpoints) -> ReadyStag
         batches.set_state(contents["data"])
         run.log.say(f"{stage.name}: resumed at step {reached}")
     cases = pipeline.learnable(run.store.cases("train"), stage.reads)
-    step = make_train_step(system, stage, run.mesh, system.facts(stage, cases), where)
+    facts = system.facts(stage, cases)
+    step = make_train_step(system, stage, run.mesh, facts, where)
+    watches = system.config.train.watch_every > 0
+    watch = make_watch(system, stage, run.mesh, facts) if watches else None
     run.log.say(
         f"{stage.name}: the first step compiles its program, unless an earlier run has kept it"
     )
-    return ReadyStage(state, batches, step, _validation(run, stage))
+    return ReadyStage(state, batches, step, _validation(run, stage), watch)
 
 
-def _validation(run: Run, stage: Stage) -> Callable[[states.State], Record | None] | None:
+def _validation(run: Run, stage: Stage) -> Callable[[states.State], Validation | None] | None:
     """A function that validates a state, until it is stopped; None without a validation split."""
-    if not run.store.cases("validation"):
+    cases = run.store.cases("validation")
+    if not cases:
         run.log.say(f"{stage.name}: no validation split: its last checkpoint counts")
         return None
     whole = tile_covers(run.system.config.data, run.store.cases("train"))
-    measure = make_eval_step(run.system, stage, run.mesh, whole_scans=whole)
+    watched, voxel_ml = run.system.config.train.watch_every > 0, None
+    if watched:
+        voxel_ml = np.asarray([np.prod(case.spacing_mm) / 1000 for case in cases], np.float32)
+    measure = make_eval_step(run.system, stage, run.mesh, whole_scans=whole, watched=watched)
 
-    def of_state(state: states.State) -> Record | None:
+    def of_state(state: states.State) -> Validation | None:
         batches = iter(_batches(run, "validation", stage, train=False))
         stop = run.preemption.agreed
-        return validate(run.system, stage, run.mesh, batches, measure, state.variables, stop)
+        variables = state.variables
+        return validate(run.system, stage, run.mesh, batches, measure, variables, stop, voxel_ml)
 
     return of_state
 
@@ -108,6 +130,18 @@ def _trained(run: Run, name: str, fresh: Variables) -> Variables:
         )
     like = states.create(run.system, stage, fresh)
     return load_variables(folder, jax.device_put(like, device_mesh.replicated(run.mesh)))[0]
+
+
+def _of_another(run: Run, name: str) -> Variables:
+    """The variables of a stage that are taken from another run, whatever optimizer it had."""
+    taken = run.taken[name]
+    folder = require_unchanged(taken, name)
+    theirs = workdirs.read(folder.parent).config
+    system = build(dataclasses.replace(theirs, platform=run.system.config.platform))
+    like = jax.eval_shape(lambda: states.create(system, system.stage(name), initial(system)))
+    whole = device_mesh.replicated(run.mesh)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), like)
+    return load_variables(folder, like, taken.step)[0]
 
 
 def _batches(run: Run, split: str, stage: Stage, *, train: bool) -> pipeline.Batches:

@@ -11,13 +11,14 @@ from jaxtyping import Array
 
 from deepsc_jax.runtime import compiler, device_mesh
 from deepsc_jax.runtime.errors import InputError
-from deepsc_jax.runtime.types import PyTree
+from deepsc_jax.runtime.types import PyTree, Untyped
 from deepsc_jax.systems import optimizers
 from deepsc_jax.systems.decoding import decode, in_one_tile
 from deepsc_jax.systems.system import Batch, Facts, Stage, System, Variables
 from deepsc_jax.training.state import State
 
 Scalars = dict[str, Array]
+WATCHED = "watched "
 
 
 class TrainStep(Protocol):
@@ -125,13 +126,13 @@ def make_train_step(
         in_shardings=(placed, None, whole),  # a batch keeps that of `put_batch`
         out_shardings=(placed, whole),
         donate_argnums=0,
-        compiler_options=_options(system, mesh),
+        compiler_options=compiler_options(system, mesh),
     )
-    return _StepWithFacts(program, facts, whole)
+    return WithFacts(program, facts, whole)
 
 
-class _StepWithFacts:
-    """A step's program with the facts of one data set: they are no constants of the program.
+class WithFacts:
+    """A program, such as a step's, with the facts of one data set: no constants of the program.
 
     So that another data set takes the same program, compiled once.
     """
@@ -142,15 +143,18 @@ class _StepWithFacts:
         self._facts, self._whole = facts, whole
         self._placed: Facts | None = None
 
-    def __call__(self, state: State, batch: Batch, /) -> tuple[State, Scalars]:
+    def __call__(self, state: PyTree, batch: Batch, /) -> Untyped:
+        """What the program gives."""
         if self._placed is None:  # a plan's devices are not here
             self._placed = jax.device_put(self._facts, self._whole)
         return self.program(state, batch, self._placed)
 
     def trace(self, state: PyTree, batch: PyTree, /) -> jax.stages.Traced:
+        """The program for arrays, or for shapes with their shardings."""
         return self.program.trace(state, batch, self._shapes)
 
     def lower(self, state: PyTree, batch: PyTree, /) -> jax.stages.Lowered:
+        """The same, down to what XLA compiles."""
         return self.program.lower(state, batch, self._shapes)
 
 
@@ -164,11 +168,12 @@ def _require_whole_statistics(system: System, carried: Variables) -> None:
 
 
 def make_eval_step(
-    system: System, stage: Stage, mesh: Mesh, *, whole_scans: bool = False
+    system: System, stage: Stage, mesh: Mesh, *, whole_scans: bool = False, watched: bool = False
 ) -> Callable[[Variables, Batch], dict[str, Array]]:
     """A function from variables and a global batch to `System.measures` of its examples.
 
-    With `whole_scans` each scan is one tile, as `System.predictor` has it.
+    With `whole_scans` each scan is one tile, as `System.predictor` has it; `watched`, it gives
+    `System.watched` as well, whose names then begin with `WATCHED`.
     """
 
     def program(own: Variables, _: Variables, batch: Batch) -> dict[str, Array]:
@@ -176,7 +181,11 @@ def make_eval_step(
         if whole_scans:
             sent, data = in_one_tile(sent, stage.reads, data)
         decoded = decode(sent, stage.reads, data, system.config.train)
-        return system.measures(stage, own, decoded)
+        found = system.measures(stage, own, decoded)
+        if watched:
+            more = system.watched(stage, own, decoded)
+            found |= {WATCHED + name: x for name, x in more.items()}
+        return found
 
     whole = device_mesh.replicated(mesh)
     measures = device_mesh.over_data(program, mesh, gathered=True)
@@ -184,10 +193,11 @@ def make_eval_step(
         lambda variables, batch: measures(variables, {}, batch),
         in_shardings=(whole, None),
         out_shardings=whole,
-        compiler_options=_options(system, mesh),
+        compiler_options=compiler_options(system, mesh),
     )
 
 
-def _options(system: System, mesh: Mesh) -> dict[str, bool | str]:
+def compiler_options(system: System, mesh: Mesh) -> dict[str, bool | str]:
+    """What XLA is told of a system's programs over a mesh."""
     platform = mesh.devices.flat[0].platform
     return compiler.options(platform, system.config.data.tile, system.layout.form)

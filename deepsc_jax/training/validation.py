@@ -1,6 +1,7 @@
 """Validation on the working grid, which decides what checkpoint is the best."""
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -12,9 +13,26 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.system import Batch, Stage, System, Variables
+from deepsc_jax.training.step import WATCHED
 
 FACTS = ("valid", "case", "label")
+SHOWN = 4  # scans of which pictures are kept, spread over the split
 Record = dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a validation found.
+
+    Attributes:
+      record: `System.record`, which decides what checkpoint is the best.
+      figures: the means of what is watched besides.
+      pictures: of some scans, what is shown of each, by the number of the case in the split.
+    """
+
+    record: Record
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    pictures: dict[int, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 def validate(
@@ -25,7 +43,8 @@ def validate(
     measure: Callable[[Variables, Batch], Batch],
     variables: Variables,
     stop: Callable[[], bool],
-) -> Record | None:
+    voxel_ml: np.ndarray | None = None,
+) -> Validation | None:
     """What `System.record` says of all scans of `batches`, whichever process reads them.
 
     Args:
@@ -36,23 +55,46 @@ def validate(
       measure: of `step.make_eval_step`.
       variables: the network's.
       stop: asked after every batch, by all processes; then there is no record.
+      voxel_ml: of every case, where `measure` gives what is watched as well; else None.
     """
+    shown = set() if voxel_ml is None else _spread(len(voxel_ml))
+    pictures: dict[int, dict[str, np.ndarray]] = collections.defaultdict(dict)
     rows: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     for batch in batches:
         inputs = {name: x for name, x in batch.items() if name not in ("valid", "case")}
+        if voxel_ml is not None:
+            inputs["voxel_ml"] = voxel_ml[batch["case"]]
         measured = jax.device_get(
             measure(variables, device_mesh.put_batch(inputs, mesh, DEPTH_AXES))
         )
         # The results are those of all processes' scans, and this process has read its own only.
         facts = {name: batch[name] for name in FACTS}
         measured |= device_mesh.whole_batch(facts, mesh)
+        valid = measured["valid"]
+        cases = measured["case"][valid]
         for name, values in measured.items():
-            rows[name].append(values[measured["valid"]])
+            if not name.startswith(WATCHED) or values.ndim == 1:
+                rows[name].append(values[valid])
+                continue
+            for case, picture in zip(cases, values[valid], strict=True):
+                if int(case) in shown:
+                    pictures[int(case)][name.removeprefix(WATCHED)] = picture
         if stop():
             return None
     whole = {name: np.concatenate(values) for name, values in rows.items()}
     order = np.argsort(whole["case"])  # the processes' number must not move a sum's last digit
-    return system.record(stage, {name: values[order] for name, values in whole.items()})
+    ordered = {name: values[order] for name, values in whole.items()}
+    watched = {name: ordered.pop(name) for name in list(ordered) if name.startswith(WATCHED)}
+    figures = {
+        name.removeprefix(WATCHED): float(np.nanmean(values))
+        for name, values in watched.items()
+        if not np.isnan(values).all()
+    }
+    return Validation(system.record(stage, ordered), figures, dict(pictures))
+
+
+def _spread(count: int) -> set[int]:
+    return {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count)).round()}
 
 
 def check_split(store: Store, stage: Stage) -> None:

@@ -4,7 +4,8 @@ WORKDIR is what `--workdir` names:
 
     WORKDIR/config.json    the configuration
     WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, whether
-                           scans were one tile each, and the lesion thresholds of its stages
+                           scans were one tile each, the lesion thresholds of its stages, and the
+                           checkpoints of another run that it started from
     WORKDIR/STAGE          the stage's checkpoints
     WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds also what a resumed run took again
 """
@@ -14,7 +15,7 @@ import json
 import pathlib
 
 from deepsc_jax.config import Config
-from deepsc_jax.config.run import differences, load, save
+from deepsc_jax.config.run import load, save
 from deepsc_jax.data.buckets import tile_covers
 from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
@@ -23,6 +24,8 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.training import checksums
+from deepsc_jax.training.pretrained import Taken, take
+from deepsc_jax.training.resuming import settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Record:
       thresholds: by stage, the lesion probability from which a voxel is lesion.
       batch_norm: whose statistics batch norms took in training.
       whole_scans: whether a tile held every training scan: a deeper scan is one deeper tile then.
+      init_from: by stage, the checkpoints of another run that later stages start from.
     """
 
     config: Config
@@ -45,17 +49,36 @@ class Record:
     thresholds: dict[str, float]
     batch_norm: str = "global"
     whole_scans: bool = False
+    init_from: dict[str, Taken] = dataclasses.field(default_factory=dict)
 
 
-def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool = True) -> None:
+def begin(
+    workdir: pathlib.Path,
+    config: Config,
+    store: Store,
+    *,
+    writer: bool = True,
+    longer: bool = False,
+    init_from: pathlib.Path | None = None,
+) -> Record:
     """Note what a run computes, and on what; a run that was begun goes on if both are the same.
 
-    Of the processes of a job one is the writer; the others only look whether they may go on.
+    Args:
+      workdir: of the run.
+      config: of the run; what may be another than before, `resuming.settle` says.
+      store: the scans.
+      writer: of the processes of a job one is; the others only look whether they may go on.
+      longer: whether stages may have more steps than before.
+      init_from: the folder of the run whose pre-trainings are taken (`pretrained.take`): once, when
+        a run is begun. It must be the same when it goes on.
+
+    Returns:
+      The run's record.
 
     Raises:
       InputError: the folder holds a run of another model, of other settings, or on another store,
-        or checkpoints of a run that it does not say; or one with local batch norms on another
-        number of devices.
+        or checkpoints of a run that it does not say; one with local batch norms on another
+        number of devices; or one from other pre-trainings.
     """
     norms = _norms(config)
     if (workdir / "config.json").exists():
@@ -66,13 +89,7 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 f"--model={config.name} was asked for: give another --workdir, or its flag file "
                 "to go on"
             )
-        # On whatever devices, it computes the same thing.
-        if dataclasses.replace(begun.config, platform=config.platform) != config:
-            changed = "; ".join(differences(begun.config, config))
-            raise InputError(
-                f"{workdir / 'config.json'}: the run was begun with other settings "
-                f"({changed}): give another folder, or the same flags to go on"
-            )
+        lengthened = settle(workdir, begun.config, config, longer=longer, say=writer)
         if begun.store != store.digest:
             raise InputError(
                 f"{workdir / 'run.json'}: the run was begun on another store than {store.path}: "
@@ -83,7 +100,10 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
                 f"{workdir / 'run.json'}: the run was begun with batch norms {begun.batch_norm}, "
                 f"and here they would be {norms}: give --data_devices as then, or another folder"
             )
-        record = dataclasses.replace(begun, config=config)
+        _require_same_source(workdir, begun, init_from)
+        # One of a stage that goes on is chosen anew at its end.
+        thresholds = {k: v for k, v in begun.thresholds.items() if k not in lengthened}
+        record = dataclasses.replace(begun, config=config, thresholds=thresholds)
     elif kept := _stages_saved(workdir):
         raise InputError(
             f"{workdir}: checkpoints of {', '.join(kept)}, and no config.json that says what they "
@@ -93,8 +113,37 @@ def begin(workdir: pathlib.Path, config: Config, store: Store, *, writer: bool =
         trained_on = "phantoms" if store.phantoms else "scans"
         whole = tile_covers(config.data, store.cases("train"))
         record = Record(config, trained_on, store.digest, {}, norms, whole)
+        if init_from is not None:
+            record = _started(record, init_from.resolve())
     if writer:
         write(workdir, record)
+    return record
+
+
+def _started(record: Record, run: pathlib.Path) -> Record:
+    """The record of a run that starts from the pre-trainings of the one in folder `run`."""
+    if not (run / "config.json").is_file():
+        raise InputError(
+            f"--init_from={run}: no config.json found: give the --workdir of a training run"
+        )
+    theirs = read(run)
+    taken = take(run, theirs.config, record.config, theirs.store, record.store)
+    trained_on = record.trained_on
+    if theirs.trained_on != trained_on:
+        trained_on = f"{trained_on}, pre-trained on {theirs.trained_on}"
+    return dataclasses.replace(record, trained_on=trained_on, init_from=taken)
+
+
+def _require_same_source(
+    workdir: pathlib.Path, begun: Record, init_from: pathlib.Path | None
+) -> None:
+    then = {taken.run for taken in begun.init_from.values()}
+    if then != (set() if init_from is None else {str(init_from.resolve())}):
+        flag = f"with --init_from={then.pop()}" if then else "without --init_from"
+        raise InputError(
+            f"{workdir / 'run.json'}: the run was begun {flag}: give the same to go on, or another "
+            "--workdir"
+        )
 
 
 def _norms(config: Config) -> str:
@@ -116,6 +165,7 @@ def write(workdir: pathlib.Path, record: Record) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     facts = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     del facts["config"]
+    facts["init_from"] = {stage: dataclasses.asdict(of) for stage, of in record.init_from.items()}
     write_json(facts, workdir / "run.json")
     save(record.config, workdir / "config.json")
 
@@ -146,7 +196,8 @@ def read(workdir: pathlib.Path) -> Record:
         whole = facts["whole_scans"]
         if not isinstance(whole, bool):
             raise TypeError(f"whole_scans is true or false, {whole!r:.40} found")
-        return Record(config, trained_on, digest, thresholds, norms, whole)
+        taken = {stage: Taken(**of_stage) for stage, of_stage in facts["init_from"].items()}
+        return Record(config, trained_on, digest, thresholds, norms, whole, taken)
     except (
         OSError,
         KeyError,

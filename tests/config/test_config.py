@@ -173,12 +173,12 @@ def test_a_document_of_an_unknown_model_lists_those_there_are(refused, document)
 
 def test_differences_are_named_by_flag():
     other = dataclasses.replace(DEFAULT.with_stage("joint", batch=2), train=TrainConfig(seed=1))
-    assert differences(DEFAULT, other) == [
-        "--deepsc.joint.batch: 4 then, 2 now",
-        "--seed: 0 then, 1 now",
-    ]
+    assert differences(DEFAULT, other) == {
+        "deepsc.joint.batch": "--deepsc.joint.batch: 4 then, 2 now",
+        "seed": "--seed: 0 then, 1 now",
+    }
     elsewhere = dataclasses.replace(DEFAULT, platform=PlatformConfig(data_devices=2))
-    assert differences(DEFAULT, elsewhere) == []
+    assert differences(DEFAULT, elsewhere) == {}
 
 
 # Each flag that cannot be, and the words of its reason.

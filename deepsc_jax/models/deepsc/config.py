@@ -23,6 +23,17 @@ LOSS_WEIGHTS = (
     "tversky_alpha",
     "tversky_beta",
 )
+# What changes the loss or its gradient, and not what the network computes.
+OF_LOSSES = frozenset(
+    {
+        *LOSS_WEIGHTS,
+        "task_aware_scales",
+        "task_aware_scale_weights",
+        "evidence_class",
+        "lesion_gradient",
+        "gradient_tiles",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,27 @@ def scan_losses(
     return terms | {"loss": total}
 
 
+def weight(options: Options, term: str) -> float:
+    """What a term of `scan_losses` is multiplied by in their sum."""
+    return {
+        "dice": options.segmentation_weight * options.dice_weight,
+        "focal": options.segmentation_weight * options.focal_weight,
+        "lesion_free": options.segmentation_weight * options.lesion_free_weight,
+        "scales": options.segmentation_weight * options.scale_supervision,
+        "cross_entropy": options.classification_weight,
+        "task_aware": options.task_aware_weight,
+    }[term]
+
+
+def highest_inside(
+    segmentation: Float[Array, "batch tile d h w 1"], truth: Bool[Array, "batch tile D H W"]
+) -> Float[Array, "batch"]:
+    """The highest value of S_i in the blocks with a lesion voxel; nan for a scan without one."""
+    lesion = _any_of_blocks(truth, truth.shape[-1] // segmentation.shape[-2])
+    highest = jnp.where(lesion, segmentation[..., 0], -jnp.inf).max(PER_SCAN)
+    return jnp.where(lesion.any(PER_SCAN), highest, jnp.nan)
+
+
 def lung_voxels(
     tiles: Float[Array, "batch tile d h w"],
     origins: Int[Array, "batch tile 3"],

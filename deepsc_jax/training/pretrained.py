@@ -1,0 +1,114 @@
+"""Pre-trainings of another run, in place of one's own (`train --init_from`)."""
+
+import dataclasses
+import pathlib
+
+from deepsc_jax.config import Config, DataConfig
+from deepsc_jax.config.run import differences
+from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.building import described
+from deepsc_jax.systems.system import Stage, System
+from deepsc_jax.training import checksums
+from deepsc_jax.training.checkpoint import newest_and_best
+
+# Of preprocessing: how far scans are padded, and which doubts about them were noted.
+_SEEN_BY_NO_NETWORK = {"depth_bucket", "depth_buckets", "allow"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """A stage's checkpoint of another run.
+
+    Attributes:
+      run: the folder of that run.
+      step: of the checkpoint.
+      digest: `checksums.digest` of it.
+      store: digest of the store that it is trained on.
+    """
+
+    run: str
+    step: int
+    digest: str
+    store: str
+
+    def __post_init__(self) -> None:
+        if [type(x) for x in dataclasses.astuple(self)] != [str, int, str, str]:
+            raise TypeError(f"what was taken of a run is {self!r:.80}")
+
+
+def take(
+    run: pathlib.Path, theirs: Config, ours: Config, their_store: str, our_store: str
+) -> dict[str, Taken]:
+    """The best checkpoint of each stage that another starts from, of the run in folder `run`.
+
+    Whatever the losses, the optimizer and the number of steps were: the network must be the same.
+
+    Args:
+      run: the folder of a complete run, or of a run whose pre-trainings are.
+      theirs: its configuration.
+      ours: of the run that starts from it.
+      their_store: digest of the store that it is trained on.
+      our_store: the same of the run that starts from it.
+
+    Raises:
+      InputError: it is of another model, network or preprocessing, or of another fold of the same
+        store; a stage of it is not complete, or damaged; or no stage starts from another.
+    """
+    if theirs.name != ours.name:
+        raise InputError(
+            f"--init_from={run}: a run of --model={theirs.name}, and --model={ours.name} was asked "
+            "for: name a run of that model"
+        )
+    system = described(ours)
+    names = [stage.name for stage in system.stages if _is_pretraining(stage, system)]
+    if not names:
+        raise InputError(
+            f"--init_from={run}: --model={ours.name} has no stage that starts from another: leave "
+            "it out"
+        )
+    changed = differences(theirs, ours)
+    seen = {f.name for f in dataclasses.fields(DataConfig)} - _SEEN_BY_NO_NETWORK
+    seen |= {f"{ours.name}.{option}" for option in system.network_options}
+    if their_store == our_store:  # or it has learnt from patients who are validation here
+        seen.add("fold")
+    other = [text for flag, text in changed.items() if flag in seen]
+    if other:
+        raise InputError(
+            f"--init_from={run}: its network was trained with other settings ({'; '.join(other)}): "
+            "give the same flags, or name another run"
+        )
+    return {name: _best(run, name, theirs.stage(name).steps, their_store) for name in names}
+
+
+def _is_pretraining(stage: Stage, system: System) -> bool:
+    return any(stage.name in other.after for other in system.stages)
+
+
+def _best(run: pathlib.Path, name: str, steps: int, store: str) -> Taken:
+    newest, best = newest_and_best(run / name)
+    if newest != steps:
+        raise InputError(
+            f"--init_from={run}: its stage {name} was trained for {newest} of {steps} steps: train "
+            f"it to its end (--stage={name} --workdir={run}), or name another run"
+        )
+    folder = run / name / str(best)
+    damage = checksums.damage(folder)
+    if damage is not None:
+        raise InputError(f"--init_from={run}: {folder}: {damage}: copy it again")
+    return Taken(str(run), best, checksums.digest(folder), store)
+
+
+def require_unchanged(taken: Taken, name: str) -> pathlib.Path:
+    """The folder of the stage's checkpoints, where the one that was taken is as it was.
+
+    Raises:
+      InputError: it is gone, or another.
+    """
+    folder = pathlib.Path(taken.run, name)
+    found = checksums.digest(folder / str(taken.step))
+    if found != taken.digest:
+        raise InputError(
+            f"{folder / str(taken.step)}: not the checkpoint that this run was begun from, whose "
+            f"digest is {taken.digest[:12]}: put it back, or begin another --workdir"
+        )
+    return folder
