@@ -217,7 +217,7 @@ def main() -> int:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
     line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, named.left_out)
-    lines = [line, *whereabouts(outcomes, out, table), *without_page(outcomes)]
+    lines = [line, *without_page(outcomes), *whereabouts(outcomes, out, table)]
     print("\n".join(lines), flush=True)
     if len(outcomes) < len(wanted):
         left = counted(len(wanted) - len(outcomes), "scan")

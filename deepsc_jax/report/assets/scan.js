@@ -213,7 +213,7 @@ async function open() {
   const options = {
     isRadiologicalConvention: true, dragAndDropEnabled: false, logLevel: "error", loadingText: "",
     backColor: [0, 0, 0, 1], crosshairColor: [0.94, 0.89, 0.26, 0.8], fontColor: [0.84, 0.37, 0, 1],
-    viewModeHotKey: "", clipPlaneHotKey: "", show3Dcrosshair: true, crosshairWidth: 0.6,
+    viewModeHotKey: "", clipPlaneHotKey: "", show3Dcrosshair: true, crosshairWidth: 0.8, crosshairWidthUnit: "mm",
     multiplanarShowRender: 0, textHeight: 0.035, isAntiAlias: true,
   };
   byId("stage").hidden = false;
