@@ -32,7 +32,12 @@ WINDOWS_HU = {
     "Wide": LUNG_WINDOW_HU,
     "Mediastinum": (-135.0, 215.0),
 }
-SPACE_MM = 2.0
+SMALL_PARTS = 400_000
+"""Bytes that are left for a page's texts and the lungs of its 3D view."""
+COARSEST = 16
+MAP_MM = 1.5
+"""Voxels of evidence and probability are not finer: the network's own are coarser."""
+SPACE_MM = 3.0
 """Voxels of the 3D view are not finer: it shows shapes."""
 
 
@@ -113,25 +118,26 @@ def scan_page(
     """
     cut = volumes.around(lung_mask, spacing_mm)
     drawn = _drawn(values, findings, hu=hu)
-    cut, encoded = _fitted(drawn, cut, spacing_mm)
+    script, still = script_block(viewer), _fallback(picture)
+    cut, encoded = _fitted(drawn, cut, spacing_mm, len(script) + len(still))
     encoded["lungs"] = _lungs(lung_mask, cut, spacing_mm)
     measured, total = [], 0
     if findings.lesion_mask is not None:
         measured, total = lesions(findings.lesion_mask, values, spacing_mm, MOST_LESIONS)
     at = measured[0].at if measured else _middle(findings.evidence, lung_mask)
     blocks = [
-        data("scan", _description(drawn, cut, values.shape, at, hu=hu)),
+        data("scan", _description(drawn, cut, values.shape, spacing_mm, at)),
         *(
             f'<script type="text/plain" id="volume-{name}">{letters}</script>'
             for name, letters in encoded.items()
         ),
-        script_block(viewer),
+        script,
     ]
     windows = WINDOWS_HU if hu else {}
     body = "\n".join(
         [
             "<main>",
-            f"<section>{_stage(drawn, cut, values.shape, windows)}{_fallback(picture)}</section>",
+            f"<section>{_stage(drawn, cut, values.shape, windows)}{still}</section>",
             f"<aside>{_probabilities(result)}{_volumes(result, findings, lung_mask, spacing_mm)}",
             _lesion_table(measured, total, findings, hu=hu),
             _provenance(result, viewer, cut),
@@ -167,29 +173,36 @@ def _drawn(values: np.ndarray, findings: Findings, *, hu: bool) -> list[Shown]:
 
 
 def _fitted(
-    drawn: Sequence[Shown], cut: volumes.Cut, spacing_mm: Sequence[float]
+    drawn: Sequence[Shown], cut: volumes.Cut, spacing_mm: Sequence[float], others: int
 ) -> tuple[volumes.Cut, dict[str, str]]:
-    """The volumes in base64, no finer than a page of bearable size allows, and their cut."""
+    """The volumes in base64, no finer than a page of bearable size allows, and their cut.
+
+    `others`: bytes of the page's other large parts.
+    """
+    room = volumes.MOST_BYTES - others - SMALL_PARTS
     while True:
         encoded = {each.name: _encoded(each, cut, spacing_mm) for each in drawn}
-        if sum(map(len, encoded.values())) <= volumes.MOST_BYTES:
+        if sum(map(len, encoded.values())) <= room or min(cut.step) >= COARSEST:
             return cut, encoded
         cut = volumes.halved(cut, spacing_mm)
 
 
 def _encoded(shown: Shown, cut: volumes.Cut, spacing_mm: Sequence[float]) -> str:
-    part = volumes.coarser(shown.array[cut.box], cut.step, largest=shown.kind == "mask")
-    size = [mm * by for mm, by in zip(spacing_mm, cut.step, strict=True)]
+    step = _step(shown, cut, spacing_mm)
+    part = volumes.coarser(shown.array[cut.box], step, largest=shown.kind == "mask")
+    size = [mm * by for mm, by in zip(spacing_mm, step, strict=True)]
     as_bytes = volumes.as_bytes(part, shown.low, shown.high)
     return volumes.encoded(as_bytes, size, shown.low, shown.high)
 
 
+def _step(shown: Shown, cut: volumes.Cut, spacing_mm: Sequence[float]) -> tuple[int, int, int]:
+    """How many voxels of the scan make one of a volume."""
+    return volumes.at_least(cut.step, spacing_mm, MAP_MM) if shown.kind == "map" else cut.step
+
+
 def _lungs(mask: np.ndarray, cut: volumes.Cut, spacing_mm: Sequence[float]) -> str:
     """The lungs as the 3D view has them."""
-    step = [
-        by * max(1, round(SPACE_MM / (mm * by)))
-        for mm, by in zip(spacing_mm, cut.step, strict=True)
-    ]
+    step = volumes.at_least(cut.step, spacing_mm, SPACE_MM)
     part = volumes.coarser(mask[cut.box].astype(np.float32), step)
     size = [mm * by for mm, by in zip(spacing_mm, step, strict=True)]
     return volumes.encoded(volumes.as_bytes(part, 0, 1), size, 0, 1)
@@ -209,14 +222,17 @@ def _description(
     drawn: Sequence[Shown],
     cut: volumes.Cut,
     size: tuple[int, ...],
+    spacing_mm: Sequence[float],
     at: tuple[int, int, int],
-    *,
-    hu: bool,
 ) -> JsonObject:
     """What the page's script is told."""
     keys = ["name", "kind", "low", "high", "window", "colours", "says", "unit", "digits"]
-    told = [{key: getattr(each, key) for key in keys} for each in drawn]
-    lungs: JsonObject = {"colours": "lungs", "window": [0, 1]}
+    told = [
+        {key: getattr(each, key) for key in keys} | {"step": _step(each, cut, spacing_mm)}
+        for each in drawn
+    ]
+    lungs: JsonObject = {"name": "lungs", "colours": "lungs", "window": [0, 1]}
+    lungs["step"] = volumes.at_least(cut.step, spacing_mm, SPACE_MM)
     spaces = ["lungs", *(each.name for each in drawn if each.kind == "mask")]
     shape = [
         math.ceil((stop - start) / by)
@@ -232,10 +248,9 @@ def _description(
         "space": spaces,
         "colours": {
             "lesion": plain_colours(PREDICTED, 255),
-            "lungs": plain_colours("#9ab7cc", 10),
+            "lungs": plain_colours("#9ab7cc", 8),
             "heat": heat_colours(),
         },
-        "hu": hu,
     }
 
 

@@ -1,8 +1,9 @@
 """Volumes as a page carries them: cut to the lungs, 8 bit, NIfTI, gzip, base64.
 
-Arrays are (D, H, W) in canonical order, spacings in mm in that order. In the page a volume lies on
-axes of its own, in millimetres from the corner of the cut, with the patient's right, front and
-feet at the low ends turned to NIfTI's (right, anterior, superior).
+Arrays are (D, H, W) in canonical order, spacings in mm in that order. In the page a volume is
+turned to NIfTI's axes, towards right, front and head, in millimetres from the corner of the cut
+that is the lowest, foremost and rightmost of the patient. All volumes of a page share that corner,
+however coarse each is.
 """
 
 import base64
@@ -15,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Num, UInt8
 
 MARGIN_MM = 10.0
-MOST_BYTES = 20_000_000
-"""Of a page's volumes, in base64. With the viewer and the picture a page stays below 25 MB."""
+MOST_BYTES = 24_900_000
+"""Of a page."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def encoded(
     depth_mm, height_mm, width_mm = spacing_mm
     turned = np.asfortranarray(array[:, ::-1, ::-1].T)  # towards right, front and head
     affine = np.diag([width_mm, height_mm, depth_mm, 1.0])
-    affine[:3, 3] = np.array([width_mm, height_mm, depth_mm]) / 2
+    _, height, width = array.shape
+    affine[:3, 3] = [(0.5 - width) * width_mm, (0.5 - height) * height_mm, 0.5 * depth_mm]
     image = nib.Nifti1Image(turned, affine)
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter((high - low) / 255, low)
@@ -113,3 +115,12 @@ def halved(cut: Cut, spacing_mm: Sequence[float]) -> Cut:
         by * (2 if size < 2 * min(sizes) else 1) for size, by in zip(sizes, cut.step, strict=True)
     )
     return Cut(cut.start, cut.stop, (depth, height, width))
+
+
+def at_least(step: Sequence[int], spacing_mm: Sequence[float], mm: float) -> tuple[int, int, int]:
+    """Steps that are multiples of `step`, with voxels of about `mm` at least."""
+    sizes = [size * by for size, by in zip(spacing_mm, step, strict=True)]
+    depth, height, width = (
+        by * max(1, round(mm / size)) for by, size in zip(step, sizes, strict=True)
+    )
+    return depth, height, width

@@ -5,6 +5,8 @@ whoever asks for slow tests wants to know.
 """
 
 import contextlib
+import importlib
+import io
 import os
 import pathlib
 import shutil
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import RESULT, SPACING, chest
+from PIL import Image
 from test_evaluation_page import ROWS, metrics
 
 from deepsc_jax.report.evaluation_page import evaluation_page
@@ -33,11 +36,10 @@ def opened(
     path: pathlib.Path, *, arguments: list[str] = WEBGL, size: dict[str, int] = DESKTOP
 ) -> Iterator[Any]:
     """The page at `path`; at the end it must have said nothing and asked nobody."""
-    from playwright.sync_api import sync_playwright
-
+    sync_api = importlib.import_module("playwright.sync_api")
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or "chromium"
     said: list[str] = []
-    with sync_playwright() as playwright:
+    with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=[*arguments, "--no-sandbox"], timeout=PATIENCE_MS
         )
@@ -87,10 +89,6 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def drawn(page: Any, canvas: str = "slices") -> np.ndarray:
     """What a canvas shows, (height, width, RGB)."""
-    import io
-
-    from PIL import Image
-
     page.wait_for_timeout(300)  # a frame
     return np.asarray(
         Image.open(io.BytesIO(page.locator(f"#{canvas}").screenshot())).convert("RGB")

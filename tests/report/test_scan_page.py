@@ -6,12 +6,16 @@ import hashlib
 import json
 import pathlib
 
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from pages import HOSTILE, RESULT, SHAPE, SPACING, VIEWER, Parsed, chest, volume
 
+from deepsc_jax.report import scan_page as scan_pages
 from deepsc_jax.report import volumes
 from deepsc_jax.report.scan_page import Findings, scan_page
+from deepsc_jax.report.viewer_blocks import script_block
 from deepsc_jax.runtime.types import JsonObject
 
 
@@ -52,6 +56,13 @@ def letters(page: Parsed) -> int:
     )
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, page: Parsed, picture: pathlib.Path) -> None:
+    """Have pages be smaller than this one."""
+    others = len(script_block(VIEWER)) + len(scan_pages._fallback(picture))
+    most = letters(page) + others + scan_pages.SMALL_PARTS - 1
+    monkeypatch.setattr(volumes, "MOST_BYTES", most)
+
+
 def test_volumes_are_the_scan_cut_to_the_lungs_and_turned_to_right_front_head(
     picture: pathlib.Path,
 ) -> None:
@@ -75,6 +86,20 @@ def test_volumes_are_the_scan_cut_to_the_lungs_and_turned_to_right_front_head(
     evidence = np.asarray(volume(page, "evidence").dataobj)
     expected = findings.evidence[part][:, ::-1, ::-1].T
     np.testing.assert_allclose(evidence, expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_volumes_of_other_steps_share_the_corner_of_the_cut() -> None:
+    array = np.zeros((10, 11, 13), np.uint8)
+    array[4:6, 6:8, 8:10] = 200
+    corners = []
+    for step in ((1, 1, 1), (2, 2, 2)):
+        content = volumes.encoded(volumes.coarser(array, step).astype(np.uint8), step)
+        image = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(content)))
+        inside = np.argwhere(np.asarray(image.dataobj) > 100)
+        ends = inside.min(axis=0) - 0.5, inside.max(axis=0) + 0.5
+        corners.append([apply_affine(image.affine, end) for end in ends])
+    # from the corner: 8 to 10 mm to the left, 6 to 8 backwards, 4 to 6 up
+    np.testing.assert_allclose(corners, [[[-10, -8, 4], [-8, -6, 6]]] * 2)
 
 
 def test_lesions_are_listed_largest_first_with_what_is_measured_of_them(
@@ -144,16 +169,15 @@ def test_a_page_that_would_be_too_large_is_coarser_and_says_so(
 ) -> None:
     page = Parsed(write(picture))
     assert "Shown" not in page.texts
-    monkeypatch.setattr(volumes, "MOST_BYTES", letters(page) - 1)
+    limit(monkeypatch, page, picture)
     page = Parsed(write(picture))
     scan = json.loads(page.block("scan"))
     assert scan["step"] == [1, 2, 2]  # 4 × 2 × 2.5 mm: its slices are further apart
-    assert letters(page) < volumes.MOST_BYTES
     image = volume(page, "ct")
     assert image.shape == tuple(reversed(scan["shape"]))
     assert image.header.get_zooms() == (5.0, 4.0, 4.0)
     assert "one voxel for 1 × 2 × 2 of the scan, to keep the page small" in page.texts
-    monkeypatch.setattr(volumes, "MOST_BYTES", letters(page) - 1)
+    limit(monkeypatch, page, picture)
     page = Parsed(write(picture))
     assert json.loads(page.block("scan"))["step"] == [2, 4, 4]
 

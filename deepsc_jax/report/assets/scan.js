@@ -42,15 +42,24 @@ function hasWebGL() {
   return context !== null;
 }
 
-// Voxels of the page: x to the patient's left.. right, as NIfTI has them; the scan's: (D, H, W).
+// Voxels of a volume (x to the right, y to the front, z to the head) and of the scan (D, H, W).
 function toScan(vox) {
   const page = [vox[2], scan.shape[1] - 1 - vox[1], scan.shape[2] - 1 - vox[0]];
   return page.map((at, axis) =>
     Math.min(scan.start[axis] + Math.floor((at + 0.5) * scan.step[axis]), scan.stop[axis] - 1));
 }
 
-function toFraction(index) {
-  const page = index.map((at, axis) => (at - scan.start[axis] + 0.5) / (scan.step[axis] * scan.shape[axis]));
+// Which voxel of a volume a voxel of the scan lies in.
+function toVoxel(index, step, size) {
+  const [z, y, x] = index.map((at, axis) => Math.floor((at - scan.start[axis]) / step[axis]));
+  return [size[0] - 1 - x, size[1] - 1 - y, z];
+}
+
+// Where a voxel of the scan lies in the first volume of a view, as shares of its sides.
+function toFraction(index, view, step) {
+  const [x, y, z] = view.volumes[0].dimsRAS.slice(1, 4);
+  const page = index.map((at, axis) =>
+    (at - scan.start[axis] + 0.5) / (step[axis] * [z, y, x][axis]));
   return [1 - page[2], 1 - page[1], page[0]];
 }
 
@@ -71,17 +80,18 @@ class Page {
 
   go(index) {
     this.at = index;
-    const fraction = toFraction(index);
-    for (const view of [this.slices, this.space]) {
-      for (let i = 0; i < 3; i++) view.scene.crosshairPos[i] = fraction[i];
-      view.drawScene();
-    }
+    this.point(this.slices, scan.step);
+    this.point(this.space, scan.all.lungs.step);
     this.tell();
+  }
+
+  point(view, step) {
+    toFraction(this.at, view, step).forEach((share, i) => { view.scene.crosshairPos[i] = share; });
+    view.drawScene();
   }
 
   // What lies under the cross-hair, in words.
   tell() {
-    const fraction = toFraction(this.at);
     const parts = ["axial", "coronal", "sagittal"].map((name, axis) => {
       byId(name).value = this.at[axis] + 1;
       byId(`${name}-at`).value = `${this.at[axis] + 1} of ${scan.size[axis]}`;
@@ -89,7 +99,7 @@ class Page {
     });
     this.slices.volumes.forEach((volume, i) => {
       const size = volume.dimsRAS.slice(1, 4);
-      const [x, y, z] = size.map((n, k) => Math.min(Math.floor(fraction[k] * n), n - 1));
+      const [x, y, z] = toVoxel(this.at, scan.volumes[i].step, size);
       const raw = volume.img[x + size[0] * (y + size[1] * z)];
       const value = scan.volumes[i].low + raw * (scan.volumes[i].high - scan.volumes[i].low) / 255;
       const said = scan.volumes[i].kind === "mask" ? (raw ? "yes" : "no")
@@ -231,8 +241,7 @@ async function open() {
   listen(page);
   slices.onLocationChange = (location) => {
     page.at = toScan(location.vox);
-    for (let i = 0; i < 3; i++) space.scene.crosshairPos[i] = slices.scene.crosshairPos[i];
-    space.drawScene();
+    page.point(space, scan.all.lungs.step);
     page.tell();
   };
   page.draw();
