@@ -23,15 +23,11 @@ async function loadViewer() {
   const script = document.createElement("script");
   script.type = "module";
   script.textContent = await unzipped(byId("viewer-script").textContent);
-  const loaded = new Promise((resolve, reject) => {
-    script.onload = resolve;
-    script.onerror = () => reject(new Error("the viewer's script does not run"));
-    setTimeout(resolve, 10000);
-  });
   document.head.append(script);
+  const begun = performance.now();
   while (!globalThis.Niivue) {
-    await Promise.race([loaded, new Promise((resolve) => setTimeout(resolve, 20))]);
-    if (document.hidden) await new Promise((resolve) => setTimeout(resolve, 50));
+    if (performance.now() - begun > 60000) throw new Error("its script does not run");
+    await new Promise((resolve) => setTimeout(resolve, 20));
   }
   return globalThis.Niivue;
 }
@@ -234,7 +230,11 @@ async function open() {
   for (const view of [slices, space]) {
     for (const [name, colours] of Object.entries(scan.colours)) view.addColormap(name, colours);
   }
-  await volumesInto(slices, scan.volumes.map((volume) => volume.name));
+  const [image, ...found] = scan.volumes.map((volume) => volume.name);
+  await volumesInto(slices, [image]);
+  byId("fallback").hidden = true;
+  document.documentElement.dataset.firstPicture = String(Math.round(performance.now()));
+  await volumesInto(slices, found);
   await volumesInto(space, scan.space);
   space.setRenderAzimuthElevation(200, 15);
   const page = new Page(slices, space);
@@ -253,12 +253,11 @@ async function open() {
 open().then(
   (page) => {
     globalThis.page = page;
-    byId("fallback").hidden = true;
     document.documentElement.dataset.viewer = "drawn";
-    document.documentElement.dataset.milliseconds = String(Math.round(performance.now()));
   },
   (error) => {
     byId("stage").hidden = true;
+    byId("fallback").hidden = false;
     byId("why").textContent = `The viewer cannot be shown (${error.message}); the picture can.`;
     document.documentElement.dataset.viewer = "failed";
   },
