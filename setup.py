@@ -5,5 +5,8 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["deepsc_jax*"]), "deepsc_jax.configs"],
     package_dir={"deepsc_jax.configs": "configs"},
-    package_data={"deepsc_jax.configs": ["*.flags", "*.csv"]},
+    package_data={
+        "deepsc_jax.configs": ["*.flags", "*.csv"],
+        "deepsc_jax.report": ["assets/*.css", "assets/*.js"],
+    },
 )

@@ -21,6 +21,7 @@ from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.scans import load_scan
 from deepsc_jax.models import registry
 from deepsc_jax.report.curves import loss_curves
+from deepsc_jax.report.scan_page import PAGE
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.places import output_folder
@@ -134,8 +135,9 @@ def main() -> None:
     minutes = (time.monotonic() - begun) / 60
     print(f"\nDone in {minutes:.1f} minutes. Look at:")
     pictures = sorted(predictions.rglob("picture.png"))
+    pages = [out / PAGE, *sorted(predictions.rglob(PAGE))]
     masks = sorted(predictions.rglob("lesion_mask.nii.gz"))
-    for path in [out / "metrics.json", out / "curves.png", *pictures, *masks]:
+    for path in [out / "metrics.json", out / "curves.png", *pages, *pictures, *masks]:
         print(f"  {path}")
 
 

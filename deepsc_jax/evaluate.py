@@ -2,9 +2,10 @@
 
     deepsc evaluate --checkpoint=WORKDIR --data_dir=DIR --out=DIR [--baselines]
 
-Prints a table and writes OUT/metrics.json (the summary) and OUT/scans.json (a row per scan). With
---baselines it also scores what needs no network: the best HU band inside the lungs and logistic
-regressions, all tuned on validation.
+Prints a table and writes OUT/metrics.json (the summary), OUT/scans.json (a row per scan) and
+OUT/report.html, a page of both with curves. With --predictions the page leads to those of the
+scans. With --baselines it also scores what needs no network: the best HU band inside the lungs and
+logistic regressions, all tuned on validation.
 """
 
 import pathlib
@@ -15,8 +16,12 @@ from deepsc_jax.data.datasets import SPLITS
 from deepsc_jax.data.store import Store
 from deepsc_jax.inference.options import define_flags as define_options
 from deepsc_jax.inference.options import from_flags
+from deepsc_jax.inference.pages import addresses
 from deepsc_jax.metrics.summary import table
+from deepsc_jax.report.evaluation_page import evaluation_page
+from deepsc_jax.report.scan_page import PAGE
 from deepsc_jax.runtime import entry
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable, write_json
 from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.types import JsonValue
@@ -28,6 +33,9 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder that `prepare` wrote.", required=True)
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_enum("split", "test", SPLITS, "Split to evaluate; test is to be read once.")
+    flags.DEFINE_string(
+        "predictions", None, "Folder that `predict` wrote: report.html leads to the scans' pages."
+    )
     flags.DEFINE_bool("baselines", False, "Also score what needs no network.")
 
 
@@ -40,9 +48,15 @@ def main() -> None:
     options = flags.FLAGS
     data_dir, out = local_path("data_dir", options.data_dir), local_path("out", options.out)
     require_writable("out", out)
-    summary, table_of_scans = out / "metrics.json", out / "scans.json"
-    for path in (summary, table_of_scans):
+    summary, table_of_scans, page = out / "metrics.json", out / "scans.json", out / PAGE
+    for path in (summary, table_of_scans, page):
         require_own(path)
+    predictions = options.predictions and local_path("predictions", options.predictions)
+    if predictions and not predictions.is_dir():
+        raise InputError(
+            f"--predictions={predictions}: no such folder, expected the --out of `predict`: check "
+            "the path"
+        )
     checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
     predictor = ensemble.load(checkpoints, options.stage, from_flags())
     fold = predictor.fold(options.split)
@@ -59,11 +73,15 @@ def main() -> None:
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
     _write(rows, table_of_scans)
     _write(metrics, summary)
+    cases = {case.name: case.scan for case in store.cases(options.split)}
+    links = addresses(predictions, cases, out) if predictions else {}
+    title = f"Evaluation of the {options.split} split"
+    evaluation_page(page, metrics, rows, links, title=title)
     if options.baselines:
         metrics["baselines"] = scoring.score_baselines(store, data_dir, options.split)
         print(baselines.table(metrics["baselines"]))
         _write(metrics, summary)
-    print(f"wrote {shown(summary)} and {shown(table_of_scans)}")
+    print(f"wrote {shown(summary)}, {shown(table_of_scans)} and {shown(page)}")
 
 
 def _write(document: JsonValue, path: pathlib.Path) -> None:

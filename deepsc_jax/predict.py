@@ -5,9 +5,10 @@
 
 A scan is a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices; --scans takes all below a
 folder. For each, DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the
-scan's own grid, result.json and picture.png; --scans adds a table, DIR/predictions.csv. A scan
-whose result is whole and was made from the same content by the same network is not predicted again,
-so a run that was stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
+scan's own grid, result.json, picture.png and, where the extra `report` is installed, report.html, a
+page to look at the scan in; --scans adds a table, DIR/predictions.csv. A scan whose result is whole
+and was made from the same content by the same network is not predicted again, so a run that was
+stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
 (`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
 and the exit code is 1; 74 where the disk was full or failed.
 
@@ -38,6 +39,8 @@ from deepsc_jax.inference.options import from_flags
 from deepsc_jax.inference.requests import Found
 from deepsc_jax.inference.results import Outcome
 from deepsc_jax.inference.workers import BatchInference
+from deepsc_jax.report.scan_page import PAGE
+from deepsc_jax.report.viewer import installed
 from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable
 from deepsc_jax.runtime.names import cell, counted, shown
@@ -128,6 +131,15 @@ def whereabouts(
     return lines if table is None else [*lines, shown(f"table: {table}")]
 
 
+def without_page(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line on how to get the pages of scans, where results have none."""
+    results = [outcome.result for outcome in outcomes if outcome.result is not None]
+    if not results or all(PAGE in result["files"] for result in results):
+        return []
+    install = "" if installed() else "pip install 'deepsc_jax[report]', then "
+    return [f"to look at scans in a browser ({PAGE}): {install}the same command with --overwrite"]
+
+
 def define_flags() -> None:
     """Define the flags of this command."""
     define_options()
@@ -205,7 +217,8 @@ def main() -> int:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
     line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, named.left_out)
-    print("\n".join([line, *whereabouts(outcomes, out, table)]), flush=True)
+    lines = [line, *without_page(outcomes), *whereabouts(outcomes, out, table)]
+    print("\n".join(lines), flush=True)
     if len(outcomes) < len(wanted):
         left = counted(len(wanted) - len(outcomes), "scan")
         print(f"SIGTERM: {left} left; start it again to go on")

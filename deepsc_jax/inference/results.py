@@ -1,7 +1,8 @@
 """One scan from its file to its result, around whatever computes the network.
 
 DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the scan's own grid,
-picture.png, and result.json, which says what it was made from. Nothing here imports JAX: the
+picture.png, report.html where its viewer is installed, and result.json, which says what it was made
+from. Nothing here imports JAX: the
 processes that read scans and write results do without.
 """
 
@@ -32,6 +33,8 @@ from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
+from deepsc_jax.report.scan_page import PAGE, Findings, scan_page
+from deepsc_jax.report.viewer import installed
 from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.files import FAILING, folder_aside, put_back, write_json
 from deepsc_jax.runtime.types import JsonObject
@@ -203,14 +206,28 @@ def predict_scan(
     if lung is None:
         lung = found_lungs(prediction, prepared.grid)
     with folder_aside(out, ours) as folder:
-        result = sources.facts() | _write(
+        figures, findings = _write(
             folder, scan, lung, prepared, prediction, network, given=request.lung_mask is not None
         )
+        result = sources.facts() | figures
         result |= {
             "notes": [*prepared.notes, *notes, *prediction.notes],
             "made_from": {"network": network_digest(network)},
-            "files": identity.manifest(folder),
         }
+        if (viewer := installed()) is not None:
+            scan_page(
+                folder / PAGE,
+                viewer,
+                scan.values,
+                lung,
+                findings,
+                result,
+                spacing_mm=scan.spacing_mm,
+                title=scan.name,
+                picture=folder / "picture.png",
+                hu=network.data.intensity == "hu",
+            )
+        result["files"] = identity.manifest(folder)
         result = identity.signed(result)
         write_json(result, folder / identity.RESULT)
     return result
@@ -238,8 +255,8 @@ def _write(
     network: Network,
     *,
     given: bool,
-) -> JsonObject:
-    """Write a prediction's images and picture; returns the figures of its result.
+) -> tuple[JsonObject, Findings]:
+    """Write a prediction's images and picture; returns its result's figures, and what they are of.
 
     `given`: whether the lung mask was. Figures are rounded to what they mean: ml to 0.01, shares
     and probabilities to 0.0001.
@@ -305,4 +322,4 @@ def _write(
         trained_on=network.trained_on,
         window=LUNG_WINDOW_HU if hu else (0.0, float(scan.values.max())),
     )
-    return result
+    return result, Findings(mask, probability, shown)
