@@ -54,7 +54,7 @@ def main() -> None:
         predictor, store, options.split, smallest_lesion_ml=smallest_ml
     )
     metrics |= predictor.facts()
-    metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
+    metrics["evaluated_on"] = store.contents
     print(table(metrics))
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
     _write(rows, table_of_scans)

@@ -6,6 +6,7 @@ from typing import Literal
 from deepsc_jax.config.options import Ints3, option, require
 
 CLASSES = ("covid-19", "cap", "non-pneumonia")
+Modality = Literal["ct", "xray"]
 VoxelClass = Literal["background", "left_lung", "right_lung", "lesion"]  # as they are stored
 
 
@@ -13,6 +14,12 @@ VoxelClass = Literal["background", "left_lung", "right_lung", "lesion"]  # as th
 class DataConfig:
     """What a scan becomes before it reaches the network."""
 
+    modality: Modality = option(
+        "ct",
+        "paper: ct (DeepSC-COVID, QC-HC U-Net), scans; xray (CNNCF), pictures, of which each is a "
+        "scan of one slice: from its darkest to its brightest grey, all of it stretched to "
+        "working_size",
+    )
     intensity: Literal["hu", "unit"] = option(
         "hu", "assumed: hu for CT numbers; unit for 8-bit or [0, 1] images, which are only scaled"
     )
@@ -59,6 +66,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_classes()
+        self._check_modality()
         require(self.intensity_sd > 0, f"intensity_sd is {self.intensity_sd:g}: give one above 0")
         low, high = self.hu_window
         require(low < high, f"hu_window is {low:g},{high:g}: give the lower bound first")
@@ -87,6 +95,15 @@ class DataConfig:
             self.depth_buckets >= 1,
             f"depth_buckets is {self.depth_buckets}: give at least 1 (all to the deepest one's)",
         )
+
+    def _check_modality(self) -> None:
+        """Refuse for X-rays what is for volumes: they have no lungs to be masked by, and no mm."""
+        needed = {"mask": "none", "slices": 1, "working_spacing_mm": (0, 0, 0)}
+        for name, value in needed.items() if self.modality == "xray" else ():
+            given = getattr(self, name)
+            text = ",".join(f"{x:g}" for x in given) if isinstance(given, tuple) else given
+            wanted = "0,0,0" if isinstance(value, tuple) else value
+            require(given == value, f"{name} is {text} and modality is xray: give {wanted}")
 
     def _check_classes(self) -> None:
         require(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
@@ -17,6 +17,8 @@ from deepsc_jax.runtime.types import Untyped
 PICTURES = (".png", ".jpg", ".jpeg")
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L", "I")
 COLOUR_MODES = ("RGB", "RGBA", "LA")
+MODALITY = "0008|0060"  # of DICOM
+VOLUMES = ("CT", "MR", "PT", "NM")  # modalities whose files are slices
 LEAST_BOX = 16  # pixels (Liang et al. 2021)
 
 Grey = Float[np.ndarray, "height width"]
@@ -45,12 +47,21 @@ def read_xray(path: Path) -> Grey:
     Raises:
       InputError: the file cannot be read, has colours, is no single picture, or is all one grey.
     """
-    require_regular(path)
-    levels = _picture(path) if path.suffix.lower() in PICTURES else _dicom(path)
+    levels = read_levels(path)
     low, high = float(levels.min()), float(levels.max())
     if not high > low:
         raise InputError(f"{path}: every pixel is {low:g}: expected an image: check the file")
     return ((levels - low) / (high - low)).astype(np.float32)
+
+
+def read_levels(path: Path) -> Float64[np.ndarray, "height width"]:
+    """The grey levels of a picture as its file has them.
+
+    Raises:
+      InputError: as `read_xray`, but for one that is all one grey.
+    """
+    require_regular(path)
+    return _picture(path) if path.suffix.lower() in PICTURES else _dicom(path)
 
 
 def _picture(path: Path) -> np.ndarray:
@@ -77,7 +88,13 @@ def _dicom(path: Path) -> np.ndarray:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         image = reader.Execute()
+        modality = reader.GetMetaData(MODALITY) if reader.HasMetaDataKey(MODALITY) else ""
         components, values = image.GetNumberOfComponentsPerPixel(), sitk.GetArrayFromImage(image)
+    if modality.strip() in VOLUMES:
+        raise InputError(
+            f"{path}: a slice of {modality.strip()} by its DICOM header, an X-ray expected: CT, as "
+            "a folder, is for a model and a store of --modality=ct"
+        )
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if components > 1 or values.ndim != 2:
         raise InputError(
