@@ -91,15 +91,16 @@ def main() -> int:
         _require_place(out)
         print(f"Making {counted(sum(counts), 'phantom')} in {shown(out / 'scans')} ...", flush=True)
         seed = config_flags.section(TrainConfig).seed
-        xrays = config_flags.section(DataConfig).modality == "xray"
+        data = config_flags.section(DataConfig)
         cases = write_phantoms(
             counts,
             out,
             seed=seed,
             size=values.phantom_size,
             workers=values.workers,
-            views=values.phantom_views if xrays else 0,
+            views=values.phantom_views if data.modality == "xray" else 0,
             lesion_contrast=values.lesion_contrast,
+            classes=data.classes,
         )
         print(f"... in {time.monotonic() - began:.0f} s", flush=True)
     else:

@@ -52,7 +52,10 @@ class DataConfig:
     classes: tuple[str, ...] = option(
         CLASSES, "paper: covid-19,cap,non-pneumonia, the classes of the scans, by id"
     )
-    lesion_free: str = option("non-pneumonia", "paper: the class whose scans have no lesion")
+    lesion_free: str = option(
+        "non-pneumonia",
+        "paper: the class whose scans have no lesion. assumed: empty where all have some",
+    )
     tile: Ints3 = option(
         (64, 128, 128), "assumed: depth, height, width of the non-overlapping tiles"
     )
@@ -111,14 +114,15 @@ class DataConfig:
             f"classes is {','.join(self.classes)}: give two or more names, each once",
         )
         require(
-            self.lesion_free in self.classes,
-            f"lesion_free is {self.lesion_free}: give one of {','.join(self.classes)}",
+            self.lesion_free in ("", *self.classes),
+            f"lesion_free is {self.lesion_free}: give one of {','.join(self.classes)}, or nothing "
+            "(--lesion_free=) where all have lesions",
         )
 
     @property
     def lesion_free_id(self) -> int:
-        """The id of the class whose scans have no lesion."""
-        return self.classes.index(self.lesion_free)
+        """The id of the class whose scans have no lesion; -1, which no scan has, without one."""
+        return self.classes.index(self.lesion_free) if self.lesion_free else -1
 
     def bucket(self, depth: int) -> int:
         """The padded depth, in slices, of a scan of `depth` slices."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from deepsc_jax.data import preprocess, scans
+from deepsc_jax.data import preprocess, scans, xrays
 from deepsc_jax.data.classes import IDS, OTHER_SIDE
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
@@ -155,6 +155,8 @@ def source_case(
     Raises:
       InputError: a source is missing or has changed since the case was prepared.
     """
+    if store.data.modality == "xray":
+        return _source_xray(case, nuisances or {})
     with case.unchanged_sources():
         scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit", store.data.allow)
         lesion = np.zeros(scan.values.shape, bool)
@@ -169,6 +171,18 @@ def source_case(
     )
 
 
+def _source_xray(case: StoredCase, nuisances: dict[str, float]) -> baselines.BaselineCase:
+    """The same of an X-ray, in pixels; all of it counts where its lungs are not known."""
+    with case.unchanged_sources():
+        values = xrays.load_xray(case.scan)
+        lesion, lung = np.zeros(values.shape, bool), np.ones(values.shape, bool)
+        if case.lesion_mask is not None:
+            lesion = xrays.load_mask(case.lesion_mask, values)
+        if case.lung_mask is not None:
+            lung = xrays.load_mask(case.lung_mask, values, "lung mask")
+    return baselines.BaselineCase(values, lesion, lung, (1.0, 1.0, 1.0), case.label, nuisances)
+
+
 def require_baselines(store: Store, split: str) -> None:
     """Refuse a store whose validation cannot tune the baselines, before anything is scored.
 
@@ -177,7 +191,7 @@ def require_baselines(store: Store, split: str) -> None:
         no lesions, fewer than two classes, or a single case of one: its regressions are
         cross-validated.
     """
-    if store.data.intensity != "hu":
+    if store.data.intensity != "hu" or store.data.modality == "xray":
         raise InputError("--baselines: they are bands of HU, and these images are not in HU")
     tuning = _known(store, "validation")
     counts = collections.Counter(store.data.classes[case.label] for case in tuning)

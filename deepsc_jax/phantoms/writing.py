@@ -1,5 +1,6 @@
 """Phantoms as files, as a user's scans come: NIfTI, or PNG of X-rays, and a case list."""
 
+import dataclasses
 import functools
 import gzip
 import pathlib
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
+from deepsc_jax.config import CLASSES
 from deepsc_jax.data import datasets
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.lungs import lung_mask
@@ -32,6 +34,7 @@ def write_phantoms(
     workers: int = 2,
     views: int = 0,
     lesion_contrast: float = 1.0,
+    classes: Sequence[str] = CLASSES,
 ) -> list[Case]:
     """Write phantoms as files below `out`/scans, and their list, `out`/cases.csv.
 
@@ -48,10 +51,18 @@ def write_phantoms(
       workers: processes.
       views: X-rays of each phantom; 0 for its scan.
       lesion_contrast: how often lesions differ from lungs as they do (`radiograph.with_contrast`).
+      classes: of `CLASSES`, which take turns.
 
     Raises:
-      InputError: other files have the names that these would have, or nothing can be written.
+      InputError: other files have the names that these would have, nothing can be written, or there
+        are no phantoms of a class.
     """
+    foreign = [name for name in classes if name not in CLASSES]
+    if foreign:
+        raise InputError(
+            f"--classes={','.join(classes)}: there are no phantoms of {foreign[0]}: give some of "
+            f"{','.join(CLASSES)}"
+        )
     for name in ("cases.csv", "nuisances.json"):
         require_own(out / name)
     wanted = [(split, index) for split, n in zip(SPLITS, counts, strict=True) for index in range(n)]
@@ -62,6 +73,7 @@ def write_phantoms(
         size=size,
         views=views,
         lesion_contrast=lesion_contrast,
+        classes=classes,
     )
     cases, nuisances = [], {}
     try:
@@ -74,7 +86,7 @@ def write_phantoms(
         with own(out / "nuisances.json") as partial:
             write_json(nuisances, partial)
         with own(out / "cases.csv") as partial:
-            datasets.write_cases(cases, partial)
+            datasets.write_cases(cases, partial, classes)
     except OSError as error:
         raise InputError(
             f"--out: {out} cannot be written to ({error.strerror}): make room or name another"
@@ -89,12 +101,15 @@ def _write_phantom(
     size: int,
     views: int,
     lesion_contrast: float,
+    classes: Sequence[str],
 ) -> dict[Case, dict[str, float]]:
     """The cases of a phantom, written, each with its nuisances."""
-    split, index = wanted
+    split, number = wanted
+    turn, label = divmod(number, len(classes))
+    index = len(CLASSES) * turn + CLASSES.index(classes[label])  # a phantom's class is its index's
     seed = seed * len(SPLITS) + SPLITS.index(split)
-    made = phantom.make_phantom(seed, index, size)
-    name = f"phantom-{split}-{index:04d}"
+    made = dataclasses.replace(phantom.make_phantom(seed, index, size), label=label)
+    name = f"phantom-{split}-{number:04d}"
     if views:
         return write_views(
             made,

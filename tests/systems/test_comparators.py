@@ -120,7 +120,7 @@ def test_it_predicts_scans_of_any_depth(name: str, runs: dict[str, pathlib.Path]
     for depth in (5, 19):
         volume = rng.uniform(size=(depth, 24, 32)).astype(np.float32)
         prediction = network(volume)
-        assert tuple(prediction.volumes) == network.network.volumes
+        assert (*prediction.volumes, *prediction.evidence) == network.network.volumes
         if name == "unet3d":
             assert prediction.lesion is not None
             assert prediction.lesion.shape == volume.shape
