@@ -40,6 +40,11 @@ class DataConfig:
         (0.0, 0.0, 0.0),
         "paper: 0, slices as they come. assumed: > 0 resamples that axis (depth, height, width)",
     )
+    working_slices: int = option(
+        0,
+        "paper: 0, slices as they come (DeepSC-COVID); 300 (CNNCF), into which the depth of a scan "
+        "that is not masked is divided, whatever working_spacing_mm says of depth",
+    )
     working_size: tuple[int, int] = option(
         (512, 512), "paper: 512,512: height and width of the grid the network sees"
     )
@@ -76,6 +81,11 @@ class DataConfig:
         require(
             all(s >= 0 for s in self.working_spacing_mm),
             f"working_spacing_mm is {self.working_spacing_mm}: give 0 (as it comes) or millimetres",
+        )
+        require(
+            self.working_slices == 0 or (self.mask == "none" and 1 <= self.working_slices <= 4096),
+            f"working_slices is {self.working_slices} and mask is {self.mask}: give 0, or with "
+            "--mask=none from 1 to 4096",
         )
         depth, height, width = self.tile
         require(all(t > 0 for t in self.tile), f"tile is {self.tile}: give sides above 0")

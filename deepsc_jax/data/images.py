@@ -1,4 +1,4 @@
-"""Images of what is no volume: X-ray files, a scan's slices at given places, windows, and boxes."""
+"""Images of what is no volume: X-ray files, windows, and boxes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
 from deepsc_jax.data import itk
@@ -68,7 +68,7 @@ def _picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read ({reason}): give a PNG or JPEG") from error
     if mode in COLOUR_MODES:
@@ -101,21 +101,6 @@ def _dicom(path: Path) -> np.ndarray:
             f"{path}: has the shape {values.shape}, one grey picture expected: give an X-ray a file"
         )
     return values.astype(np.float64)  # ITK has inverted MONOCHROME1 (SimpleITK 2.5.7)
-
-
-def resampled_slices(
-    volume: Float[np.ndarray, "depth height width"], slices: int
-) -> Float[np.ndarray, "slices height width"]:
-    """A scan at `slices` even places along its depth, linear between the slices' centres.
-
-    Place i is (i + 1/2) D / slices - 1/2; the ends are held.
-    """
-    depth = len(volume)
-    places = np.clip((np.arange(slices) + 0.5) * depth / slices - 0.5, 0, depth - 1)
-    below = np.minimum(np.floor(places).astype(int), max(depth - 2, 0))
-    above = np.minimum(below + 1, depth - 1)
-    share = (places - below).astype(volume.dtype)[:, None, None]
-    return (1 - share) * volume[below] + share * volume[above]
 
 
 def boxes(mask: Bool[np.ndarray, "height width"], least: int = LEAST_BOX) -> list[Box]:

@@ -82,13 +82,16 @@ READ_FIELDS = frozenset(
 )
 
 
+LATER_FIELDS = frozenset({"modality", "working_slices"})
+
+
 def _completed(document: JsonObject) -> JsonObject:
     """What a store was made with, and the defaults of those `READ_FIELDS` that it lacks.
 
-    All stores were of CT before there were others.
+    Of before `LATER_FIELDS` were thought of, stores are what their defaults say.
     """
     defaults = dataclasses.asdict(DataConfig())
-    lacking = {name: defaults[name] for name in (READ_FIELDS | {"modality"}) - document.keys()}
+    lacking = {name: defaults[name] for name in (READ_FIELDS | LATER_FIELDS) - document.keys()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in lacking.items()} | document
 
 
