@@ -3,8 +3,8 @@
     deepsc evaluate --checkpoint=WORKDIR --data_dir=DIR --out=DIR [--baselines]
 
 Prints a table and writes OUT/metrics.json (the summary) and OUT/scans.json (a row per scan). With
---baselines it also scores what needs no network: the best HU band inside the lungs and logistic
-regressions, all tuned on validation.
+--baselines it also scores what needs no network: of CT the best HU band inside the lungs and
+logistic regressions, all tuned on validation; of X-rays logistic regressions, fitted on training.
 """
 
 import pathlib
@@ -34,7 +34,7 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate what the flags name."""
     # JAX, which a wrong flag need not wait for.
-    from deepsc_jax.evaluation import baselines, scoring
+    from deepsc_jax.evaluation import baselines, image_baselines, scoring
     from deepsc_jax.inference import ensemble
 
     options = flags.FLAGS
@@ -60,8 +60,13 @@ def main() -> None:
     _write(rows, table_of_scans)
     _write(metrics, summary)
     if options.baselines:
-        metrics["baselines"] = scoring.score_baselines(store, data_dir, options.split)
-        print(baselines.table(metrics["baselines"]))
+        if store.data.modality == "xray":
+            figures = scoring.score_image_baselines(store, data_dir, options.split)
+            print(image_baselines.table(figures))
+        else:
+            figures = scoring.score_baselines(store, data_dir, options.split)
+            print(baselines.table(figures))
+        metrics["baselines"] = figures
         _write(metrics, summary)
     print(f"wrote {shown(summary)} and {shown(table_of_scans)}")
 

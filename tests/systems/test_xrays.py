@@ -10,9 +10,11 @@ import pytest
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data import preparation
+from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.records import Contents
 from deepsc_jax.data.store import Store
-from deepsc_jax.evaluation.scoring import evaluate, require_baselines
+from deepsc_jax.evaluation import image_baselines
+from deepsc_jax.evaluation.scoring import evaluate, require_baselines, score_image_baselines
 from deepsc_jax.inference import predictor, requests
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.models.cnncf import config as cnncf
@@ -78,8 +80,25 @@ def test_it_is_evaluated_with_what_it_looked_at(folder: pathlib.Path) -> None:
     assert metrics["classes"]["accuracy"]["n"] == 4
     # Phantoms 0 and 1 have lesions.
     assert metrics["evidence"]["evidence_1"]["auc"]["n"] == 4
-    with pytest.raises(InputError, match="bands of HU, and these images are not in HU"):
-        require_baselines(store, "test")
+    boxes = sum(len(case.boxes) for case in store.cases("test"))
+    pairs = metrics["centres"].get("pooled", {"n": 0})["n"] / 2
+    assert metrics["centres"]["missed"] + pairs == boxes > 0
+
+
+def test_it_stands_beside_baselines_of_images(folder: pathlib.Path) -> None:
+    store = Store(folder / "data" / "store", CONFIG.data)
+    figures = score_image_baselines(store, folder / "data", "test")
+    assert list(figures) == ["majority", "nuisances", "histogram", "components", "true_lesions"]
+    assert figures["majority"]["auc"] == 0.5
+    lines = image_baselines.table(figures).splitlines()
+    assert len(lines) == 6
+    assert "the most frequent class of training" in lines[1]
+    one = preparation.prepare(
+        read_cases(folder / "data" / "cases.csv")[:2], folder / "one", CONFIG.data, workers=1
+    )
+    assert one == []
+    with pytest.raises(InputError, match="has 1 classes, the rarest of 2 cases; they are fitted"):
+        require_baselines(Store(folder / "one" / "store"), "test")
 
 
 def test_it_predicts_files_as_the_store_has_them(folder: pathlib.Path) -> None:
@@ -101,7 +120,7 @@ def test_it_predicts_files_as_the_store_has_them(folder: pathlib.Path) -> None:
         np.testing.assert_allclose(
             list(result["probabilities"].values()), direct.classes, atol=2e-4
         )
-        assert result["notes"] == ["gate: open since step 2"]
+        assert result["notes"] == ["gate: open since step 3"]  # of four batches one has no positive
         assert result["trained_on"] == "X-ray phantoms, lesion contrast 3"
         assert sorted(result["files"]) == ["evidence_1.png", "picture.png"]
 
