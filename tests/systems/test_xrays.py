@@ -46,7 +46,7 @@ CONFIG = Config(
         gate_count=2,
         classification=cnncf.Training(steps=4, batch=2, warmup_steps=1, decay_every=3),
     ),
-    train=TrainConfig(log_every=1, evaluate_every=2, checkpoint_every=2),
+    train=TrainConfig(log_every=1, evaluate_every=4, checkpoint_every=4),
     platform=PlatformConfig(data_devices=1),
 )
 
