@@ -5,7 +5,7 @@ the class is must be at chance; one on the true lesions is what the task allows.
 nor a file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +15,13 @@ from sklearn.decomposition import PCA
 
 from deepsc_jax.evaluation.baselines import logistic_regression
 from deepsc_jax.metrics.classification import macro_auc
+from deepsc_jax.runtime.types import Untyped
 
 BINS = 32
 COMPONENTS = 30
 SIDE = 32  # pixels a side that the components are taken of
+
+Pair = tuple[np.ndarray, np.ndarray]  # of training images and of test images, a row each
 
 ROWS = {
     "majority": "the most frequent class of training",
@@ -69,28 +72,23 @@ def image_baselines(
     return found
 
 
-def _features(
-    train: Sequence[ImageCase], test: Sequence[ImageCase]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _features(train: Sequence[ImageCase], test: Sequence[ImageCase]) -> dict[str, Pair]:
     """The numbers of training and of test images, a row each, by the names of `ROWS`."""
-    found = {}
+
+    def both(of: Callable[[ImageCase], Sequence[float] | np.ndarray]) -> Pair:
+        one, other = (np.array([of(case) for case in cases], float) for cases in (train, test))
+        return one, other
+
+    found: dict[str, Pair] = {}
     names = sorted(train[0].nuisances)
     if names and all(names == sorted(case.nuisances) for case in (*train, *test)):
-        found["nuisances"] = tuple(
-            np.array([[case.nuisances[name] for name in names] for case in cases])
-            for cases in (train, test)
-        )
-    found["histogram"] = tuple(
-        np.array([np.histogram(case.image, BINS, (0, 1))[0] for case in cases], float)
-        for cases in (train, test)
-    )
-    small = [np.array([_small(case.image) for case in cases]) for cases in (train, test)]
-    of = PCA(min(COMPONENTS, *small[0].shape), random_state=0).fit(small[0])
-    found["components"] = tuple(of.transform(pixels) for pixels in small)
+        found["nuisances"] = both(lambda case: [case.nuisances[name] for name in names])
+    found["histogram"] = both(lambda case: np.histogram(case.image, BINS, (0, 1))[0])
+    pixels, of_test = both(lambda case: _small(case.image))
+    principal = PCA(min(COMPONENTS, *pixels.shape), random_state=0).fit(pixels)
+    found["components"] = principal.transform(pixels), principal.transform(of_test)
     if all(case.lesion is not None for case in (*train, *test)):
-        found["true_lesions"] = tuple(
-            np.array([lesion_numbers(case) for case in cases]) for cases in (train, test)
-        )
+        found["true_lesions"] = both(lesion_numbers)
     return found
 
 
@@ -99,15 +97,15 @@ def lesion_numbers(case: ImageCase) -> Float[np.ndarray, "6"]:
     assert case.lesion is not None
     if not case.lesion.any():
         return np.zeros(6)
-    labels, count = ndimage.label(case.lesion, np.ones((3, 3), int))  # type: ignore[misc]
-    sizes = np.bincount(labels.ravel())[1:]
+    labelled: Untyped = ndimage.label(case.lesion, np.ones((3, 3), int))
+    sizes = np.bincount(labelled[0].ravel())[1:]
     rows, columns = np.nonzero(case.lesion)
     height, width = case.lesion.shape
     outward = np.abs(columns / width - 0.5).mean()  # from the middle
     grey = case.image[case.lesion].mean(dtype=float)
     pixels = case.lesion.size
     shares = sizes.sum() / pixels, sizes.max() / pixels
-    return np.array([count, *shares, rows.mean() / height, outward, grey])
+    return np.array([len(sizes), *shares, rows.mean() / height, outward, grey])
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:

@@ -314,7 +314,7 @@ def _write(
     and probabilities to 0.0001.
     """
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-    result = _facts(network) | {"lung_ml": round(float(lung.sum()) * voxel_ml, 2)}
+    result: JsonObject = _facts(network) | {"lung_ml": round(float(lung.sum()) * voxel_ml, 2)}
     probability = mask = shown = classes = None
     if prediction.lesion is not None:
         probability = preprocess.to_source(prediction.lesion, prepared.grid)

@@ -60,7 +60,7 @@ def write_views(
             for file, array in ((f"{of_view}{end}.png", array) for end, array in save.items())
         )
         small = min(taken.image.shape) < LEAST_BOX
-        around = () if small else tuple(map(tuple, boxes(taken.lesion_mask)))
+        around = () if small else tuple(boxes(taken.lesion_mask))
         case = Case(of_view, name, split, made.label, image, lesion, lung, "xray", around)
         down, right = stood.shift_mm
         how = {"turn_degrees": stood.turn_degrees, "down_mm": down, "right_mm": right}

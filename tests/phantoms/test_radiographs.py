@@ -26,6 +26,7 @@ def test_a_phantom_is_one_patient_with_several_views(tmp_path: pathlib.Path) -> 
     pixels = [np.asarray(Image.open(case.scan)) for case in (first, second)]
     assert pixels[0].shape == (48, 48)
     assert (pixels[0] != pixels[1]).any()
+    assert first.lesion_mask is not None
     lesion = images.read_levels(first.lesion_mask)
     assert set(np.unique(lesion)) == {0, 255}
     inside = np.zeros(lesion.shape, bool)
