@@ -4,8 +4,9 @@
 
 Prints a table and writes OUT/metrics.json (the summary), OUT/scans.json (a row per scan) and
 OUT/report.html, a page of both with curves. With --predictions the page leads to those of the
-scans. With --baselines it also scores what needs no network: the best HU band inside the lungs and
-logistic regressions, all tuned on validation.
+scans. With --baselines it also scores what needs no network: of CT the best HU band inside the
+lungs and logistic regressions, all tuned on validation; of X-rays logistic regressions, fitted on
+training.
 """
 
 import pathlib
@@ -42,7 +43,7 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate what the flags name."""
     # JAX, which a wrong flag need not wait for.
-    from deepsc_jax.evaluation import baselines, scoring
+    from deepsc_jax.evaluation import baselines, image_baselines, scoring
     from deepsc_jax.inference import ensemble
 
     options = flags.FLAGS
@@ -68,7 +69,7 @@ def main() -> None:
         predictor, store, options.split, smallest_lesion_ml=smallest_ml
     )
     metrics |= predictor.facts()
-    metrics["evaluated_on"] = "phantoms" if store.phantoms else "scans"
+    metrics["evaluated_on"] = store.contents
     print(table(metrics))
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
     _write(rows, table_of_scans)
@@ -78,8 +79,13 @@ def main() -> None:
     title = f"Evaluation of the {options.split} split"
     evaluation_page(page, metrics, rows, links, title=title)
     if options.baselines:
-        metrics["baselines"] = scoring.score_baselines(store, data_dir, options.split)
-        print(baselines.table(metrics["baselines"]))
+        if store.data.modality == "xray":
+            figures = scoring.score_image_baselines(store, data_dir, options.split)
+            print(image_baselines.table(figures))
+        else:
+            figures = scoring.score_baselines(store, data_dir, options.split)
+            print(baselines.table(figures))
+        metrics["baselines"] = figures
         _write(metrics, summary)
     print(f"wrote {shown(summary)}, {shown(table_of_scans)} and {shown(page)}")
 

@@ -3,12 +3,13 @@
     deepsc predict --checkpoint=WORKDIR --scan=scan.nii.gz --out=DIR
     deepsc predict --checkpoint=WORKDIR --scans=FOLDER --out=DIR [--share=I/N]
 
-A scan is a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices; --scans takes all below a
-folder. For each, DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the
-scan's own grid, result.json, picture.png and, where the extra `report` is installed, report.html, a
-page to look at the scan in; --scans adds a table, DIR/predictions.csv. A scan whose result is whole
-and was made from the same content by the same network is not predicted again, so a run that was
-stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
+A scan is a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices; of a network of X-rays it is
+a PNG, JPEG or DICOM file. --scans takes all below a folder. For each scan, DIR/NAME holds
+lesion_mask, lesion_probability and evidence_1..3 as NIfTI on its own grid, result.json, picture.png
+and, where the extra `report` is installed, report.html, a page to look at the scan in; for each
+X-ray evidence_1.png, result.json and picture.png. --scans adds a table, DIR/predictions.csv. A scan
+whose result is whole and was made from the same content by the same network is not predicted again,
+so a run that was stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
 (`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
 and the exit code is 1; 74 where the disk was full or failed.
 
@@ -32,6 +33,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from deepsc_jax.config import Modality
 from deepsc_jax.data.source import KINDS
 from deepsc_jax.inference import requests
 from deepsc_jax.inference.options import define_flags as define_options
@@ -58,7 +60,7 @@ def describe(result: dict) -> str:
     if "lesion_ml" in result:
         share = result["lesion_share_of_lung"]
         parts.append(f"{result['lesion_ml']:.0f} ml of lesion, {share:.1%} of the lungs")
-    if result["trained_on"] != "scans":
+    if result["trained_on"] not in ("scans", "X-rays"):
         parts.append(f"by a network trained on {result['trained_on']}")
     return ", ".join(parts)
 
@@ -260,7 +262,11 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
             raise InputError("--lung_mask: goes with --scan, but --scans is given")
         source, table = local_path("scans", options.scans), out / "predictions.csv"
         folder = os.path.isdir(source)
-        named = requests.below(source, out) if folder else requests.listed(source)
+        named = (
+            requests.below(source, out, _modality(options.checkpoint[:1]))
+            if folder
+            else requests.listed(source)
+        )
     for request in named.requests if table is not None else ():
         if re.match(r"predictions(-\d+-of-\d+)?\.csv(\.sha256)?(/|$)", request.name):
             raise InputError(
@@ -272,6 +278,18 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
         index, count = options.share.split("/")
         table = table and out / f"predictions-{index}-of-{count}.csv"
     return named, table
+
+
+def _modality(checkpoints: Sequence[str]) -> Modality:
+    """What the network reads; `ct` where it cannot be told, which loading it will say."""
+    from deepsc_jax.config.run import load
+    from deepsc_jax.models import registry
+
+    try:
+        config = local_path("checkpoint", checkpoints[0]) / "config.json"
+        return load(config, registry.options).data.modality
+    except (InputError, IndexError):
+        return "ct"
 
 
 def _missing(path: pathlib.Path) -> str | None:

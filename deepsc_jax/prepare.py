@@ -1,4 +1,4 @@
-"""Make a store of preprocessed scans, of your own cases or of phantoms, or check one.
+"""Make a store of preprocessed scans or X-rays, of your own cases or of phantoms, or check one.
 
     deepsc prepare --flagfile=configs/phantom.flags --phantoms=150,45,60 --out=DIR
     deepsc prepare --flagfile=configs/deepsc.flags --cases=cases.csv --out=DIR
@@ -22,6 +22,7 @@ from deepsc_jax.config import DataConfig, TrainConfig
 from deepsc_jax.config import flags as config_flags
 from deepsc_jax.data import datasets, preparation
 from deepsc_jax.data.datasets import SPLITS
+from deepsc_jax.data.records import Contents
 from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
 from deepsc_jax.phantoms.writing import write_phantoms
@@ -35,7 +36,21 @@ def define_flags() -> None:
     """Define the flags of this command."""
     flags.DEFINE_list("phantoms", None, "make this many: TRAIN,VALIDATION,TEST, over all classes")
     flags.DEFINE_integer("phantom_size", 96, "side of a phantom's slices, in voxels", 32)
-    flags.DEFINE_string("cases", None, f"a case list: CSV with {','.join(datasets.COLUMNS)}")
+    flags.DEFINE_integer("phantom_views", 2, "X-rays of each phantom, with --modality=xray", 1)
+    flags.DEFINE_float(
+        "lesion_contrast",
+        1.0,
+        "how often the lesions of phantoms differ from lungs as they do: 1 is physical. What is "
+        "trained or scored on the store repeats it.",
+        lower_bound=0.0,
+        upper_bound=10.0,
+    )
+    flags.DEFINE_string(
+        "cases",
+        None,
+        f"a case list: CSV with {','.join(datasets.COLUMNS)}, and, "
+        f"where you have them, {','.join(datasets.OPTIONAL)}",
+    )
     flags.DEFINE_list("exclude", [], "names of cases to leave out")
     flags.DEFINE_string("out", None, "folder of the result", required=True)
     flags.DEFINE_bool("overwrite", False, "replace a store that prepare wrote there")
@@ -64,6 +79,10 @@ def main() -> int:
     if values.verify:
         address = "://" in values.out
         return verify(f"{values.out.rstrip('/')}/store" if address else str(_out() / "store"))
+    if values.phantoms is None and values.lesion_contrast != 1:
+        raise InputError(
+            f"--lesion_contrast={values.lesion_contrast:g}: goes with --phantoms: leave it out"
+        )
     if values.private:
         os.umask(0o077)
     began, out, failures = time.monotonic(), _out(), []
@@ -72,8 +91,16 @@ def main() -> int:
         _require_place(out)
         print(f"Making {counted(sum(counts), 'phantom')} in {shown(out / 'scans')} ...", flush=True)
         seed = config_flags.section(TrainConfig).seed
+        data = config_flags.section(DataConfig)
         cases = write_phantoms(
-            counts, out, seed=seed, size=values.phantom_size, workers=values.workers
+            counts,
+            out,
+            seed=seed,
+            size=values.phantom_size,
+            workers=values.workers,
+            views=values.phantom_views if data.modality == "xray" else 0,
+            lesion_contrast=values.lesion_contrast,
+            classes=data.classes,
         )
         print(f"... in {time.monotonic() - began:.0f} s", flush=True)
     else:
@@ -143,7 +170,7 @@ def _prepare(cases: Sequence[datasets.Case], failures: list[str], out: pathlib.P
         config_flags.section(DataConfig),
         workers=values.workers,
         overwrite=values.overwrite,
-        phantoms=values.phantoms is not None,
+        contents=Contents(values.phantoms is not None, values.lesion_contrast),
         private=values.private,
     )
     for line in failures:

@@ -4,6 +4,7 @@ import pathlib
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data import preparation
+from deepsc_jax.data.records import Contents
 from deepsc_jax.models.deepsc.config import JointTraining, Options, PreTraining
 from deepsc_jax.phantoms.writing import write_phantoms
 
@@ -34,5 +35,8 @@ CONFIG = Config(
 def write(out: pathlib.Path) -> pathlib.Path:
     """Six training, three validation and three test phantoms, prepared."""
     cases = write_phantoms((6, 3, 3), out, seed=0, size=48, workers=1)
-    assert preparation.prepare(cases, out, CONFIG.data, workers=1, phantoms=True) == []
+    assert (
+        preparation.prepare(cases, out, CONFIG.data, workers=1, contents=Contents(phantoms=True))
+        == []
+    )
     return out

@@ -5,7 +5,7 @@ value, `code:` where its authors' code does, `assumed:` where the choice is ours
 cannot work is refused when the flags are parsed. A model's own options stand beside its network.
 """
 
-from deepsc_jax.config.data import CLASSES, DataConfig, VoxelClass
+from deepsc_jax.config.data import CLASSES, DataConfig, Modality, VoxelClass
 from deepsc_jax.config.options import Ints3, ModelOptions, StageOptions, option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.run import Config
@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "Ints3",
+    "Modality",
     "ModelOptions",
     "Plateau",
     "PlatformConfig",

@@ -6,6 +6,7 @@ from typing import Literal
 from deepsc_jax.config.options import Ints3, option, require
 
 CLASSES = ("covid-19", "cap", "non-pneumonia")
+Modality = Literal["ct", "xray"]
 VoxelClass = Literal["background", "left_lung", "right_lung", "lesion"]  # as they are stored
 
 
@@ -13,6 +14,12 @@ VoxelClass = Literal["background", "left_lung", "right_lung", "lesion"]  # as th
 class DataConfig:
     """What a scan becomes before it reaches the network."""
 
+    modality: Modality = option(
+        "ct",
+        "paper: ct (DeepSC-COVID, QC-HC U-Net), scans; xray (CNNCF), pictures, of which each is a "
+        "scan of one slice: from its darkest to its brightest grey, all of it stretched to "
+        "working_size",
+    )
     intensity: Literal["hu", "unit"] = option(
         "hu", "assumed: hu for CT numbers; unit for 8-bit or [0, 1] images, which are only scaled"
     )
@@ -33,6 +40,11 @@ class DataConfig:
         (0.0, 0.0, 0.0),
         "paper: 0, slices as they come. assumed: > 0 resamples that axis (depth, height, width)",
     )
+    working_slices: int = option(
+        0,
+        "paper: 0, slices as they come (DeepSC-COVID); 300 (CNNCF), into which the depth of a scan "
+        "that is not masked is divided, whatever working_spacing_mm says of depth",
+    )
     working_size: tuple[int, int] = option(
         (512, 512), "paper: 512,512: height and width of the grid the network sees"
     )
@@ -45,7 +57,10 @@ class DataConfig:
     classes: tuple[str, ...] = option(
         CLASSES, "paper: covid-19,cap,non-pneumonia, the classes of the scans, by id"
     )
-    lesion_free: str = option("non-pneumonia", "paper: the class whose scans have no lesion")
+    lesion_free: str = option(
+        "non-pneumonia",
+        "paper: the class whose scans have no lesion. assumed: empty where all have some",
+    )
     tile: Ints3 = option(
         (64, 128, 128), "assumed: depth, height, width of the non-overlapping tiles"
     )
@@ -59,12 +74,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_classes()
+        self._check_modality()
         require(self.intensity_sd > 0, f"intensity_sd is {self.intensity_sd:g}: give one above 0")
         low, high = self.hu_window
         require(low < high, f"hu_window is {low:g},{high:g}: give the lower bound first")
         require(
             all(s >= 0 for s in self.working_spacing_mm),
             f"working_spacing_mm is {self.working_spacing_mm}: give 0 (as it comes) or millimetres",
+        )
+        require(
+            self.working_slices == 0 or (self.mask == "none" and 1 <= self.working_slices <= 4096),
+            f"working_slices is {self.working_slices} and mask is {self.mask}: give 0, or with "
+            "--mask=none from 1 to 4096",
         )
         depth, height, width = self.tile
         require(all(t > 0 for t in self.tile), f"tile is {self.tile}: give sides above 0")
@@ -88,20 +109,30 @@ class DataConfig:
             f"depth_buckets is {self.depth_buckets}: give at least 1 (all to the deepest one's)",
         )
 
+    def _check_modality(self) -> None:
+        """Refuse for X-rays what is for volumes: they have no lungs to be masked by, and no mm."""
+        needed = {"mask": "none", "slices": 1, "working_spacing_mm": (0, 0, 0)}
+        for name, value in needed.items() if self.modality == "xray" else ():
+            given = getattr(self, name)
+            text = ",".join(f"{x:g}" for x in given) if isinstance(given, tuple) else given
+            wanted = "0,0,0" if isinstance(value, tuple) else value
+            require(given == value, f"{name} is {text} and modality is xray: give {wanted}")
+
     def _check_classes(self) -> None:
         require(
             len(set(self.classes)) == len(self.classes) > 1,
             f"classes is {','.join(self.classes)}: give two or more names, each once",
         )
         require(
-            self.lesion_free in self.classes,
-            f"lesion_free is {self.lesion_free}: give one of {','.join(self.classes)}",
+            self.lesion_free in ("", *self.classes),
+            f"lesion_free is {self.lesion_free}: give one of {','.join(self.classes)}, or nothing "
+            "(--lesion_free=) where all have lesions",
         )
 
     @property
     def lesion_free_id(self) -> int:
-        """The id of the class whose scans have no lesion."""
-        return self.classes.index(self.lesion_free)
+        """The id of the class whose scans have no lesion; -1, which no scan has, without one."""
+        return self.classes.index(self.lesion_free) if self.lesion_free else -1
 
     def bucket(self, depth: int) -> int:
         """The padded depth, in slices, of a scan of `depth` slices."""

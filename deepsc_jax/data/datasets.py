@@ -1,7 +1,8 @@
 """The case list: which scans there are, whose they are, what they show, and which split has them.
 
 A case list is a CSV file with the columns of `COLUMNS`. Paths are relative to the file's folder; a
-mask that does not exist is an empty cell. A scan may be a NIfTI file or a folder of DICOM files.
+mask that does not exist is an empty cell. A scan may be a NIfTI file or a folder of DICOM files, or
+an X-ray. Columns of `OPTIONAL` may be left out.
 What spreadsheets make of such a file is read too: semicolons or tabs for commas, UTF-16, the
 encoding of western Windows, other line ends, blanks and capitals in the first line.
 """
@@ -15,13 +16,16 @@ import re
 import sys
 import unicodedata
 from collections.abc import Sequence
+from typing import get_args
 
-from deepsc_jax.config import CLASSES
+from deepsc_jax.config import CLASSES, Modality
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
 from deepsc_jax.runtime.names import counted, shown
 
 COLUMNS = ("case", "patient", "split", "label", "scan", "lesion_mask", "lung_mask")
+OPTIONAL = ("modality", "boxes")
+MODALITIES = get_args(Modality)
 SPLITS = ("train", "validation", "test")
 
 # A case's name becomes a folder of the store and the stem of result files.
@@ -32,6 +36,7 @@ LARGEST_LIST = 64 << 20
 """Bytes of a case list, or of a list of scans: a million lines. A scan given as one is larger."""
 
 _WINDOWS = "cp1252"
+_BOX = re.compile(r"(-?\d+) +(-?\d+) +(-?\d+) +(-?\d+)")
 _BEYOND = "\0"  # no column has this name
 
 
@@ -47,6 +52,8 @@ class Case:
       scan: NIfTI file or DICOM folder, absolute.
       lesion_mask: None where no lesions were drawn; for non-pneumonia that means there are none.
       lung_mask: None where the lungs are to be found.
+      modality: one of `MODALITIES`; empty where the list does not say it.
+      boxes: around lesions of an X-ray, as `images.Box`.
     """
 
     name: str
@@ -56,6 +63,8 @@ class Case:
     scan: pathlib.Path
     lesion_mask: pathlib.Path | None = None
     lung_mask: pathlib.Path | None = None
+    modality: str = ""
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
 
     def files(self) -> list[pathlib.Path]:
         """The paths that must exist."""
@@ -135,12 +144,16 @@ def write_cases(
     folder = csv_path.absolute().parent
     with aside(csv_path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        more = [name for name in OPTIONAL if any(getattr(case, name) for case in cases)]
+        writer.writerow([*COLUMNS, *more])
         for case in cases:
             paths = (case.scan, case.lesion_mask, case.lung_mask)
+            boxes = "; ".join(" ".join(map(str, box)) for box in case.boxes)
+            optional = {"modality": case.modality, "boxes": boxes}
             writer.writerow(
                 [case.name, case.patient, case.split, classes[case.label]]
                 + [relative_path(path, folder) for path in paths]
+                + [optional[name] for name in more]
             )
 
 
@@ -168,7 +181,7 @@ def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]]
         )
         names = _columns(lines[first], separator)
         absent = [name for name in COLUMNS if name not in names]
-        twice = [name for name in COLUMNS if names.count(name) > 1]
+        twice = [name for name in (*COLUMNS, *OPTIONAL) if names.count(name) > 1]
         if absent or twice:
             problem = f"no column {', '.join(absent)}" if absent else f"two columns {twice[0]}"
             raise InputError(
@@ -186,7 +199,7 @@ def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]]
         )
         rows = []
         for row in reader:
-            cells = {name: row[name].strip() for name in COLUMNS}
+            cells = {name: row.get(name, "").strip() for name in (*COLUMNS, *OPTIONAL)}
             cells["case"] = unicodedata.normalize("NFC", cells["case"])
             cells[_BEYOND] = " ".join(row.get(_BEYOND, ())).strip()
             rows.append((reader.line_num + first + 1, cells))
@@ -264,6 +277,11 @@ def _case(
             f"{place}: {name}: split {split!r} is unknown, expected one of {', '.join(SPLITS)}: "
             f"mend it, or drop the case with --exclude={name}"
         )
+    if row["modality"] not in ("", *MODALITIES):
+        raise InputError(
+            f"{place}: {name}: modality {row['modality']!r} is unknown, expected one of "
+            f"{', '.join(MODALITIES)}: mend it, or drop the case with --exclude={name}"
+        )
     for column in ("patient", "scan"):
         if not row[column]:
             raise InputError(f"{place}: {name}: {column} is empty: fill it in")
@@ -273,8 +291,32 @@ def _case(
     )
     assert scan is not None
     return Case(
-        name, row["patient"], split, list(classes).index(label), scan, lesion_mask, lung_mask
+        name,
+        row["patient"],
+        split,
+        list(classes).index(label),
+        scan,
+        lesion_mask,
+        lung_mask,
+        row["modality"],
+        _boxes(row["boxes"], f"{place}: {name}"),
     )
+
+
+def _boxes(text: str, place: str) -> tuple[tuple[int, int, int, int], ...]:
+    """Boxes from a cell: four whole numbers each, semicolons between them."""
+    boxes = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        match = _BOX.fullmatch(part)
+        numbers = tuple(map(int, match.groups())) if match else (0, 0, 0, 0)
+        top, left, bottom, right = numbers
+        if not (top < bottom and left < right):
+            raise InputError(
+                f"{place}: box {part!r}: top, left, bottom and right in pixels are expected, such "
+                "as '10 20 74 84; 100 20 164 84': mend it"
+            )
+        boxes.append((top, left, bottom, right))
+    return tuple(boxes)
 
 
 def _path(folder: pathlib.Path, text: str, encoding: str) -> pathlib.Path:

@@ -1,12 +1,12 @@
-"""Images of what is no volume: X-ray files, a scan's slices at given places, windows, and boxes."""
+"""Images of what is no volume: X-ray files, windows, and boxes."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Bool, Float, Float64
+from PIL import Image
 from scipy import ndimage
 
 from deepsc_jax.data import itk
@@ -17,6 +17,8 @@ from deepsc_jax.runtime.types import Untyped
 PICTURES = (".png", ".jpg", ".jpeg")
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L", "I")
 COLOUR_MODES = ("RGB", "RGBA", "LA")
+MODALITY = "0008|0060"  # of DICOM
+VOLUMES = ("CT", "MR", "PT", "NM")  # modalities whose files are slices
 LEAST_BOX = 16  # pixels (Liang et al. 2021)
 
 Grey = Float[np.ndarray, "height width"]
@@ -45,19 +47,28 @@ def read_xray(path: Path) -> Grey:
     Raises:
       InputError: the file cannot be read, has colours, is no single picture, or is all one grey.
     """
-    require_regular(path)
-    levels = _picture(path) if path.suffix.lower() in PICTURES else _dicom(path)
+    levels = read_levels(path)
     low, high = float(levels.min()), float(levels.max())
     if not high > low:
         raise InputError(f"{path}: every pixel is {low:g}: expected an image: check the file")
     return ((levels - low) / (high - low)).astype(np.float32)
 
 
+def read_levels(path: Path) -> Float64[np.ndarray, "height width"]:
+    """The grey levels of a picture as its file has them.
+
+    Raises:
+      InputError: as `read_xray`, but for one that is all one grey.
+    """
+    require_regular(path)
+    return _picture(path) if path.suffix.lower() in PICTURES else _dicom(path)
+
+
 def _picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read ({reason}): give a PNG or JPEG") from error
     if mode in COLOUR_MODES:
@@ -77,28 +88,19 @@ def _dicom(path: Path) -> np.ndarray:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         image = reader.Execute()
+        modality = reader.GetMetaData(MODALITY) if reader.HasMetaDataKey(MODALITY) else ""
         components, values = image.GetNumberOfComponentsPerPixel(), sitk.GetArrayFromImage(image)
+    if modality.strip() in VOLUMES:
+        raise InputError(
+            f"{path}: a slice of {modality.strip()} by its DICOM header, an X-ray expected: CT, as "
+            "a folder, is for a model and a store of --modality=ct"
+        )
     values = values[0] if values.ndim == 3 and len(values) == 1 else values
     if components > 1 or values.ndim != 2:
         raise InputError(
             f"{path}: has the shape {values.shape}, one grey picture expected: give an X-ray a file"
         )
     return values.astype(np.float64)  # ITK has inverted MONOCHROME1 (SimpleITK 2.5.7)
-
-
-def resampled_slices(
-    volume: Float[np.ndarray, "depth height width"], slices: int
-) -> Float[np.ndarray, "slices height width"]:
-    """A scan at `slices` even places along its depth, linear between the slices' centres.
-
-    Place i is (i + 1/2) D / slices - 1/2; the ends are held.
-    """
-    depth = len(volume)
-    places = np.clip((np.arange(slices) + 0.5) * depth / slices - 0.5, 0, depth - 1)
-    below = np.minimum(np.floor(places).astype(int), max(depth - 2, 0))
-    above = np.minimum(below + 1, depth - 1)
-    share = (places - below).astype(volume.dtype)[:, None, None]
-    return (1 - share) * volume[below] + share * volume[above]
 
 
 def boxes(mask: Bool[np.ndarray, "height width"], least: int = LEAST_BOX) -> list[Box]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from deepsc_jax import __version__, config
-from deepsc_jax.data import lungs, records, scans, store, unmasked, writing
+from deepsc_jax.data import lungs, records, scans, store, unmasked, writing, xrays
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.sums import meanwhile
@@ -41,13 +41,13 @@ def prepare(
     *,
     workers: int = 2,
     overwrite: bool = False,
-    phantoms: bool = False,
+    contents: records.Contents = records.SCANS,
     private: bool = False,
 ) -> list[str]:
     """Preprocess `cases` into `out`/store, which appears only when it is complete.
 
     What a stopped run has done is found in `out`/store.partial, and not done again if it was made
-    from the same configuration and the same bytes. `phantoms` says what the scans are; `private`
+    from the same configuration and the same bytes. `contents` says what the scans are; `private`
     stores a salted hash of each patient.
 
     Returns:
@@ -60,7 +60,7 @@ def prepare(
     """
     with _alone(out):
         refuse_existing(out, overwrite)
-        return _prepare(cases, out, data, workers, phantoms, private)
+        return _prepare(cases, out, data, workers, contents, private)
 
 
 def _prepare(
@@ -68,7 +68,7 @@ def _prepare(
     out: pathlib.Path,
     data: config.DataConfig,
     workers: int,
-    phantoms: bool,
+    contents: records.Contents,
     private: bool,
 ) -> list[str]:
     final, partial = out / "store", out / "store.partial"
@@ -93,7 +93,7 @@ def _prepare(
         for folder in list((partial / "cases").iterdir()):
             if folder.name not in names:
                 _remove(partial, f"cases/{folder.name}/")
-        store.write_index(partial, data, stored, final, phantoms=phantoms)
+        store.write_index(partial, data, stored, final, contents=contents)
         replaced = out / "store.replaced"
         if final.exists():
             _remove(replaced)  # of a run that was stopped here
@@ -180,6 +180,11 @@ def _made_from(case: Case, data: config.DataConfig, sums: dict[str, str]) -> str
 
 
 def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
+    _require_modality(case, data)
+    if data.modality == "xray":
+        xray, lesion, lung = xrays.load_case(case)
+        _say(case, _of_lesions(case, data, lesion))
+        return xrays.prepare(xray, data, lesion, lung)
     scan = scans.load_scan(case.scan, data.intensity, data.allow)
     notes: list[str] = []
     if case.lung_mask is None:
@@ -189,16 +194,8 @@ def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
     lesion = None
     if case.lesion_mask is not None:
         lesion = scans.load_mask(case.lesion_mask, scan, "lesion mask", data.allow, notes)
-        voxels = int(lesion.sum())
-        if voxels and case.label == data.lesion_free_id:
-            raise InputError(
-                f"{case.name}: labelled {data.lesion_free}, but {case.lesion_mask} has "
-                f"{counted(voxels, 'lesion voxel')}, 0 expected: mend label or mask, or drop "
-                f"the case with --exclude={case.name}"
-            )
-        if not voxels and case.label != data.lesion_free_id:
-            notes.append(f"its lesion mask {case.lesion_mask} is empty: check it")
-        outside = (lesion & ~lung).sum() / max(voxels, 1)
+        notes += _of_lesions(case, data, lesion)
+        outside = (lesion & ~lung).sum() / max(int(lesion.sum()), 1)
         if data.mask == "lungs" and outside > _LESION_OUTSIDE:
             notes.append(
                 f"{outside:.0%} of its lesion voxels lie outside of its lung mask, where the "
@@ -208,6 +205,39 @@ def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
     prepared = unmasked.prepare(scan, lung, data, lesion, data.allow)
     _say(case, prepared.notes)
     return prepared
+
+
+def _require_modality(case: Case, data: config.DataConfig) -> None:
+    """Raise InputError for an X-ray in a store of CT, and the reverse."""
+    if case.modality not in ("", data.modality):
+        raise InputError(
+            f"{case.name}: its modality is {case.modality}, this store's {data.modality}: prepare "
+            f"it with --modality={case.modality}, or drop it with --exclude={case.name}"
+        )
+    if case.boxes and data.modality == "ct":
+        raise InputError(
+            f"{case.name}: has boxes, which are of X-rays, and this store is of CT: empty the cell"
+        )
+
+
+def _of_lesions(case: Case, data: config.DataConfig, lesion: scans.Mask | None) -> list[str]:
+    """What is to be said of a lesion mask.
+
+    Raises:
+      InputError: the case is of the class without lesions, and has some.
+    """
+    if lesion is None:
+        return []
+    voxels = int(lesion.sum())
+    if voxels and case.label == data.lesion_free_id:
+        raise InputError(
+            f"{case.name}: labelled {data.lesion_free}, but {case.lesion_mask} has "
+            f"{counted(voxels, 'lesion voxel')}, 0 expected: mend label or mask, or drop "
+            f"the case with --exclude={case.name}"
+        )
+    if not voxels and case.label != data.lesion_free_id:
+        return [f"its lesion mask {case.lesion_mask} is empty: check it"]
+    return []
 
 
 def _say(case: Case, notes: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from deepsc_jax.runtime.types import JsonObject
 Ints3 = tuple[int, int, int]
 
 VERSION = 4
+_LATER = {"seals": {}, "boxes": []}  # what stores of earlier versions lack
 SOURCES = ("scan", "lesion_mask", "lung_mask")
 
 
@@ -42,6 +43,7 @@ class StoredCase:
       sums: `sums.source_sum` of the sources, by attribute; of those that are compared later.
       files: size and SHA-256 of what is stored, by path below the case's folder.
       seals: `arrays.seal` of each array; none in stores of earlier versions.
+      boxes: around lesions, in pixels of the source; none in stores of earlier versions.
     """
 
     name: str
@@ -63,6 +65,7 @@ class StoredCase:
     sums: dict[str, str]
     files: dict[str, tuple[int, str]]
     seals: dict[str, str] = dataclasses.field(default_factory=dict)
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def depth(self) -> int:
@@ -100,6 +103,32 @@ class StoredCase:
                         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a store's scans are.
+
+    Attributes:
+      phantoms: whether they are phantoms; what is trained on the store will say so.
+      lesion_contrast: of phantoms: how often lesions differ from lungs as they do; 1 is physical.
+    """
+
+    phantoms: bool = False
+    lesion_contrast: float = 1.0
+
+    def text(self, modality: str) -> str:
+        """As every report of what was trained or scored on them says it."""
+        kind = "X-ray" if modality == "xray" else ""
+        if not self.phantoms:
+            return f"{kind}s" if kind else "scans"
+        text = f"{kind} phantoms".strip()
+        if kind or self.lesion_contrast != 1:
+            text += f", lesion contrast {self.lesion_contrast:g}"
+        return text
+
+
+SCANS = Contents()
+
+
 def record_to_json(case: StoredCase, base: pathlib.Path) -> JsonObject:
     """A record as the index has it; source paths inside `base` become relative to it."""
     grid = {
@@ -113,8 +142,11 @@ def record_to_json(case: StoredCase, base: pathlib.Path) -> JsonObject:
 
 def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
     """What `record_to_json` made. Raises KeyError, TypeError or ValueError if it did not."""
-    values = {f.name: record[f.name] for f in dataclasses.fields(StoredCase) if f.name != "seals"}
-    values["seals"] = record.get("seals", {})
+    fields = [f.name for f in dataclasses.fields(StoredCase) if f.name not in _LATER]
+    values = {name: record[name] for name in fields} | {
+        name: record.get(name, default) for name, default in _LATER.items()
+    }
+    values["boxes"] = tuple(map(tuple, values["boxes"]))
     for name in SOURCES:
         values[name] = base / values[name] if values[name] else None
     least, mean, deviation = values["intensity"]
@@ -127,12 +159,15 @@ def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
 
 
 def index_bytes(
-    data: DataConfig, cases: Sequence[StoredCase], base: pathlib.Path, *, phantoms: bool
+    data: DataConfig, cases: Sequence[StoredCase], base: pathlib.Path, *, contents: Contents
 ) -> bytes:
     """The index as JSON; its last line is the SHA-256 of all before it."""
     records = ",\n".join(json.dumps(record_to_json(case, base)) for case in cases)
     made_with = json.dumps(dataclasses.asdict(data))
-    head = f'"version": {VERSION},\n"phantoms": {json.dumps(phantoms)},\n"data": {made_with}'
+    made_of = ",\n".join(
+        f'"{name}": {json.dumps(value)}' for name, value in dataclasses.asdict(contents).items()
+    )
+    head = f'"version": {VERSION},\n{made_of},\n"data": {made_with}'
     return _summed(f'{{{head},\n"cases": [\n{records}\n],\n'.encode())
 
 

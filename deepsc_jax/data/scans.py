@@ -26,6 +26,7 @@ from nibabel.orientations import (
 
 from deepsc_jax.data import itk, nifti
 from deepsc_jax.data.dicom import read_series
+from deepsc_jax.data.images import PICTURES
 from deepsc_jax.data.nifti import MM_PER_UNIT, largest_corner_distance
 from deepsc_jax.data.source import (
     FORMATS,
@@ -285,6 +286,11 @@ def _read(path: Path) -> Source:
         return itk.read_itk(path)
     if name.endswith((*nifti.SUFFIXES, ".hdr")):
         return nifti.read_nifti(path)
+    if name.endswith(PICTURES):
+        raise InputError(
+            f"{path}: a picture by its name, a CT scan expected: X-rays are for a model and a "
+            "store of --modality=xray"
+        )
     raise InputError(
         f"{path}: {'not a scan by its name' if os.path.exists(path) else 'no such file'}, "
         f"expected {FORMATS} (or the folder, for DICOM): convert it first"
@@ -386,7 +392,9 @@ def _canonical_affine(affine: Affine, shape: tuple[int, ...]) -> Affine:
 
 
 def scan_name(path: str | os.PathLike[str]) -> str:
-    """What a scan is called after its file or folder; links keep their own name."""
+    """What a scan or an X-ray is called after its file or folder; links keep their own name."""
     name = Path(os.path.abspath(path)).name
-    suffixes = [suffix for suffix in (*SUFFIXES, ".hdr") if name.lower().endswith(suffix)]
+    suffixes = [
+        suffix for suffix in (*SUFFIXES, ".hdr", *PICTURES) if name.lower().endswith(suffix)
+    ]
     return name[: len(name) - max(map(len, suffixes), default=0)] or name

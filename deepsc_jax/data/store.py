@@ -48,7 +48,15 @@ from deepsc_jax.data.arrays import (
     shard_name,
 )
 from deepsc_jax.data.datasets import SPLITS
-from deepsc_jax.data.records import Ints3, StoredCase, index_bytes, parse_index, record_from_json
+from deepsc_jax.data.records import (
+    SCANS,
+    Contents,
+    Ints3,
+    StoredCase,
+    index_bytes,
+    parse_index,
+    record_from_json,
+)
 from deepsc_jax.data.writing import SAMPLED_VOXELS
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
@@ -74,10 +82,16 @@ READ_FIELDS = frozenset(
 )
 
 
+LATER_FIELDS = frozenset({"modality", "working_slices"})
+
+
 def _completed(document: JsonObject) -> JsonObject:
-    """What a store was made with, and the defaults of those `READ_FIELDS` that it lacks."""
+    """What a store was made with, and the defaults of those `READ_FIELDS` that it lacks.
+
+    Of before `LATER_FIELDS` were thought of, stores are what their defaults say.
+    """
     defaults = dataclasses.asdict(DataConfig())
-    lacking = {name: defaults[name] for name in READ_FIELDS - document.keys()}
+    lacking = {name: defaults[name] for name in (READ_FIELDS | LATER_FIELDS) - document.keys()}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in lacking.items()} | document
 
 
@@ -87,14 +101,14 @@ def write_index(
     cases: Sequence[StoredCase],
     final: pathlib.Path,
     *,
-    phantoms: bool = False,
+    contents: Contents = SCANS,
 ) -> None:
     """Write `folder`/index.json: the last step before `folder` is renamed to `final`.
 
-    Source paths inside the folder that holds `final` are stored relative to it. `phantoms` says
-    that the scans are phantoms; what is trained on the store will say so.
+    Source paths inside the folder that holds `final` are stored relative to it. `contents`
+    says what the scans are.
     """
-    text = index_bytes(data, cases, final.absolute().parent, phantoms=phantoms)
+    text = index_bytes(data, cases, final.absolute().parent, contents=contents)
     with aside(folder / "index.json") as partial:
         partial.write_bytes(text)
 
@@ -111,7 +125,7 @@ class Store:
 
     Attributes:
       data: the configuration it was made with.
-      phantoms: whether its scans are phantoms.
+      contents: what its scans are, as reports say it: `scans`, `phantoms` and the like.
       digest: SHA-256 of its index, in which the sums of all files are: another one is another
         store, or the same with other content.
 
@@ -134,7 +148,8 @@ class Store:
         base = pathlib.Path(path).absolute().parent
         try:
             self.data: DataConfig = from_document(DataConfig, _completed(document["data"]))
-            self.phantoms = bool(document["phantoms"])
+            phantoms, contrast = bool(document["phantoms"]), document.get("lesion_contrast", 1.0)
+            self.contents = Contents(phantoms, float(contrast)).text(self.data.modality)
             self._cases = [record_from_json(record, base) for record in document["cases"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(

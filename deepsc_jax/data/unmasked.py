@@ -79,12 +79,12 @@ def whole_grid(
 ) -> WorkingGrid:
     """The working grid over all of a scan, in its middle in-plane: nothing is known of its lungs.
 
-    Depth is divided into round(D · spacing / wanted) equal slices. In-plane a working voxel is of
-    the wanted size; a scan that is wider than the working grid makes it larger, along both axes by
-    one factor. A wanted spacing of 0 is the scan's own.
+    Depth is divided into `working_slices` equal slices, or round(D · spacing / wanted). In-plane a
+    working voxel is of the wanted size; a scan that is wider than the working grid makes it larger,
+    along both axes by one factor. A wanted spacing of 0 is the scan's own.
     """
     wanted = [w or s for w, s in zip(data.working_spacing_mm, spacing_mm, strict=True)]
-    slices = max(1, round(source_shape[0] * spacing_mm[0] / wanted[0]))
+    slices = data.working_slices or max(1, round(source_shape[0] * spacing_mm[0] / wanted[0]))
     steps = [wanted[axis] / spacing_mm[axis] for axis in (1, 2)]
     sides = list(zip(source_shape[1:], data.working_size, steps, strict=True))
     coarser = max(1.0, *(n / (size * step) for n, size, step in sides))

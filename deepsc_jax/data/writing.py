@@ -81,6 +81,7 @@ def write_case(
         sums=dict(sums or {}),
         files=files,
         seals=seals,
+        boxes=case.boxes,
     )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import DBSCAN
@@ -14,9 +15,16 @@ from sklearn.cluster import DBSCAN
 from deepsc_jax.metrics.regression import Fit, fit, pooled
 
 Points = Float[np.ndarray, "centre axis"]
-SALIENT = 0.5  # of the maximum. assumed, as the two below
+SALIENT = 0.5  # of the maximum. assumed, as all below
 REACH = 1.5  # in cells of the map: eight neighbours
+GRID = 64  # cells a side, on which an image's regions are found
 LEAST = 4  # cells that make a region
+
+
+def on_grid(heat: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "row column"]:
+    """The heat of an image on a grid of `GRID` cells a side: means of what each cell covers."""
+    cells = Image.fromarray(heat.astype(np.float32))
+    return np.asarray(cells.resize((GRID, GRID), Image.Resampling.BILINEAR))
 
 
 def salient_centres(heat: Float[np.ndarray, "*space"]) -> Points:

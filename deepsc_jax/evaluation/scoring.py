@@ -1,6 +1,7 @@
 """A network's figures on a split of a store, on every scan's own grid."""
 
 import collections
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from deepsc_jax.data import preprocess, scans
+from deepsc_jax.data import preprocess, scans, xrays
 from deepsc_jax.data.classes import IDS, OTHER_SIDE
+from deepsc_jax.data.images import Box
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
-from deepsc_jax.evaluation import baselines
+from deepsc_jax.evaluation import baselines, centres, image_baselines
 from deepsc_jax.evaluation.curve import ScanCurve, curve, of_scan
 from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.predictor import SegmentsScans
@@ -48,10 +50,10 @@ def evaluate(
     cases = store.cases(split)
     if not cases:
         raise InputError(f"{store.path}: split {split} has no case: name another with --split")
-    rows, curves = [], list[ScanCurve]()
+    rows, curves, matched = [], list[ScanCurve](), list[centres.Matched]()
     with Progress(f"evaluate {split}", len(cases), lines=True) as progress:
         for case in cases:
-            rows.append(_row(predictor, store, case, curves, smallest_lesion_ml))
+            rows.append(_row(predictor, store, case, curves, matched, smallest_lesion_ml))
             progress.advance()
     labels = np.array([case.label for case in cases])
     probabilities = [list(row["probabilities"].values()) for row in rows if "probabilities" in row]
@@ -66,6 +68,8 @@ def evaluate(
     pointing_at = [row["evidence"] for row in rows if "evidence" in row]
     if pointing_at:
         summary["evidence"] = evidence_figures(pointing_at)
+    if matched:
+        summary["centres"] = centre_figures(matched)
     sides = [row["lungs"] for row in rows if "lungs" in row]
     if sides:
         summary["lungs"] = {name: float(np.mean([s[name] for s in sides])) for name in sides[0]}
@@ -77,9 +81,10 @@ def _row(
     store: Store,
     case: StoredCase,
     curves: list[ScanCurve],
+    matched: list[centres.Matched],
     smallest_ml: float,
 ) -> JsonObject:
-    """The figures of one scan; its curve is added to `curves`."""
+    """The figures of one scan; its curve is added to `curves`, pairs of centres to `matched`."""
     prediction = predictor(store.read(case.name, "volume"))
     row: JsonObject = {"case": case.name, "label": store.data.classes[case.label]}
     truth = None
@@ -99,6 +104,10 @@ def _row(
             name: _pointing(preprocess.to_source(evidence, case.grid), truth)
             for name, evidence in prediction.evidence.items()
         }
+    if case.boxes and prediction.evidence:
+        heat = next(iter(prediction.evidence.values()))[0]
+        given = centres.salient_centres(centres.on_grid(heat))
+        matched.append(centres.match(_box_centres(case), given))
     if OTHER_SIDE.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
         row["lungs"] = lung_dice(prediction, store.read(case.name, "classes"))
     if prediction.classes is not None:
@@ -120,6 +129,26 @@ def evidence_figures(rows: Sequence[dict[str, dict[str, float | None]]]) -> Json
     return {
         name: {key: spread([row[name][key] for row in rows]) for key in Pointing._fields}
         for name in rows[0]
+    }
+
+
+def _box_centres(case: StoredCase) -> centres.Points:
+    """The centres of a case's boxes, as shares of its X-ray's sides."""
+    _, height, width = case.grid.source_shape
+    return np.array([Box(*box).centre for box in case.boxes]) / (height, width)
+
+
+def centre_figures(matched: list[centres.Matched]) -> JsonObject:
+    """Figures of pairs of annotated and salient centres, axis by axis, and what has no partner."""
+    counts: JsonObject = {
+        name: sum(getattr(one, name) for one in matched) for name in ("missed", "extra")
+    }
+    if not any(len(one.truth) for one in matched):
+        return counts
+    fits = {name: dataclasses.asdict(f) for name, f in centres.figures(matched).items()}
+    return counts | {
+        name: {k: None if math.isnan(x) else x for k, x in figures.items()}
+        for name, figures in fits.items()
     }
 
 
@@ -155,6 +184,8 @@ def source_case(
     Raises:
       InputError: a source is missing or has changed since the case was prepared.
     """
+    if store.data.modality == "xray":
+        return _source_xray(case, nuisances or {})
     with case.unchanged_sources():
         scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit", store.data.allow)
         lesion = np.zeros(scan.values.shape, bool)
@@ -169,14 +200,37 @@ def source_case(
     )
 
 
+def _source_xray(case: StoredCase, nuisances: dict[str, float]) -> baselines.BaselineCase:
+    """The same of an X-ray, in pixels; all of it counts where its lungs are not known."""
+    with case.unchanged_sources():
+        values = xrays.load_xray(case.scan)
+        lesion, lung = np.zeros(values.shape, bool), np.ones(values.shape, bool)
+        if case.lesion_mask is not None:
+            lesion = xrays.load_mask(case.lesion_mask, values)
+        if case.lung_mask is not None:
+            lung = xrays.load_mask(case.lung_mask, values, "lung mask")
+    return baselines.BaselineCase(values, lesion, lung, (1.0, 1.0, 1.0), case.label, nuisances)
+
+
 def require_baselines(store: Store, split: str) -> None:
-    """Refuse a store whose validation cannot tune the baselines, before anything is scored.
+    """Refuse a store that cannot tune the baselines, before anything is scored.
 
     Raises:
-      InputError: the images are not in HU; no case of `split` has known lesions; or validation has
+      InputError: of X-rays: training has fewer than two classes, or a single case of one. Of CT:
+        the images are not in HU; no case of `split` has known lesions; or validation has
         no lesions, fewer than two classes, or a single case of one: its regressions are
         cross-validated.
     """
+    if store.data.modality == "xray":
+        counts = collections.Counter(case.label for case in store.cases("train"))
+        if len(counts) < 2 or min(counts.values()) < 2:
+            raise InputError(
+                f"--baselines: the training split of {store.path} has "
+                f"{len(counts)} classes, the rarest of {min(counts.values(), default=0)} cases; "
+                "they are fitted on it and need two classes and two cases of each: add cases, or "
+                "leave --baselines out"
+            )
+        return
     if store.data.intensity != "hu":
         raise InputError("--baselines: they are bands of HU, and these images are not in HU")
     tuning = _known(store, "validation")
@@ -196,6 +250,37 @@ def require_baselines(store: Store, split: str) -> None:
         )
 
 
+def score_image_baselines(
+    store: Store, data_dir: pathlib.Path, split: str
+) -> dict[str, dict[str, float]]:
+    """What `image_baselines` says of X-rays, as the network sees them: fitted on training.
+
+    Raises:
+      InputError: see `require_baselines`.
+    """
+    require_baselines(store, split)
+    nuisances = _nuisances(data_dir)
+
+    def read(name: str) -> list[image_baselines.ImageCase]:
+        return [
+            image_baselines.ImageCase(
+                store.read(case.name, "volume")[0],
+                store.read(case.name, "lesion")[0] > 0 if case.lesions_known else None,
+                case.label,
+                nuisances.get(case.name, {}),
+            )
+            for case in store.cases(name)
+        ]
+
+    return image_baselines.image_baselines(read("train"), read(split))
+
+
+def _nuisances(data_dir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Of phantoms, by case."""
+    file = data_dir / "nuisances.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+
 def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[str, float | None]:
     """What `baselines.run_baselines` says: tuned on validation, scored on `split`.
 
@@ -206,8 +291,7 @@ def score_baselines(store: Store, data_dir: pathlib.Path, split: str) -> dict[st
       InputError: see `require_baselines`.
     """
     require_baselines(store, split)
-    file = data_dir / "nuisances.json"
-    nuisances = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    nuisances = _nuisances(data_dir)
 
     def read(name: str) -> list[baselines.BaselineCase]:
         return [

@@ -142,6 +142,11 @@ def _of_mean(member: Predictor) -> dict[str, object]:
 
 
 def _require_possible(member: Predictor, options: PredictionOptions) -> None:
+    if options.lesion_gate != "none" and not member.config.data.lesion_free:
+        raise InputError(
+            f"--lesion_gate={options.lesion_gate}: the network was trained with --lesion_free= and "
+            "knows no class without lesions: give none"
+        )
     learns = member.stage.learns
     lacking = [task for task in ("lesions", "classes") if task not in learns]
     if options.lesion_gate != "none" and lacking:

@@ -9,14 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from deepsc_jax.config import Modality
 from deepsc_jax.data import itk
 from deepsc_jax.data.content import companions, is_dicom
 from deepsc_jax.data.datasets import LARGEST_LIST
+from deepsc_jax.data.images import PICTURES
 from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
 from deepsc_jax.inference.identity import read_result
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import counted, shown
 
+_WANTED = {
+    "ct": f"no file of {', '.join(SUFFIXES)} and no folder of DICOM slices",
+    "xray": f"no X-ray, a file of {', '.join(PICTURES)} or DICOM,",
+}
 _NAMED = 3  # of what is left out, the first few
 
 
@@ -63,10 +69,11 @@ def of_paths(paths: Sequence[Path], lung_masks: Sequence[Path]) -> list[Request]
     return _without_collisions(requests, "--scan")
 
 
-def below(folder: Path, results: Path) -> Found:
+def below(folder: Path, results: Path, modality: Modality = "ct") -> Found:
     """Every scan below a folder, sorted, each named by its path relative to it.
 
-    Those are all files of `SUFFIXES` and all folders that hold DICOM files. Left out are the folder
+    Those are all files of `SUFFIXES` and all folders that hold DICOM files; of X-rays all files of
+    `PICTURES` and DICOM files, each. Left out are the folder
     of results, should it lie there, folders that hold an earlier result, what begins with a dot,
     and what is no regular file. Links are followed, but no folder is entered twice.
 
@@ -96,9 +103,13 @@ def below(folder: Path, results: Path) -> Found:
         left_out["hidden"] += [str(where / name) for name in sorted(hidden)]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         regular = _regular(Path(here), sorted(set(files) - set(hidden)), where, left_out)
-        scans, others = _sorted_out(Path(here), regular)
+        if modality == "xray":
+            scans = [name for name in regular if _is_xray(Path(here, name))]
+            others = [name for name in regular if name not in scans]
+        else:
+            scans, others = _sorted_out(Path(here), regular)
         paths = [Path(here, name) for name in scans]
-        if _are_dicom(Path(here), others):
+        if modality == "ct" and _are_dicom(Path(here), others):
             paths.append(Path(here))
         else:
             left_out["not scans by name"] += [str(where / name) for name in others]
@@ -108,8 +119,8 @@ def below(folder: Path, results: Path) -> Found:
     said = [_left_out(kind, names) for kind, names in left_out.items() if names]
     if not wanted:
         raise InputError(
-            f"--scans={folder}: no file of {', '.join(SUFFIXES)} and no folder of DICOM slices "
-            f"below it{''.join(f'; {line}' for line in said)}: check the path"
+            f"--scans={folder}: {_WANTED[modality]} below it"
+            f"{''.join(f'; {line}' for line in said)}: check the path"
         )
     wanted = _without_collisions(sorted(wanted, key=lambda request: request.name), "--scans")
     notes = [f"{folder}: {line}" for line in said] + _without_reader(wanted)
@@ -229,6 +240,13 @@ def _sorted_out(here: Path, names: Sequence[str]) -> tuple[list[str], list[str]]
             scans.append(name)
             belonging |= {other.name for other in others if other.parent == here}
     return scans, [name for name in names if name not in belonging and name not in scans]
+
+
+def _is_xray(path: Path) -> bool:
+    """Whether a file is a picture by its name, or DICOM by its name or content."""
+    if path.name.lower().endswith((*PICTURES, ".dcm")):
+        return True
+    return path.name != "DICOMDIR" and not is_scan(path.name) and is_dicom(path)
 
 
 def _left_out(kind: str, names: Sequence[str]) -> str:

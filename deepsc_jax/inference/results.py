@@ -22,20 +22,23 @@ from jaxtyping import Bool, Float
 
 from deepsc_jax import __version__
 from deepsc_jax.config import DataConfig
-from deepsc_jax.data import lungs, preprocess, scans, unmasked
+from deepsc_jax.data import lungs, preprocess, scans, unmasked, xrays
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.scans import Scan
+from deepsc_jax.evaluation.centres import on_grid, salient_centres
 from deepsc_jax.inference import identity
 from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.identity import Sources
 from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.requests import Request
+from deepsc_jax.report import xray_picture
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 from deepsc_jax.report.scan_page import PAGE, Findings, scan_page
 from deepsc_jax.report.viewer import installed
 from deepsc_jax.runtime import exit_codes
+from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import FAILING, folder_aside, put_back, write_json
 from deepsc_jax.runtime.types import JsonObject
 
@@ -194,6 +197,8 @@ def predict_scan(
         identity.require_replaceable, sources=sources, overwrite=overwrite, read=set()
     )
     ours(out)
+    if network.data.modality == "xray":
+        return _predict_xray(request, out, network, compute, sources, ours)
     scan = scans.load_scan(request.path, network.data.intensity, allow)
     lung, notes = None, list[str]()
     if request.lung_mask is not None:
@@ -227,10 +232,77 @@ def predict_scan(
                 picture=folder / "picture.png",
                 hu=network.data.intensity == "hu",
             )
-        result["files"] = identity.manifest(folder)
-        result = identity.signed(result)
-        write_json(result, folder / identity.RESULT)
+        return _finished(result, folder, network)
+
+
+def _predict_xray(
+    request: Request,
+    out: pathlib.Path,
+    network: Network,
+    compute: Compute,
+    sources: Sources,
+    ours: Callable[[pathlib.Path], set[str]],
+) -> JsonObject:
+    """The same of an X-ray."""
+    if request.lung_mask is not None:
+        raise InputError(
+            f"--lung_mask={request.lung_mask}: {request.path} is an X-ray for a network that needs "
+            "none: leave it out"
+        )
+    xray = xrays.load_xray(request.path)
+    sources.require_unchanged()
+    prepared = xrays.prepare(xray, network.data)
+    prediction = compute(prepared.volume)
+    evidence = {
+        name: preprocess.to_source(working, prepared.grid)[0]
+        for name, working in prediction.evidence.items()
+    }
+    with folder_aside(out, ours) as folder:
+        result = sources.facts() | _facts(network) | _classes(prediction, network)
+        classes = result.get("probabilities")
+        for name, heat in evidence.items():
+            xray_picture.save_overlay(folder / f"{name}.png", xray[0], heat)
+            result["salient_centres"] = np.round(salient_centres(on_grid(heat)), 4).tolist()
+        xray_picture.xray_picture(
+            folder / "picture.png",
+            xray[0],
+            next(iter(evidence.values()), None),
+            classes,
+            title=request.path.name,
+            trained_on=network.trained_on,
+        )
+        result["notes"] = list(prediction.notes)
+        return _finished(result, folder, network)
+
+
+def _finished(result: JsonObject, folder: pathlib.Path, network: Network) -> JsonObject:
+    """The result with what it was made from and the sums of its files, written beside them."""
+    made_from = {"network": network_digest(network)}
+    result = identity.signed(result | {"made_from": made_from, "files": identity.manifest(folder)})
+    write_json(result, folder / identity.RESULT)
     return result
+
+
+def _facts(network: Network) -> JsonObject:
+    """What every result says of the network."""
+    return {
+        "stage": network.stage,
+        "trained_on": network.trained_on,
+        "note": "research software, not for clinical use",
+        **network.options.facts(),
+        "networks": network.networks,
+    }
+
+
+def _classes(prediction: Prediction, network: Network) -> JsonObject:
+    """The most probable class, and the probability of each."""
+    if prediction.classes is None:
+        return {}
+    exact = dict(zip(network.data.classes, prediction.classes.tolist(), strict=True))
+    return {
+        "probabilities": {name: round(share, 4) for name, share in exact.items()},
+        "class": max(exact, key=lambda c: exact[c]),
+    }
 
 
 def finds_lungs(volumes: Collection[str]) -> bool:
@@ -262,14 +334,7 @@ def _write(
     and probabilities to 0.0001.
     """
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-    result: JsonObject = {
-        "stage": network.stage,
-        "trained_on": network.trained_on,
-        "lung_ml": round(float(lung.sum()) * voxel_ml, 2),
-        "note": "research software, not for clinical use",
-        **network.options.facts(),
-        "networks": network.networks,
-    }
+    result: JsonObject = _facts(network) | {"lung_ml": round(float(lung.sum()) * voxel_ml, 2)}
     probability = mask = shown = classes = None
     if prediction.lesion is not None:
         probability = preprocess.to_source(prediction.lesion, prepared.grid)
@@ -290,10 +355,7 @@ def _write(
     if prediction.classes is not None:
         exact: list[float] = prediction.classes.tolist()
         classes = dict(zip(network.data.classes, exact, strict=True))
-        result |= {
-            "probabilities": {name: round(share, 4) for name, share in classes.items()},
-            "class": max(classes, key=lambda c: classes[c]),
-        }
+        result |= _classes(prediction, network)
     if prediction.classes is not None or prediction.evidence:
         result["evidence_share_in_lung"] = []
     for name, working in prediction.evidence.items():

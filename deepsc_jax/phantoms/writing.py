@@ -1,5 +1,6 @@
-"""Phantoms as files, as a user's scans come: NIfTI, and a case list."""
+"""Phantoms as files, as a user's scans come: NIfTI, or PNG of X-rays, and a case list."""
 
+import dataclasses
 import functools
 import gzip
 import pathlib
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
+from deepsc_jax.config import CLASSES
 from deepsc_jax.data import datasets
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.lungs import lung_mask
 from deepsc_jax.phantoms import lesions as phantom
+from deepsc_jax.phantoms.radiograph import with_contrast
+from deepsc_jax.phantoms.radiographs import write_views
 from deepsc_jax.runtime.errors import AbortError, InputError
 from deepsc_jax.runtime.files import aside, own, require_own, write_json
 from deepsc_jax.runtime.pool import in_parallel
@@ -22,12 +26,21 @@ FOUND_STREAM = 16  # of random numbers: none that a phantom is made with
 
 
 def write_phantoms(
-    counts: Sequence[int], out: pathlib.Path, *, seed: int, size: int, workers: int = 2
+    counts: Sequence[int],
+    out: pathlib.Path,
+    *,
+    seed: int,
+    size: int,
+    workers: int = 2,
+    views: int = 0,
+    lesion_contrast: float = 1.0,
+    classes: Sequence[str] = CLASSES,
 ) -> list[Case]:
-    """Write phantoms as NIfTI files below `out`/scans, and their list, `out`/cases.csv.
+    """Write phantoms as files below `out`/scans, and their list, `out`/cases.csv.
 
-    Half of them have a lung mask as it is found in users' scans, the others the exact one. What
-    varies between them whatever their class is in `out`/nuisances.json. A phantom that is
+    NIfTI files of scans, or PNGs of X-rays. Half of the scans have a lung mask as it is found in
+    users' scans, the others, and X-rays, the exact one. What varies between phantoms whatever their
+    class is in `out`/nuisances.json. A phantom that is
     there already is left as it is.
 
     Args:
@@ -36,26 +49,44 @@ def write_phantoms(
       seed: other seeds give other phantoms; the splits of a seed and of any other are disjoint.
       size: side of the phantoms' slices, in voxels.
       workers: processes.
+      views: X-rays of each phantom; 0 for its scan.
+      lesion_contrast: how often lesions differ from lungs as they do (`radiograph.with_contrast`).
+      classes: of `CLASSES`, which take turns.
 
     Raises:
-      InputError: other files have the names that these would have, or nothing can be written.
+      InputError: other files have the names that these would have, nothing can be written, or there
+        are no phantoms of a class.
     """
+    foreign = [name for name in classes if name not in CLASSES]
+    if foreign:
+        raise InputError(
+            f"--classes={','.join(classes)}: there are no phantoms of {foreign[0]}: give some of "
+            f"{','.join(CLASSES)}"
+        )
     for name in ("cases.csv", "nuisances.json"):
         require_own(out / name)
     wanted = [(split, index) for split, n in zip(SPLITS, counts, strict=True) for index in range(n)]
-    job = functools.partial(_write_phantom, out=out, seed=seed, size=size)
+    job = functools.partial(
+        _write_phantom,
+        out=out,
+        seed=seed,
+        size=size,
+        views=views,
+        lesion_contrast=lesion_contrast,
+        classes=classes,
+    )
     cases, nuisances = [], {}
     try:
         (out / "scans").mkdir(parents=True, exist_ok=True)
         for result in in_parallel(job, wanted, workers, "phantoms"):
             if isinstance(result, InputError):
                 raise result
-            case, nuisances[result[0].name] = result
-            cases.append(case)
+            cases += result
+            nuisances |= {case.name: facts for case, facts in result.items()}
         with own(out / "nuisances.json") as partial:
             write_json(nuisances, partial)
         with own(out / "cases.csv") as partial:
-            datasets.write_cases(cases, partial)
+            datasets.write_cases(cases, partial, classes)
     except OSError as error:
         raise InputError(
             f"--out: {out} cannot be written to ({error.strerror}): make room or name another"
@@ -64,13 +95,33 @@ def write_phantoms(
 
 
 def _write_phantom(
-    wanted: tuple[str, int], out: pathlib.Path, seed: int, size: int
-) -> tuple[Case, dict[str, float]]:
-    split, index = wanted
+    wanted: tuple[str, int],
+    out: pathlib.Path,
+    seed: int,
+    size: int,
+    views: int,
+    lesion_contrast: float,
+    classes: Sequence[str],
+) -> dict[Case, dict[str, float]]:
+    """The cases of a phantom, written, each with its nuisances."""
+    split, number = wanted
+    turn, label = divmod(number, len(classes))
+    index = len(CLASSES) * turn + CLASSES.index(classes[label])  # a phantom's class is its index's
     seed = seed * len(SPLITS) + SPLITS.index(split)
-    made = phantom.make_phantom(seed, index, size)
+    made = dataclasses.replace(phantom.make_phantom(seed, index, size), label=label)
+    name = f"phantom-{split}-{number:04d}"
+    if views:
+        return write_views(
+            made,
+            name,
+            split,
+            out / "scans",
+            seed=(seed, index),
+            views=views,
+            lesion_contrast=lesion_contrast,
+        )
     lungs, found = given_lungs(made, seed, index)
-    name = f"phantom-{split}-{index:04d}"
+    hu = with_contrast(made.hu, made.lesion_mask, made.lung_mask, lesion_contrast)
     depth_mm, height_mm, width_mm = made.spacing_mm
     # Canonical order is LPS (left, posterior, superior), NIfTI's world is RAS.
     affine = np.diag([-width_mm, -height_mm, depth_mm, 1.0])
@@ -91,11 +142,11 @@ def _write_phantom(
         patient=name,
         split=split,
         label=made.label,
-        scan=save(made.hu.astype(np.int16), ""),
+        scan=save(np.rint(hu).astype(np.int16), ""),
         lesion_mask=save(made.lesion_mask.astype(np.uint8), "-lesion"),
         lung_mask=save(lungs.astype(np.uint8), "-lung"),
     )
-    return case, made.nuisances | {"lungs_found": float(found)}
+    return {case: made.nuisances | {"lungs_found": float(found)}}
 
 
 def given_lungs(made: phantom.Phantom, seed: int, index: int) -> tuple[np.ndarray, bool]:

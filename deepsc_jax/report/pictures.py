@@ -107,7 +107,7 @@ def scan_picture(
             annotation_clip=False,
         )
     coronal.set_title("coronal, slices marked", fontsize=12)
-    _draw_probabilities(figure.add_subplot(side[1]), class_probabilities)
+    draw_probabilities(figure.add_subplot(side[1]), class_probabilities)
 
     height = figure.get_figheight()
     title = shown(title)
@@ -279,7 +279,8 @@ def _draw_coronal(
     axes.invert_yaxis()
 
 
-def _draw_probabilities(axes: Axes, class_probabilities: Mapping[str, float] | None) -> None:
+def draw_probabilities(axes: Axes, class_probabilities: Mapping[str, float] | None) -> None:
+    """A bar for each class, with its probability."""
     if not class_probabilities:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "no diagnosis\n(segmentation only)", ha="center", fontsize=12)

@@ -2,9 +2,10 @@
 
 The model's module has `build(options, data, layout)`, whose network takes slices `(N, T, H, W, 1)`,
 one of an X-ray, and gives `logits (N, class)`; `losses(config, outputs, carried, label,
-class_weights)`, the terms per scan and what is carried after the step; and, where it has something
-to say, `notes(variables)` for results and `warnings(options, stage_options, step, carried)` for
-training. A stage whose options are an `SgdConfig` is trained by SGD, any other by Adam.
+class_weights)`, the terms per scan and what is carried after the step; and, where it has them,
+`evidence_layer(options)`, the map whose Grad-CAM a result holds, `notes(variables)` for results and
+`warnings(options, stage_options, step, carried)` for training. A stage whose options are an
+`SgdConfig` is trained by SGD, any other by Adam.
 """
 
 import functools
@@ -22,6 +23,7 @@ from deepsc_jax.geometry.sampling import slice_indices
 from deepsc_jax.models.layers.blocks import standardise
 from deepsc_jax.runtime import compiler
 from deepsc_jax.systems import sgd
+from deepsc_jax.systems.gradcam import grad_cam, shown
 from deepsc_jax.systems.system import (
     Batch,
     Facts,
@@ -86,29 +88,45 @@ class ImageClassification(System):
         of_model = getattr(self.model, "warnings", lambda *_: ())
         return of_model(self.config.model, self.config.stage(stage.name), step, carried)
 
+    @property
+    def _evidence_layer(self) -> str | None:
+        """The map whose Grad-CAM is the evidence, where the model names one."""
+        return getattr(self.model, "evidence_layer", lambda _: None)(self.config.model)
+
     def volumes(self, stage: Stage) -> tuple[str, ...]:
-        """None."""
+        """Evidence, where the model names a map for it."""
         del stage
-        return ()
+        return () if self._evidence_layer is None else ("evidence_1",)
 
     def predictor(
         self, stage: Stage, variables: Variables, *, whole_scans: bool = False
     ) -> Predict:
-        """The network on a scan's sampled slices."""
+        """The network on a scan's sampled slices, and its Grad-CAM for the most probable class.
+
+        That of an image, as which a network sees all slices, is the same in every slice.
+        """
         del whole_scans
+        layer = self._evidence_layer
         data = self.config.data
         options = compiler.options(jax.default_backend(), data.tile, self.layout.form)
 
         @functools.partial(jax.jit, compiler_options=options)
-        def program(variables: Variables, batch: Batch) -> Array:
-            return self.measures(stage, variables, batch)["probabilities"][0]
+        def program(variables: Variables, batch: Batch) -> tuple[Array, Array | None]:
+            probabilities = self.measures(stage, variables, batch)["probabilities"][0]
+            if layer is None:
+                return probabilities, None
+            return probabilities, grad_cam(self, stage, variables, batch, layer)
 
         notes = getattr(self.model, "notes", lambda _: ())(variables)
 
         def predict(volume: Float[np.ndarray, "depth height width"]) -> Prediction:
             slices = volume[slice_indices(len(volume), data.slices)]
-            probabilities = program(variables, {"slices": jnp.asarray(slices[None])})
-            return Prediction(classes=np.asarray(probabilities), notes=notes)
+            probabilities, heat = program(variables, {"slices": jnp.asarray(slices[None])})
+            evidence = {}
+            if heat is not None:
+                sides = volume.shape[-(heat.ndim - 1) :]
+                evidence["evidence_1"] = np.broadcast_to(shown(heat, sides)[0], volume.shape)
+            return Prediction(classes=np.asarray(probabilities), evidence=evidence, notes=notes)
 
         return predict
 

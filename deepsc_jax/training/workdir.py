@@ -34,7 +34,7 @@ class Record:
 
     Attributes:
       config: of the run.
-      trained_on: `phantoms`, `scans`, or `unknown data` where the weights came from elsewhere;
+      trained_on: `Store.contents`, or `unknown data` where the weights came from elsewhere;
         whatever it says of a scan, says so too.
       store: digest of the store it is trained on; empty where the weights came from elsewhere.
       thresholds: by stage, the lesion probability from which a voxel is lesion.
@@ -110,9 +110,8 @@ def begin(
             "are of: copy the whole folder of their run, or name another folder"
         )
     else:
-        trained_on = "phantoms" if store.phantoms else "scans"
         whole = tile_covers(config.data, store.cases("train"))
-        record = Record(config, trained_on, store.digest, {}, norms, whole)
+        record = Record(config, store.contents, store.digest, {}, norms, whole)
         if init_from is not None:
             record = _started(record, init_from.resolve())
     if writer:

@@ -1,4 +1,4 @@
-"""X-ray files, slices at even places, windows and boxes; real files, numbers by hand."""
+"""X-ray files, windows and boxes; real files, numbers by hand."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepsc_jax.data.images import Box, boxes, read_xray, resampled_slices, window
+from deepsc_jax.data.images import Box, boxes, read_xray, window
 from deepsc_jax.runtime.errors import InputError
 
 LEVELS = np.array([[100, 300], [500, 1100]], np.uint16)
@@ -49,6 +49,10 @@ def test_what_is_no_image_is_one_line(tmp_path: pathlib.Path):
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"b\.png: cannot be read"):
         read_xray(tmp_path / "b.png")
+    data = whole.index(b"IDAT")
+    (tmp_path / "d.png").write_bytes(whole[: data - 4] + bytes((0, 0, 0, 8)) + whole[data:])
+    with pytest.raises(InputError, match=r"d\.png: cannot be read \(broken PNG file"):
+        read_xray(tmp_path / "d.png")
     with pytest.raises(InputError, match=r"c\.png: every pixel is 7: expected an image"):
         read_xray(save(tmp_path / "c.png", np.full((3, 3), 7, np.uint8)))
 
@@ -64,15 +68,6 @@ def test_dicom_that_is_bright_where_it_is_thin_is_inverted(tmp_path: pathlib.Pat
     (tmp_path / "c.dcm").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"c\.dcm: cannot be read .*: give a DICOM file"):
         read_xray(tmp_path / "c.dcm")
-
-
-def test_slices_are_linear_between_centres():
-    volume = np.array([0.0, 10, 20, 30])[:, None, None]
-    np.testing.assert_allclose(resampled_slices(volume, 4), volume)
-    np.testing.assert_allclose(resampled_slices(volume, 2).ravel(), [5, 25])
-    np.testing.assert_allclose(resampled_slices(volume, 8).ravel()[:3], [0, 2.5, 7.5])
-    assert resampled_slices(volume, 8).ravel()[-1] == 30
-    np.testing.assert_allclose(resampled_slices(volume[:1], 3).ravel(), [0, 0, 0])
 
 
 def test_boxes_are_padded_and_stay_inside():

@@ -84,3 +84,22 @@ def test_a_lesion_comes_before_a_lung():
     classes = class_map(lungs(), lesion, MM)
     np.testing.assert_array_equal(classes == IDS["lesion"], lesion)
     assert [MIRRORED_IDS[i] for i in (0, 1, 2, 3)] == [0, 2, 1, 3]
+
+
+def test_depth_is_divided_into_so_many_slices_linear_between_their_centres() -> None:
+    """Numbers by hand: place i is (i + 1/2) D / slices - 1/2, its ends held."""
+    ramp = np.array([-1400.0, -1240, -1080, -920])[:, None, None] * np.ones((1, 4, 4))
+    for slices, expected in ((4, [0, 0.1, 0.2, 0.3]), (8, [0, 0.025, 0.075, 0.125])):
+        data = DataConfig(
+            mask="none",
+            working_slices=slices,
+            working_size=(4, 4),
+            tile=(1, 4, 4),
+            depth_bucket=1,
+        )
+        found = prepare(scan_of(ramp), None, data)
+        assert found.volume.shape == (slices, 4, 4)
+        np.testing.assert_allclose(found.volume[:4, 0, 0], expected, atol=1e-6)
+        assert found.spacing_mm[0] == 16 / slices
+    with pytest.raises(ValueError, match="working_slices is 8 and mask is lungs"):
+        DataConfig(working_slices=8)

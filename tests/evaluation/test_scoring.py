@@ -10,6 +10,7 @@ import pytest
 from deepsc_jax.config import Config
 from deepsc_jax.data import preparation
 from deepsc_jax.data.prediction import Prediction
+from deepsc_jax.data.records import Contents
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.curve import CURVE_THRESHOLDS
 from deepsc_jax.evaluation.scoring import evaluate
@@ -34,7 +35,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("data")
     cases = write_phantoms((0, 0, 3), folder, seed=0, size=48, workers=1)
     data = handful.CONFIG.data
-    assert preparation.prepare(cases, folder, data, workers=1, phantoms=True) == []
+    assert (
+        preparation.prepare(cases, folder, data, workers=1, contents=Contents(phantoms=True)) == []
+    )
     return Store(folder / "store", data)
 
 

@@ -13,6 +13,7 @@ import pytest
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data import augment, preparation
 from deepsc_jax.data.classes import IDS
+from deepsc_jax.data.records import Contents
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.inference import predictor
@@ -58,7 +59,10 @@ CONFIG = Config(
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     out = tmp_path_factory.mktemp("data")
     cases = write_phantoms((3, 2, 2), out, seed=0, size=48, workers=1)
-    assert preparation.prepare(cases, out, CONFIG.data, workers=1, phantoms=True) == []
+    assert (
+        preparation.prepare(cases, out, CONFIG.data, workers=1, contents=Contents(phantoms=True))
+        == []
+    )
     return Store(out / "store", CONFIG.data)
 
 

@@ -85,7 +85,7 @@ def test_a_voxels_class_is_that_of_the_nearest_as_scipy_has_it():
 
 
 @pytest.mark.parametrize("axis", ["depth", "height", "width"])
-def test_a_mirror_of_one_axis_is_exact_and_only_left_and_right_are_exchanged(axis: str):
+def test_a_mirror_of_one_axis_is_exact_and_only_left_and_right_are_exchanged(axis: Any):
     train = TrainConfig(
         mirror_axes=(axis,), flip_probability=1, intensity_scale=0, intensity_shift=0
     )

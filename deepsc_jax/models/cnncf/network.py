@@ -24,7 +24,7 @@ from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.types import PyTree
 
-__all__ = ["CNNCF", "TORCH_NAMES", "build", "losses", "notes", "warnings"]
+__all__ = ["CNNCF", "TORCH_NAMES", "build", "evidence_layer", "losses", "notes", "warnings"]
 
 Slices = Float[Array, "batch slices height width 1"]
 
@@ -182,6 +182,11 @@ def losses(
         "loss": of_stage2 + share * of_gate,
     }
     return terms, {**carried, gate.COLLECTION: state}
+
+
+def evidence_layer(options: Options) -> str:
+    """The map whose Grad-CAM a result holds: the last ones of stage II are of 64 pixels a side."""
+    return "stage1" if options.variant == "paper" else f"layer{len(options.published_widths)}"
 
 
 def rule(options: Options) -> gate.Rule:

@@ -12,9 +12,9 @@ from parity_norms import draw
 from reference import cnncf as reference
 from reference.cnncf.network import CNNCF
 
-from deepsc_jax.evaluation.gradcam import grad_cam
 from deepsc_jax.interop.torch import variables_to_torch
 from deepsc_jax.models.cnncf import gate, network
+from deepsc_jax.systems.gradcam import grad_cam
 
 
 def hooked(module: CNNCF, slices: torch.Tensor, classes: list[int]) -> torch.Tensor:

@@ -11,10 +11,10 @@ import smallest_cnncf
 from drawn import draw_params
 
 from deepsc_jax.config import Config, StageConfig
-from deepsc_jax.evaluation.gradcam import grad_cam, shown
 from deepsc_jax.models.comparators import resnet3d
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.systems.gradcam import grad_cam, shown
 from deepsc_jax.systems.image_classification import ImageClassification
 from deepsc_jax.systems.system import initial
 
