@@ -35,7 +35,8 @@ from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.requests import Request
 from deepsc_jax.report import xray_picture
 from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
-from deepsc_jax.report.scan_page import PAGE, Findings, scan_page
+from deepsc_jax.report.scan_page import PAGE, scan_page
+from deepsc_jax.report.scan_tables import Findings
 from deepsc_jax.report.viewer import installed
 from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError

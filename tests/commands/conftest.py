@@ -24,5 +24,7 @@ def source_case(phantoms, tmp_path) -> datasets.Case:
     """A case with files of its own, in `tmp_path`/scans."""
     case = datasets.read_cases(phantoms / "cases.csv")[0]
     (tmp_path / "scans").mkdir()
-    copies = (shutil.copy(path, tmp_path / "scans") for path in case.files())
-    return datasets.Case("own", "p", "train", 0, *map(pathlib.Path, copies))
+    scan, lesion, lung = (
+        pathlib.Path(shutil.copy(path, tmp_path / "scans")) for path in case.files()
+    )
+    return datasets.Case("own", "p", "train", 0, scan, lesion, lung)

@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from deepsc_jax.report.scan_page import Findings
+from deepsc_jax.report.scan_tables import Findings
 from deepsc_jax.report.viewer import Viewer
 
 VIEWER = Viewer("globalThis.Niivue = class {};\n", "Licence <of> the viewer", "a viewer 1.0")

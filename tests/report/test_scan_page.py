@@ -14,7 +14,8 @@ from pages import HOSTILE, RESULT, SHAPE, SPACING, VIEWER, Parsed, chest, volume
 
 from deepsc_jax.report import scan_page as scan_pages
 from deepsc_jax.report import volumes
-from deepsc_jax.report.scan_page import Findings, scan_page
+from deepsc_jax.report.scan_page import scan_page
+from deepsc_jax.report.scan_tables import Findings
 from deepsc_jax.report.viewer_blocks import script_block
 from deepsc_jax.runtime.types import JsonObject
 
