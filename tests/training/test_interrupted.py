@@ -82,7 +82,7 @@ class Trainings:
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What the run logged, but for how long it took."""
         text = (self.folder / name / "metrics.jsonl").read_text()
-        timed = ("seconds_per_step", "scans_per_second")
+        timed = ("seconds_per_step", "scans_per_second", "loader_share")
         lines = [json.loads(line) for line in text.splitlines()]
         return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
