@@ -193,6 +193,11 @@ class TrainConfig:
     )
     evaluate_every: int = option(500, "assumed: steps between two evaluations on validation")
     checkpoint_every: int = option(500, "assumed: steps between two checkpoints")
+    keep: Literal["best", "last"] = option(
+        "best",
+        "assumed: which checkpoint of a stage predicts, and starts the next stage: the best on "
+        "validation, or the last",
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -39,7 +39,7 @@ class Predictor:
 
     Attributes:
       config: the configuration it was trained with, but for its devices.
-      stage: the stage whose best checkpoint it is.
+      stage: the stage whose checkpoint it is.
       variables: the network's.
       threshold: lesion probability from which a voxel is lesion, chosen on validation; 0.5 without.
       trained_on: `phantoms`, `scans`, or `unknown data`.
@@ -93,7 +93,7 @@ class Predictor:
 def load(
     workdir: pathlib.Path, stage: str | None = None, form: Literal["auto", "direct"] = "auto"
 ) -> Predictor:
-    """The best checkpoint of a training run.
+    """The best checkpoint of a training run, or the last, as its `--keep` was.
 
     Args:
       workdir: the run's `--workdir`.
@@ -109,7 +109,7 @@ def load(
     system = build(dataclasses.replace(record.config, platform=platform))
     chosen = chosen_stage(system, workdir, stage)
     like = abstract_state(system, chosen)
-    variables, validated = load_variables(workdir / chosen.name, like)
+    variables, validated = load_variables(workdir / chosen.name, like, record.config.train.keep)
     threshold = record.thresholds.get(chosen.name) or validated.get("threshold") or 0.5
     return Predictor(
         system,

@@ -10,6 +10,7 @@ In a run's folder:
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
@@ -186,11 +187,12 @@ def _best_of(steps: Sequence[int], records: Mapping[int, JsonObject]) -> int | N
     return max(scored)[1] if scored else None
 
 
-def newest_and_best(directory: pathlib.Path) -> tuple[int, int]:
-    """The newest and the best step of a stage's folder, as its files say; 0 where there is none."""
+def newest_and_chosen(directory: pathlib.Path, keep: Literal["best", "last"]) -> tuple[int, int]:
+    """The newest step of a stage's folder and the one to use, as its files say; 0 without any."""
     steps = _steps(directory)
     newest = max(steps, default=0)
-    return newest, _best_of(steps, _records(directory)) or newest
+    best = _best_of(steps, _records(directory)) if keep == "best" else None
+    return newest, best or newest
 
 
 def _abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -203,14 +205,14 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
 
 
 def load_variables(
-    directory: pathlib.Path, like: State, step: int | None = None
+    directory: pathlib.Path, like: State, keep: Literal["best", "last"] | int
 ) -> tuple[Variables, JsonObject]:
     """Variables and validation record (with its `step`) of a stage's checkpoint.
 
     Args:
       directory: a stage's folder of checkpoints.
       like: the state's shapes, types and shardings.
-      step: of the checkpoint; by default the best one's.
+      keep: which checkpoint, as `TrainConfig.keep`; or the step of one.
 
     Raises:
       InputError: there is no checkpoint, or its files are not as they were written.
@@ -218,7 +220,8 @@ def load_variables(
     if not has_checkpoint(directory):
         raise InputError(f"{directory}: no checkpoint found: train that stage first")
     checkpoints = Checkpoints(directory)
-    step = checkpoints.best_step() if step is None else step
+    chosen = {"best": checkpoints.best_step, "last": checkpoints.latest_step}
+    step = keep if isinstance(keep, int) else chosen[keep]()
     assert step is not None
     damage = checksums.damage(directory / str(step))
     if damage is not None:

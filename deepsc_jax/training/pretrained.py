@@ -9,7 +9,7 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.building import described
 from deepsc_jax.systems.system import Stage, System
 from deepsc_jax.training import checksums
-from deepsc_jax.training.checkpoint import newest_and_best
+from deepsc_jax.training.checkpoint import newest_and_chosen
 
 # Of preprocessing: how far scans are padded, and which doubts about them were noted.
 _SEEN_BY_NO_NETWORK = {"depth_bucket", "depth_buckets", "allow"}
@@ -39,7 +39,7 @@ class Taken:
 def take(
     run: pathlib.Path, theirs: Config, ours: Config, their_store: str, our_store: str
 ) -> dict[str, Taken]:
-    """The best checkpoint of each stage that another starts from, of the run in folder `run`.
+    """The checkpoint to use of each stage that another starts from, of the run in folder `run`.
 
     Whatever the losses, the optimizer and the number of steps were: the network must be the same.
 
@@ -77,25 +77,26 @@ def take(
             f"--init_from={run}: its network was trained with other settings ({'; '.join(other)}): "
             "give the same flags, or name another run"
         )
-    return {name: _best(run, name, theirs.stage(name).steps, their_store) for name in names}
+    return {name: _chosen(run, name, theirs, their_store) for name in names}
 
 
 def _is_pretraining(stage: Stage, system: System) -> bool:
     return any(stage.name in other.after for other in system.stages)
 
 
-def _best(run: pathlib.Path, name: str, steps: int, store: str) -> Taken:
-    newest, best = newest_and_best(run / name)
+def _chosen(run: pathlib.Path, name: str, theirs: Config, store: str) -> Taken:
+    steps = theirs.stage(name).steps
+    newest, chosen = newest_and_chosen(run / name, theirs.train.keep)
     if newest != steps:
         raise InputError(
             f"--init_from={run}: its stage {name} was trained for {newest} of {steps} steps: train "
             f"it to its end (--stage={name} --workdir={run}), or name another run"
         )
-    folder = run / name / str(best)
+    folder = run / name / str(chosen)
     damage = checksums.damage(folder)
     if damage is not None:
         raise InputError(f"--init_from={run}: {folder}: {damage}: copy it again")
-    return Taken(str(run), best, checksums.digest(folder), store)
+    return Taken(str(run), chosen, checksums.digest(folder), store)
 
 
 def require_unchanged(taken: Taken, name: str) -> pathlib.Path:

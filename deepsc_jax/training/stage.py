@@ -118,7 +118,7 @@ def _validation(run: Run, stage: Stage) -> Callable[[states.State], Validation |
 
 
 def _trained(run: Run, name: str, fresh: Variables) -> Variables:
-    """The best checkpoint of a stage that must be complete."""
+    """The checkpoint to use of a stage that must be complete."""
     stage, folder, step = run.system.stage(name), run.workdir / name, 0
     if has_checkpoint(folder):
         with contextlib.closing(Checkpoints(folder)) as checkpoints:
@@ -129,7 +129,8 @@ def _trained(run: Run, name: str, fresh: Variables) -> Variables:
             f"it: run --stage={name} first, or --stage=all"
         )
     like = states.create(run.system, stage, fresh)
-    return load_variables(folder, jax.device_put(like, device_mesh.replicated(run.mesh)))[0]
+    like = jax.device_put(like, device_mesh.replicated(run.mesh))
+    return load_variables(folder, like, run.system.config.train.keep)[0]
 
 
 def _of_another(run: Run, name: str) -> Variables:

@@ -237,14 +237,20 @@ def test_what_was_half_saved_is_removed(tmp_path: pathlib.Path) -> None:
 
 def test_a_damaged_best_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
     save(tmp_path, {2: 0.9, 4: 0.1})
-    variables, record = checkpoint.load_variables(tmp_path, state(0))
+    variables, record = checkpoint.load_variables(tmp_path, state(0), "best")
     assert variables.keys() == {"params", "counters"}
     np.testing.assert_array_equal(variables["params"]["w"], np.arange(3000.0) + 2)
     assert variables["counters"]["seen"] == 4
     assert record == {"score": 0.9, "step": 2}
+    for keep in ("last", 4):
+        variables, record = checkpoint.load_variables(tmp_path, state(0), keep)
+        np.testing.assert_array_equal(variables["params"]["w"], np.arange(3000.0) + 4)
+        assert record == {"score": 0.1, "step": 4}
+    assert checkpoint.newest_and_chosen(tmp_path, "best") == (4, 2)
+    assert checkpoint.newest_and_chosen(tmp_path, "last") == (4, 4)
     flip(tmp_path / "2")
     with pytest.raises(InputError, match=r"/2: state/.* is not as it was written, and it is the"):
-        checkpoint.load_variables(tmp_path, state(0))
+        checkpoint.load_variables(tmp_path, state(0), "best")
 
 
 def test_names_that_are_no_steps_are_left_alone(tmp_path: pathlib.Path) -> None:
