@@ -60,7 +60,7 @@ def test_gains_are_taken_seed_by_seed():
 
 def test_a_finished_run_is_read(tmp_path: pathlib.Path):
     class FakeStore:
-        digest, phantoms, path = "a1", True, "data/store"
+        digest, contents, path = "a1", "phantoms", "data/store"
 
         def cases(self, split: str) -> list[Any]:
             assert split == "train"

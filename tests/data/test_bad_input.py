@@ -98,7 +98,7 @@ SCANS = {
     "no such file": (lambda folder: folder / "none.nii", "no such file"),
     "empty file": (blob("case.nii", b""), "an empty file, expected an image"),
     "FIFO": (fifo, "a FIFO, expected a regular file"),
-    "another kind by its name": (blob("case.png", b"\x89PNG"), "not a scan by its name, expected"),
+    "another kind by its name": (blob("case.txt", b"\x89PNG"), "not a scan by its name, expected"),
     "text": (blob("case.nii", b"no image\n" * 99), "not a NIfTI file by its content"),
     "not packed": (blob("case.nii.gz", b"no image\n" * 99), "its content is not gzip-compressed"),
     "packed": (blob("case.nii", gzip.compress(b"x" * 999)), "its content is gzip-compressed"),
