@@ -43,7 +43,7 @@ def test_a_page_is_one_of_the_results_files_and_stays_where_it_was_changed(
     refused = predict(tmp_path, overwrite=True)
     assert refused.error is not None
     assert "report.html: has changed since it was written" in refused.error
-    assert page.read_text() == "a user's own"
+    assert page.read_text("utf-8") == "a user's own"
 
 
 def test_without_the_viewer_a_result_has_its_picture_and_a_line_says_how_to_get_a_page(
@@ -67,7 +67,7 @@ def test_without_the_viewer_a_result_has_its_picture_and_a_line_says_how_to_get_
 def test_a_scan_named_as_a_script_does_nothing(viewer: None, tmp_path: pathlib.Path) -> None:
     made = predict(tmp_path, "<script>alert(1)<script>")
     assert made.result is not None, made.error
-    page = (tmp_path / "out" / made.request.name / "report.html").read_text()
+    page = (tmp_path / "out" / made.request.name / "report.html").read_text("utf-8")
     assert "<script>alert" not in page
     assert "<h1>&lt;script&gt;alert(1)&lt;script&gt;</h1>" in page
 
@@ -83,5 +83,5 @@ def test_pages_are_found_by_the_scan_and_not_by_a_name(
     assert found == {"one": "../out/a%20b/report.html"}
     (tmp_path / "out" / "a b" / "report.html").unlink()
     assert addresses(tmp_path / "out", scans, tmp_path / "evaluation") == {}
-    result = json.loads((tmp_path / "out" / "c" / "result.json").read_text())
+    result = json.loads((tmp_path / "out" / "c" / "result.json").read_text("utf-8"))
     assert result["scan"].endswith("c.nii")

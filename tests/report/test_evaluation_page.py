@@ -97,4 +97,4 @@ def test_a_page_that_was_changed_is_not_overwritten(tmp_path: pathlib.Path) -> N
     path.write_text("mine")
     with pytest.raises(InputError, match="not overwritten"):
         evaluation_page(path, metrics(ROWS), ROWS, {}, title="Test")
-    assert path.read_text() == "mine"
+    assert path.read_text("utf-8") == "mine"

@@ -191,7 +191,7 @@ def test_curves_of_all_stages_with_a_last_line_cut_short(tmp_path):
         for step in range(1, 90)
     ]
     write_lines(log, [*lines, {"stage": "joint", "step": 90, "validation_dsc": 0.5}])
-    log.write_text(log.read_text() + '{"stage": "joint", "st')
+    log.write_text(log.read_text("utf-8") + '{"stage": "joint", "st')
     loss_curves(tmp_path / "curves.png", log)
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[1] > 1000
 

@@ -44,7 +44,7 @@ def test_a_line_hands_the_viewers_class_to_the_page(wheel: pathlib.Path) -> None
 def test_a_wheel_that_cannot_be_driven_counts_as_none(wheel: pathlib.Path, change: str) -> None:
     if change == "version":
         metadata = wheel / "METADATA"
-        metadata.write_text(metadata.read_text().replace("2.4.7", "2.40.0"))
+        metadata.write_text(metadata.read_text("utf-8").replace("2.4.7", "2.40.0"))
     elif change == "script":
         (wheel.parent / "ipyniivue" / "static" / "widget.js").write_text("export{w as default};")
     else:
