@@ -173,7 +173,8 @@ def z_scores(batch: dict[str, Tensor]) -> Tensor:
     """All tiles in a row, `(N, 1, d, h, w)`; what lies beyond a scan is its minimum."""
     rows = []
     for tiles, (least, mean, deviation) in zip(batch["tiles"], batch["intensity"], strict=True):
-        rows.append((tiles.clamp(min=least) - mean) / (deviation + 1e-6))
+        tiles = torch.where(tiles == 0, least, tiles)  # 0 is beyond the scan
+        rows.append((tiles - mean) / (deviation + 1e-6))
     return torch.cat(rows)[:, None]
 
 
