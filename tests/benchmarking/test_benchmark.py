@@ -45,6 +45,7 @@ def beside_torch(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     return json.loads(file.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_a_train_step_beside_torch(beside_torch: tuple[dict, str]):
     document, text = beside_torch
     rows = document["rows"]
@@ -67,6 +68,7 @@ def test_a_train_step_beside_torch(beside_torch: tuple[dict, str]):
     assert rows[2]["peer_s"] == min(row["peer_s"] for row in rows[:2])
 
 
+@pytest.mark.slow
 def test_the_environment_is_recorded(beside_torch: tuple[dict, str]):
     found = beside_torch[0]["environment"]
     assert found["flags"]["tile"] == [8, 16, 16]
@@ -81,6 +83,7 @@ def test_the_environment_is_recorded(beside_torch: tuple[dict, str]):
     assert found["cores"] >= 1
 
 
+@pytest.mark.slow
 def test_the_flops_of_a_step_are_those_of_its_products(beside_torch: tuple[dict, str]):
     row = beside_torch[0]["rows"][0]
     # One convolution by hand, of the many: 3x3x3 kernels, 4 to 4 channels, on 2 tiles of 8x16x16,

@@ -151,6 +151,7 @@ def segmentation(drawn):
     return drawn(NETWORK, batch, "segmentation")["params"], batch
 
 
+@pytest.mark.slow
 def test_the_segmentation_stages_gradient_does_not_depend_on_the_devices(segmentation):
     params, batch = segmentation
 

@@ -43,7 +43,10 @@ def published() -> tuple[ImageClassification, Any]:
     return smallest_cnncf.system(config), batch_of(config.data, 1)
 
 
-@pytest.mark.parametrize("made", [resnet, published], ids=["3d", "2d"])
+@pytest.mark.parametrize(
+    "made",
+    [pytest.param(resnet, id="3d", marks=pytest.mark.slow), pytest.param(published, id="2d")],
+)
 def test_before_a_mean_and_a_linear_layer_it_is_the_class_activation_map(made: Any):
     """Over the number of voxels: w_k is then the layer's weight over that number."""
     system, batch = made()

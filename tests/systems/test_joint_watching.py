@@ -63,7 +63,13 @@ def outputs() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("stage", SYSTEM.stages, ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, id=stage.name, marks=pytest.mark.slow if stage.after else ())
+        for stage in SYSTEM.stages
+    ],
+)
 def test_what_the_terms_add_to_the_loss_is_the_loss(stage: Any) -> None:
     terms = losses.scan_losses(MODEL, DATA, stage.name, outputs(), batch(), jnp.ones(3))
     weighted = SYSTEM.weighted(stage, terms)

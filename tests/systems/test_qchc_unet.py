@@ -111,6 +111,7 @@ def test_a_mirrored_scans_left_lung_is_its_right_one() -> None:
         "tiles": jnp.zeros(classes.shape, jnp.uint16),
         "classes": jnp.asarray(classes),
         "augmentation": jnp.asarray(np.stack(vectors)),
+        "intensity": jnp.asarray([[0.1, 0.5, 0.2]] * 2),
     }
     seen = decode(batch, stage.reads, CONFIG.data, CONFIG.train)["classes"]
     assert seen.ravel().tolist() == [0, 1, 2, 3, 3, 1, 2, 0]

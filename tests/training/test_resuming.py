@@ -110,6 +110,7 @@ def test_a_stage_from_which_another_has_started_is_not_changed(tmp_path: pathlib
     assert settle(tmp_path, CONFIG, longer(), longer=True, say=True) == {"joint"}
 
 
+@pytest.mark.slow
 def test_a_finished_run_with_more_steps_ends_as_one_that_had_them_all_along(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -136,7 +137,7 @@ def test_a_finished_run_with_more_steps_ends_as_one_that_had_them_all_along(
 
 def test_a_threshold_of_a_stage_with_more_steps_is_chosen_anew(tmp_path: pathlib.Path) -> None:
     class NoScans:
-        digest, phantoms, path = "a1", True, "data/store"
+        digest, contents, path = "a1", "phantoms", "data/store"
 
         def cases(self, split: str) -> list[Any]:
             assert split == "train"

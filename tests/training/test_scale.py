@@ -127,7 +127,9 @@ LEVERS = {
 LAYOUTS = [
     pytest.param({"data_devices": 2, "space": 2, "shard_optimizer": True}, id="2x2-zero"),
     pytest.param({"data_devices": 4}, id="4x1", marks=slow),
-    pytest.param({"data_devices": 1, "space": 4, "conv_form": "banded"}, id="1x4-banded"),
+    pytest.param(
+        {"data_devices": 1, "space": 4, "conv_form": "banded"}, id="1x4-banded", marks=slow
+    ),
     pytest.param({"data_devices": 1, **LEVERS}, id="1x1-levers", marks=slow),
     pytest.param({"data_devices": 2, "space": 4, **LEVERS}, id="2x4-levers", marks=slow),
 ]

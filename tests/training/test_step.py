@@ -71,7 +71,13 @@ def test_what_is_not_finite_is_not_saved(
     assert not checkpoint.has_checkpoint(tmp_path / "classification")
 
 
-@pytest.mark.parametrize("stage", SYSTEM.stages, ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, id=stage.name, marks=() if stage.after else pytest.mark.slow)
+        for stage in SYSTEM.stages
+    ],
+)
 def test_only_the_first_step_of_each_shape_compiles(store: Store, stage: Stage) -> None:
     mesh = device_mesh.make_mesh(CONFIG.platform)
     step: Any = make_train_step(SYSTEM, stage, mesh, NO_FACTS)

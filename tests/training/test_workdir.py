@@ -21,7 +21,7 @@ CONFIG = Config(Options())
 @dataclasses.dataclass
 class FakeStore:
     digest: str = "a1"
-    phantoms: bool = True
+    contents: str = "phantoms"
     path: str = "data/store"
     depths: tuple[int, ...] = (70, 40)
 

@@ -50,6 +50,7 @@ def part(state: Any, names: tuple[str, ...]) -> list[np.ndarray]:
     ]
 
 
+@pytest.mark.slow
 def test_stage_2_waits_until_the_gate_opens():
     """But for decay; its statistics keep their bits. Stage I trains from the first step on."""
     training = dataclasses.replace(smallest_cnncf.OPTIONS.classification, weight_decay=0.0)
