@@ -60,15 +60,7 @@ def drawn() -> Callable[..., Any]:
 # The files that take longest, which begin first: no process is left with one of them at the end.
 LONGEST = (
     *("step", "loop", "scale", "interrupted", "comparators", "network", "plan", "watch", "train"),
-    *(
-        "resuming",
-        "pretrained",
-        "predict",
-        "predictor",
-        "qchc_unet",
-        "parity_qchc_unet",
-        "benchmark",
-    ),
+    *("resuming", "pretrained", "predict", "predictor", "qchc_unet", "parity_qchc_unet"),
 )
 
 

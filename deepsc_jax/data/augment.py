@@ -94,6 +94,12 @@ def moves_lungs(train: TrainConfig) -> bool:
     return moves(train) or train.lung_rim_mm > 0
 
 
+def recolours(train: TrainConfig) -> bool:
+    """Whether z-scores change, of scans that are not masked."""
+    ranges = (train.brightness, train.contrast, train.gamma)
+    return any(between != NONE for between in ranges) or train.noise > 0
+
+
 def textures(train: TrainConfig) -> bool:
     """Whether intensities change, but for a scale and a shift."""
     smoothed = any((train.noise, train.blur_mm, train.coarse_mm, train.lung_rim_mm))

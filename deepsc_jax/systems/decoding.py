@@ -50,11 +50,9 @@ def decode(
             batch["slices"] = sampled(volume, batch["depth"], data.slices)
     for name in ("tiles", "slices"):
         if name in batch and batch[name].dtype == jnp.uint16:
-            values = _intensities(unit(batch[name]), columns)
-            if columns and data.mask == "none":
-                of_scan = functools.partial(recoloured, train=train)
-                values = jax.vmap(of_scan)(values, columns, batch["intensity"])
-            batch[name] = values
+            batch[name] = _intensities(unit(batch[name]), columns)
+            if columns and data.mask == "none" and augment.recolours(train):
+                batch[name] = _recoloured(name, batch, columns, train)
     if "lesions" in batch and batch["lesions"].dtype == jnp.uint8:
         batch["lesions"] = batch["lesions"].astype(jnp.float32)
     if "classes" in batch and batch["classes"].dtype == jnp.uint8:
@@ -121,6 +119,15 @@ def _changed(
         if mask:
             batch[mask] = masks.reshape(whole)
     return batch
+
+
+def _recoloured(name: str, batch: Batch, columns: Columns, train: TrainConfig) -> Array:
+    """Each scan's tiles, or its slices as one tile; beyond the scan these stay 0."""
+    values, of_scan = batch[name], functools.partial(recoloured, train=train)
+    if name == "tiles":
+        return jax.vmap(of_scan)(values, columns, batch["intensity"])
+    stacks = jax.vmap(of_scan)(values[:, None], columns, batch["intensity"])
+    return jnp.where(values > 0, stacks[:, 0], 0)
 
 
 def _textures(train: TrainConfig, data: DataConfig) -> bool:

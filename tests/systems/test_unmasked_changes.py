@@ -187,3 +187,26 @@ def test_each_happens_with_its_probability_and_factors_lie_as_often_below_1_as_a
 def test_a_range_holds_1(name: str, value: tuple[float, float]):
     with pytest.raises(ValueError, match=f"{name} is"):
         dataclasses.replace(PAPERS, **{name: value})
+
+
+def test_slices_change_as_one_stack_and_stay_0_beyond_the_scan():
+    levels, _ = scan()
+    intensity = np.array([[0.1, 0.5, 0.2]], np.float32)
+    change = Augmentation(contrast=0.6, brightness=1.3)
+    batch = {
+        "slices": levels[None],
+        "intensity": intensity,
+        "depth": np.array([DEPTH], np.int32),
+        "augmentation": change.vector()[None],
+    }
+    reads = Reads(slices=True)
+    train = dataclasses.replace(
+        TrainConfig(), brightness=(0.5, 2), contrast=(0.3, 3), intensity_scale=0
+    )
+    found = np.asarray(decoding.decode(batch, reads, DATA, train)["slices"][0])
+    values = jnp.asarray(levels, jnp.float32) / 65535
+    stack = changes.recoloured(values[None], columns_of(change), jnp.asarray(intensity[0]), train)
+    np.testing.assert_allclose(found[:DEPTH], stack[0, :DEPTH], atol=1e-5)
+    assert (found[DEPTH:] == 0).all()
+    untouched = decoding.decode(batch, reads, DATA, TrainConfig())["slices"][0]
+    np.testing.assert_allclose(untouched, values, atol=1e-6)
