@@ -25,7 +25,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain parity mutations benchmark docs picture test test-slow test-scale lint types
+.PHONY: help venv demo gain learns parity mutations benchmark docs picture test test-slow test-scale lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -61,6 +61,9 @@ demo: $(INSTALLED) ## train, evaluate and predict on phantoms; MODEL=name; SCAN=
 
 gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after make demo; an hour or more)
 	$(PY) -m deepsc_jax.gain --flagfile=configs/phantom.flags --data_dir="$${OUT:-runs/demo}/data" --out=runs/gain
+
+learns: $(INSTALLED) ## what matters in how DeepSC-COVID learns, an arm each, kept in runs/learns (hours)
+	$(PY) -m deepsc_jax.models.deepsc.arms $${OUT:+--out="$$OUT"}
 
 parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a table and runs/parity.json
 	@mkdir -p runs
