@@ -85,7 +85,9 @@ def test_it_trains_and_what_it_carries_moves(name: str, runs: dict[str, pathlib.
         assert _leaves(variables[collection]) != _leaves(fresh[collection])
 
 
-@NAMES
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "unet3d" else pytest.mark.slow) for n in OPTIONS]
+)
 def test_a_resumed_run_has_the_same_bits(
     name: str, runs: dict[str, pathlib.Path], store: Store, tmp_path: pathlib.Path
 ) -> None:

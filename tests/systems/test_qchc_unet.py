@@ -126,6 +126,7 @@ def test_it_trains_and_its_rate_falls_on_the_plateau(run: pathlib.Path) -> None:
     np.testing.assert_allclose(_rates(run), [1e-2, 1e-2, 1e-3, 1e-3], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_before_the_plateau_has_the_same_bits(
     run: pathlib.Path, store: Store, tmp_path: pathlib.Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_signal_at_any_moment_ends_training_as_documented_and_loses_nothing(
     trainings.assert_as_never_stopped("stopped")
 
 
+@pytest.mark.slow
 def test_what_was_saved_before_a_validation_outlasts_a_kill_after_it(trainings: Trainings) -> None:
     """Steps 2, 4 and 5 are saved, 5 is validated: a kill from then on leaves 5."""
     for name, moment, passes in (("record", "record", 0), ("next-save", "save", 3)):

@@ -173,6 +173,7 @@ def test_a_trained_network_is_written_as_this_device_likes_it(
     assert inference.load(tmp_path, form="direct")._system.layout.form == "direct"
 
 
+@pytest.mark.slow
 def test_without_a_validation_split_the_last_checkpoint_counts(
     folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
