@@ -106,7 +106,7 @@ def test_flops_are_those_that_torch_counts_less_products_with_padding():
     }
     reference = importlib.import_module("reference.deepsc")
     steps = reference.train(
-        reference.network(config), "joint", itertools.repeat(batch), torch.ones(3)
+        reference.network(config), config, "joint", itertools.repeat(batch), torch.ones(3)
     )
     with counter:
         next(steps)
