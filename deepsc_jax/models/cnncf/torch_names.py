@@ -4,19 +4,8 @@ Those of CNNCF's published variant, and of its teachers, are MONAI's.
 """
 
 from deepsc_jax.models.cnncf.gate import COLLECTION as GATE
-from deepsc_jax.models.layers.batch_norm import BATCH_STATS
+from deepsc_jax.models.layers.batch_norm import norm_names
 from deepsc_jax.models.torch_names import CONV2D, LINEAR, POINT2D, Rule
-
-
-def norm_names(ours: str, theirs: str) -> tuple[Rule, ...]:
-    """Of a batch norm."""
-    return (
-        Rule(f"{ours}/scale", f"{theirs}.weight"),
-        Rule(f"{ours}/bias", f"{theirs}.bias"),
-        Rule(f"{ours}/mean", f"{theirs}.running_mean", collection=BATCH_STATS),
-        Rule(f"{ours}/var", f"{theirs}.running_var", collection=BATCH_STATS),
-    )
-
 
 BLOCK_NAMES = (
     Rule("stage{n}_{i}/conv_upper/kernel", "stage{n}.{i}.upper.conv.weight", CONV2D),

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, StageConfig, option
-from deepsc_jax.models.layers.batch_norm import BATCH_STATS, BatchNorm
+from deepsc_jax.models.layers.batch_norm import BatchNorm, norm_names
 from deepsc_jax.models.layers.blocks import EXACT, Conv, first_max_pool, recomputed
 from deepsc_jax.models.layers.layout import Layout, Volume
 from deepsc_jax.models.torch_names import CONV, LINEAR, Rule
@@ -165,23 +165,14 @@ def losses(
     return {"cross_entropy": weighted, "loss": weighted}, carried
 
 
-def _norm_names(ours: str, theirs: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{ours}/scale", f"{theirs}.weight"),
-        Rule(f"{ours}/bias", f"{theirs}.bias"),
-        Rule(f"{ours}/mean", f"{theirs}.running_mean", collection=BATCH_STATS),
-        Rule(f"{ours}/var", f"{theirs}.running_var", collection=BATCH_STATS),
-    )
-
-
 TORCH_NAMES = (
     Rule("conv1/kernel", "conv1.weight", CONV),
-    *_norm_names("bn1", "bn1"),
+    *norm_names("bn1", "bn1"),
     Rule("layer{n}_{i}/conv{k}/kernel", "layer{n}.{i}.conv{k}.weight", CONV),
-    *_norm_names("layer{n}_{i}/bn{k}", "layer{n}.{i}.bn{k}"),
+    *norm_names("layer{n}_{i}/bn{k}", "layer{n}.{i}.bn{k}"),
     Rule("layer{n}_{i}/downsample/kernel", "layer{n}.{i}.downsample.0.weight", CONV),
     Rule("layer{n}_{i}/downsample_bias", "layer{n}.{i}.downsample.0.bias"),
-    *_norm_names("layer{n}_{i}/downsample_norm", "layer{n}.{i}.downsample.1"),
+    *norm_names("layer{n}_{i}/downsample_norm", "layer{n}.{i}.downsample.1"),
     Rule("fc/kernel", "fc.weight", LINEAR),
     Rule("fc/bias", "fc.bias"),
 )

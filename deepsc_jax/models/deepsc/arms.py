@@ -135,10 +135,7 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
     }
     file = out / f"{name}-{seed}.json"
     if file.exists():
-        kept = json.loads(file.read_text("utf-8"))
-        if kept["settings"] != settings:
-            raise InputError(f"{file}: made with other settings: name another --out, or remove it")
-        return kept
+        return _kept(file, settings)
     data, begun = store(arm, out), time.monotonic()
     workdir = out / "runs" / f"{name}-{seed}"
     given = [*settings["data"], *settings["train"]]
@@ -155,15 +152,27 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
     return kept
 
 
+def _kept(file: pathlib.Path, settings: JsonObject) -> JsonObject:
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+        same = kept["settings"] == settings and kept.keys() >= {"metrics", "dsc", "seconds"}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file}: not a run's result ({error!r}): remove it") from error
+    if not same:
+        raise InputError(f"{file}: made with other settings: name another --out, or remove it")
+    return kept
+
+
 def store(arm: Arm, out: pathlib.Path) -> pathlib.Path:
     """The folder of the arm's store; all are made from the same phantoms."""
-    first = out / "data"
+    phantoms = flags.FLAGS.phantoms
+    first = out / f"data-{phantoms.replace(',', '-')}"
     if not (first / "store").exists():
-        program("prepare", SETTINGS, f"--phantoms={flags.FLAGS.phantoms}", f"--out={first}")
+        program("prepare", SETTINGS, f"--phantoms={phantoms}", f"--out={first}")
     if not arm.data:
         return first
     name = hashlib.sha256(" ".join(arm.data).encode()).hexdigest()[:8]
-    data = out / f"data-{name}"
+    data = out / f"{first.name}-{name}"
     if not (data / "store").exists():
         cases = f"--cases={first / 'cases.csv'}"
         program("prepare", SETTINGS, *arm.data, cases, f"--out={data}")

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from deepsc_jax.models.layers.blocks import EXACT, NORM_EPSILON, affine
 from deepsc_jax.models.layers.layout import CPU_FORMS, Layout
+from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime import device_mesh
 
 Features = Float[Array, "batch *space channel"]
@@ -118,3 +119,13 @@ def _parts(vector: Array) -> tuple[Array, Array, Array]:
     """One value, and two of each channel."""
     channels = len(vector) // 2
     return vector[0], vector[1 : channels + 1], vector[channels + 1 :]
+
+
+def norm_names(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """The names of a batch norm in PyTorch: parameters and running statistics."""
+    return (
+        Rule(f"{ours}/scale", f"{theirs}.weight"),
+        Rule(f"{ours}/bias", f"{theirs}.bias"),
+        Rule(f"{ours}/mean", f"{theirs}.running_mean", collection=BATCH_STATS),
+        Rule(f"{ours}/var", f"{theirs}.running_var", collection=BATCH_STATS),
+    )

@@ -1,23 +1,14 @@
 """QC-HC U-Net's names in PyTorch."""
 
-from deepsc_jax.models.layers.batch_norm import BATCH_STATS
+from deepsc_jax.models.layers.batch_norm import norm_names
 from deepsc_jax.models.torch_names import CONV, DECONV, POINT, Rule
-
-
-def _norm_names(ours: str, theirs: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"{ours}/scale", f"{theirs}.weight"),
-        Rule(f"{ours}/bias", f"{theirs}.bias"),
-        Rule(f"{ours}/mean", f"{theirs}.running_mean", collection=BATCH_STATS),
-        Rule(f"{ours}/var", f"{theirs}.running_var", collection=BATCH_STATS),
-    )
 
 
 def _unit_names(ours: str, theirs: str) -> tuple[Rule, ...]:
     return (
         Rule(f"{ours}/conv/kernel", f"{theirs}.conv.weight", CONV),
         Rule(f"{ours}/conv_bias", f"{theirs}.conv.bias"),
-        *_norm_names(f"{ours}/norm", f"{theirs}.norm"),
+        *norm_names(f"{ours}/norm", f"{theirs}.norm"),
     )
 
 
@@ -27,7 +18,7 @@ TORCH_NAMES = (
     *_unit_names("decoder{i}/{unit}", "decoder.{i}.{unit}"),
     Rule("decoder{i}/up/kernel", "decoder.{i}.up.weight", DECONV),
     Rule("decoder{i}/up/bias", "decoder.{i}.up.bias"),
-    *_norm_names("decoder{i}/up_norm", "decoder.{i}.up_norm"),
+    *norm_names("decoder{i}/up_norm", "decoder.{i}.up_norm"),
     Rule("scores{i}/kernel", "scores.{i}.weight", POINT),
     Rule("scores{i}/bias", "scores.{i}.bias"),
 )
