@@ -65,7 +65,8 @@ def test_steps_with_a_plateau_are_the_same_on_any_number_of_devices():
         stage = system.stages[0]
         drawn = draw_params(system.network, jnp.zeros((1, *TILE, 1)))
         variables = {
-            name: jax.tree.map(lambda x: jnp.asarray(x, "float64"), tree)
+            # On the host: a step gives its state's arrays on a device away.
+            name: jax.tree.map(lambda x: np.asarray(x, "float64"), tree)
             for name, tree in drawn.items()
             if name != "perturbations"
         }
