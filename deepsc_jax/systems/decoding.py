@@ -53,7 +53,9 @@ def decode(
             values = _intensities(unit(batch[name]), columns)
             if columns and data.mask == "none":
                 of_scan = functools.partial(recoloured, train=train)
-                values = jax.vmap(of_scan)(values, columns, batch["intensity"])
+                boxes = values if name == "tiles" else values[:, :, None]  # each slice is one
+                changed = jax.vmap(of_scan)(boxes, columns, batch["intensity"])
+                values = changed.reshape(values.shape)
             batch[name] = values
     if "lesions" in batch and batch["lesions"].dtype == jnp.uint8:
         batch["lesions"] = batch["lesions"].astype(jnp.float32)
