@@ -6,6 +6,7 @@ import numpy as np
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.labels import class_map
+from deepsc_jax.data.patches import cut
 from deepsc_jax.data.plausibility import check_lungs
 from deepsc_jax.data.preprocess import (
     Prepared,
@@ -59,7 +60,7 @@ def prepare(
     spacing_mm = depth_mm, height_mm, width_mm
     if lung is None:
         nothing = np.zeros(volume.shape, bool)
-        return Prepared(volume, nothing, None, grid, scan.notes, spacing_mm)
+        return cut(Prepared(volume, nothing, None, grid, scan.notes, spacing_mm), data)
     lungs = to_working(lung, grid) >= 0.5
     if not lungs.any():
         raise InputError(
@@ -71,7 +72,7 @@ def prepare(
         notes += check_lungs(scan, lung, allow)
     lesions = None if lesion is None else to_working(lesion, grid) >= 0.5
     classes = class_map(lungs, lesions, spacing_mm)
-    return Prepared(volume, lungs, lesions, grid, notes, spacing_mm, classes)
+    return cut(Prepared(volume, lungs, lesions, grid, notes, spacing_mm, classes), data)
 
 
 def whole_grid(
@@ -86,10 +87,10 @@ def whole_grid(
     wanted = [w or s for w, s in zip(data.working_spacing_mm, spacing_mm, strict=True)]
     slices = data.working_slices or max(1, round(source_shape[0] * spacing_mm[0] / wanted[0]))
     steps = [wanted[axis] / spacing_mm[axis] for axis in (1, 2)]
-    sides = list(zip(source_shape[1:], data.working_size, steps, strict=True))
+    sides = list(zip(source_shape[1:], data.grid_size, steps, strict=True))
     coarser = max(1.0, *(n / (size * step) for n, size, step in sides))
     height, width = (step * coarser for step in steps)
-    rows, columns = data.working_size
+    rows, columns = data.grid_size
     return WorkingGrid(
         (slices, rows, columns),
         (0.0, (source_shape[1] - rows * height) / 2, (source_shape[2] - columns * width) / 2),

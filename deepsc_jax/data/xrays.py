@@ -5,6 +5,7 @@ CNNCF does (torchvision's `Resize` of a PIL image). Masks of its lesions and lun
 the same size.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.images import Box, read_levels, read_xray
+from deepsc_jax.data.patches import cut
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid, to_working
 from deepsc_jax.data.scans import Mask, Volume, is_scan
 from deepsc_jax.runtime.errors import InputError
@@ -64,20 +66,30 @@ def load_mask(path: Path, xray: Volume, kind: str = "lesion mask") -> Mask:
 def frame_grid(xray: Volume, data: DataConfig) -> WorkingGrid:
     """The working grid over the whole frame, each axis by itself."""
     _, height, width = xray.shape
-    rows, columns = data.working_size
+    rows, columns = data.grid_size
     steps = (1.0, height / rows, width / columns)
     return WorkingGrid((1, rows, columns), (0.0, 0.0, 0.0), steps, (1, height, width))
 
 
 def prepare(
-    xray: Volume, data: DataConfig, lesion: Mask | None = None, lung: Mask | None = None
+    xray: Volume,
+    data: DataConfig,
+    lesion: Mask | None = None,
+    lung: Mask | None = None,
+    boxes: Sequence[tuple[int, int, int, int]] = (),
 ) -> Prepared:
-    """An X-ray and its masks on the working grid; its lungs are nowhere where none are given."""
+    """An X-ray and its masks on the working grid; its lungs are nowhere where none are given.
+
+    Of `boxes`, in its pixels, patches are cut where `data` asks for some.
+
+    Raises:
+      InputError: as `patches.cut`.
+    """
     grid = frame_grid(xray, data)
     volume = np.clip(to_working(xray, grid), 0, 1)  # weights sum to 1 but for rounding
     masks = [None if mask is None else to_working(mask, grid) >= 0.5 for mask in (lesion, lung)]
     lungs = np.zeros(volume.shape, bool) if masks[1] is None else masks[1]
-    return Prepared(volume, lungs, masks[0], grid, (), grid.step)
+    return cut(Prepared(volume, lungs, masks[0], grid, (), grid.step), data, boxes)
 
 
 def load_case(case: Case) -> tuple[Volume, Mask | None, Mask | None]:
