@@ -49,12 +49,14 @@ def fit(truth: Values, given: Values) -> Fit:
     spread = float(np.mean(about**2))
     of_given = given - given.mean()
     both = math.sqrt(spread * float(np.mean(of_given**2)))
+    # By its values: a constant's mean may differ from it by a rounding.
+    varied, answered = np.ptp(truth) > 0, np.ptp(given) > 0
     return Fit(
         mse,
         float(np.mean(np.abs(errors))),
         math.sqrt(mse),
-        float(np.mean(about * of_given)) / both if both else math.nan,
-        1 - mse / spread if spread else math.nan,
+        float(np.mean(about * of_given)) / both if varied and answered and both else math.nan,
+        1 - mse / spread if varied and spread else math.nan,
         truth.size,
     )
 

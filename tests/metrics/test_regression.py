@@ -45,3 +45,11 @@ def test_the_critical_correlation():
     # By definition: a correlation of that size has the p.
     r = critical_r(20, 0.05)
     assert stats.t.sf(r * math.sqrt(18 / (1 - r * r)), 18) == pytest.approx(0.025)
+
+
+def test_a_constant_has_no_correlation_whatever_its_mean_is_rounded_to():
+    constant, varied = np.full(20, 7.003123), np.arange(20.0)
+    assert constant.mean() != constant[0]
+    assert math.isnan(fit(varied, constant).r)
+    assert math.isnan(fit(constant, varied).r)
+    assert math.isnan(fit(constant, varied).r2)
