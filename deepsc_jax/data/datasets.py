@@ -316,12 +316,12 @@ def _case(
         lesion_mask,
         lung_mask,
         row["modality"],
-        _boxes(row["boxes"], f"{place}: {name}"),
+        parse_boxes(row["boxes"], f"{place}: {name}"),
     )
 
 
-def _boxes(text: str, place: str) -> tuple[tuple[int, int, int, int], ...]:
-    """Boxes from a cell: four whole numbers each, semicolons between them."""
+def parse_boxes(text: str, place: str) -> tuple[tuple[int, int, int, int], ...]:
+    """Boxes from a cell, four whole numbers each, semicolons between; InputError for others."""
     boxes = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         match = _BOX.fullmatch(part)

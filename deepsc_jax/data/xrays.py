@@ -93,19 +93,30 @@ def prepare(
 
 
 def load_case(case: Case) -> tuple[Volume, Mask | None, Mask | None]:
-    """A case's X-ray, lesions and lungs; None where no mask is given.
+    """A case's X-ray, lesions and lungs: see `load_with_masks`."""
+    return load_with_masks(case.name, case.scan, case.lesion_mask, case.lung_mask, case.boxes)
+
+
+def load_with_masks(
+    name: str,
+    path: Path,
+    lesion_mask: Path | None = None,
+    lung_mask: Path | None = None,
+    boxes: Sequence[tuple[int, int, int, int]] = (),
+) -> tuple[Volume, Mask | None, Mask | None]:
+    """An X-ray, its lesions and lungs; None where no mask is given.
 
     Raises:
       InputError: one cannot be read, or a box reaches out of the X-ray.
     """
-    xray = load_xray(case.scan)
-    lesion = None if case.lesion_mask is None else load_mask(case.lesion_mask, xray)
-    lung = None if case.lung_mask is None else load_mask(case.lung_mask, xray, "lung mask")
+    xray = load_xray(path)
+    lesion = None if lesion_mask is None else load_mask(lesion_mask, xray)
+    lung = None if lung_mask is None else load_mask(lung_mask, xray, "lung mask")
     _, height, width = xray.shape
-    for box in map(Box._make, case.boxes):
+    for box in map(Box._make, boxes):
         if box.top < 0 or box.left < 0 or box.bottom > height or box.right > width:
             raise InputError(
-                f"{case.name}: box {' '.join(map(str, box))} reaches out of {case.scan}, which has "
+                f"{name}: box {' '.join(map(str, box))} reaches out of {path}, which has "
                 f"{_size(xray[0])} pixels: mend it (top, left, bottom, right), or leave it out"
             )
     return xray, lesion, lung

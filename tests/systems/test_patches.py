@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -11,9 +12,13 @@ import pytest
 
 from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data import preparation
-from deepsc_jax.data.records import Contents
+from deepsc_jax.data.records import Contents, StoredCase
 from deepsc_jax.data.store import Store
-from deepsc_jax.inference import predictor
+from deepsc_jax.evaluation import indicators
+from deepsc_jax.evaluation.scoring import evaluate, require_baselines
+from deepsc_jax.inference import predictor, requests
+from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.models.cnncf import config as cnncf
 from deepsc_jax.phantoms.indicators import CEILINGS
 from deepsc_jax.phantoms.writing import write_phantoms
@@ -170,3 +175,68 @@ def test_an_indicator_that_is_the_same_in_all_training_cases_is_refused(
     same = [dataclasses.replace(case, targets=(*case.targets[:4], 0.25)) for case in cases]
     with pytest.raises(InputError, match=r"noise is 0\.25 in each of the 4 training cases, two"):
         system.facts(system.stages[0], same)
+
+
+def test_it_stands_beside_baselines(folder: pathlib.Path, config: Config) -> None:
+    store = Store(folder / "data" / "store", config.data)
+    metrics, rows = evaluate(predictor.load(folder / "run"), store, "test")
+    assert list(metrics) == ["indicators"]
+    assert [row["targets"] for row in rows] == [
+        dict(zip(CEILINGS, case.targets, strict=True)) for case in store.cases("test")
+    ]
+    assert list(metrics["indicators"]["each"]) == list(CEILINGS)
+    require_baselines(store, "test")
+    found = indicators.baselines(store, folder / "data", "test")
+    assert list(found) == ["constant", "nuisances", "ridge", "oracle"]
+
+
+def request_of(case: StoredCase, **changes: Any) -> Request:
+    given = {"name": case.name, "path": case.scan, "lesion_mask": case.lesion_mask} | changes
+    return Request(**given)
+
+
+def test_it_predicts_files_as_the_store_has_them(
+    folder: pathlib.Path, config: Config, tmp_path: pathlib.Path
+) -> None:
+    network = predictor.load(folder / "run")
+    case = Store(folder / "data" / "store").cases("test")[0]
+    request = request_of(case, boxes=case.boxes, lung_mask=None)
+    if config.data.modality == "ct":
+        request = request_of(case, lung_mask=case.lung_mask)
+    (outcome,) = BatchInference(network, tmp_path, workers=0, overwrite=False).outcomes([request])
+    assert outcome.error is None
+    result = json.loads((tmp_path / case.name / "result.json").read_text())
+    direct = network(Store(folder / "data" / "store").read(case.name, "volume")).values
+    assert result["values"] == pytest.approx(direct, rel=1e-3, abs=1e-3)  # levels of 1.5e-5
+    (again,) = BatchInference(network, tmp_path, workers=0, overwrite=False).outcomes([request])
+    assert again.skipped
+    # A result of other lesions is another.
+    sources = requests.sources_of(request)
+    assert sources.are_of(result)
+    assert not requests.sources_of(request_of(case, lesion_mask=None)).are_of(result)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lesion_mask": None}, "no box and no lesion to cut patches of, at least 1 expected"),
+        ({"boxes": ((0, 0, 999, 9),)}, "box 0 0 999 9 reaches out of|--boxes: are of X-rays"),
+    ],
+)
+def test_lesions_that_are_missing_or_elsewhere_are_one_line(
+    folder: pathlib.Path, tmp_path: pathlib.Path, changes: dict, said: str
+) -> None:
+    network = predictor.load(folder / "run")
+    case = Store(folder / "data" / "store").cases("test")[0]
+    batch = BatchInference(network, tmp_path, workers=0, overwrite=False)
+    (outcome,) = batch.outcomes([request_of(case, **changes)])
+    assert outcome.error is not None
+    assert re.search(said, outcome.error)
+    assert "\n" not in outcome.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_of_whole_scans_is_given_no_lesions() -> None:
+    request = Request("a", pathlib.Path("a.png"), boxes=((0, 0, 20, 20),))
+    with pytest.raises(InputError, match=r"--boxes: is given for a\.png, but this network reads"):
+        requests.require_readable(request, DataConfig())
