@@ -76,16 +76,15 @@ def of_paths(
                 f"--{flag}: {len(values)} given for {counted(len(paths), 'scan')}: give one "
                 "per --scan, in order"
             )
-    requests = [
-        Request(scan_name(path), path, *of_scan)
-        for path, *of_scan in zip(
-            paths,
-            lung_masks or [None] * len(paths),
-            lesion_masks or [None] * len(paths),
-            boxes or [()] * len(paths),
-            strict=True,
-        )
-    ]
+    none = [None] * len(paths)
+    rows = zip(
+        paths,
+        lung_masks or none,
+        lesion_masks or none,
+        boxes or [()] * len(paths),
+        strict=True,
+    )
+    requests = [Request(scan_name(row[0]), *row) for row in rows]
     return _without_collisions(requests, "--scan")
 
 

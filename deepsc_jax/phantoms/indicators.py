@@ -61,8 +61,8 @@ def require_known(names: Sequence[str]) -> None:
 
 def with_indicators(
     cases: Sequence[Case], lesions: Mapping[str, Lesions | None], names: Sequence[str], seed: int
-) -> list[Case]:
-    """The cases with indicators, all views of a phantom with the same.
+) -> tuple[list[Case], dict[str, dict[str, float]]]:
+    """The cases with indicators, all views of a phantom with the same; and their lesions' facts.
 
     Args:
       cases: of phantoms.
@@ -83,7 +83,8 @@ def with_indicators(
         )
     drawn = draw(names, list(known.values()), seed).round(4).tolist()
     of = dict(zip(known, map(tuple, drawn), strict=True))
-    return [dataclasses.replace(case, targets=of[case.patient]) for case in cases]
+    facts = {case.name: known[case.patient]._asdict() for case in cases}
+    return [dataclasses.replace(case, targets=of[case.patient]) for case in cases], facts
 
 
 def draw(

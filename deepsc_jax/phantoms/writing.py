@@ -92,8 +92,7 @@ def write_phantoms(
         with own(out / "nuisances.json") as partial:
             write_json(nuisances, partial)
         if indicators:
-            cases = with_indicators(cases, lesions, indicators, seed)
-            facts = {case.name: lesions[case.patient]._asdict() for case in cases}
+            cases, facts = with_indicators(cases, lesions, indicators, seed)
             with own(out / "oracle.json") as partial:
                 write_json(facts, partial)
         with own(out / "cases.csv") as partial:
