@@ -29,7 +29,10 @@ class Place(NamedTuple):
 
 
 def cut(
-    prepared: Prepared, data: DataConfig, annotated: Sequence[tuple[int, int, int, int]] = ()
+    prepared: Prepared,
+    data: DataConfig,
+    annotated: Sequence[tuple[int, int, int, int]] = (),
+    name: object = "the X-ray",
 ) -> Prepared:
     """The same case as patches; as it is where `data` asks for none.
 
@@ -37,6 +40,7 @@ def cut(
       prepared: on a grid of `data.grid_size`. It stays that of the frame.
       data: `patches` and their side, `working_size`.
       annotated: boxes in pixels of the source, of one slice.
+      name: of the case, in what is said of it.
 
     Raises:
       InputError: neither a box nor a lesion tells where to cut.
@@ -48,7 +52,7 @@ def cut(
         places = by_mask(prepared.lesion)
     if not places:
         raise InputError(
-            f"no box and no lesion to cut patches of, at least 1 expected (--patches="
+            f"{name}: no box and no lesion to cut patches of, at least 1 expected (--patches="
             f"{data.patches}): give a lesion mask or boxes, or leave the case out"
         )
     side = data.working_size[0]

@@ -45,10 +45,11 @@ def prepare(
             raise ValueError("--mask=lungs needs the lungs")
         return prepare_scan(scan, lung, data, lesion, allow)
     depth, height, width = scan.values.shape
+    name = scan.path or scan.name
     grid = whole_grid((depth, height, width), scan.spacing_mm, data)
     if grid.shape[0] > MAX_SLICES:
         raise InputError(
-            f"{scan.path or scan.name}: {depth} slices of {scan.spacing_mm[0]:g} mm are "
+            f"{name}: {depth} slices of {scan.spacing_mm[0]:g} mm are "
             f"{grid.shape[0]} on the working grid, expected at most {MAX_SLICES}: check its voxel "
             "size, or choose a coarser --working_spacing_mm"
         )
@@ -60,11 +61,11 @@ def prepare(
     spacing_mm = depth_mm, height_mm, width_mm
     if lung is None:
         nothing = np.zeros(volume.shape, bool)
-        return cut(Prepared(volume, nothing, None, grid, scan.notes, spacing_mm), data)
+        return cut(Prepared(volume, nothing, None, grid, scan.notes, spacing_mm), data, (), name)
     lungs = to_working(lung, grid) >= 0.5
     if not lungs.any():
         raise InputError(
-            f"{scan.path or scan.name}: its lung mask is empty on the working grid, expected "
+            f"{name}: its lung mask is empty on the working grid, expected "
             "lungs: give another mask, or check that the file is a chest CT"
         )
     notes = scan.notes
@@ -72,7 +73,7 @@ def prepare(
         notes += check_lungs(scan, lung, allow)
     lesions = None if lesion is None else to_working(lesion, grid) >= 0.5
     classes = class_map(lungs, lesions, spacing_mm)
-    return cut(Prepared(volume, lungs, lesions, grid, notes, spacing_mm, classes), data)
+    return cut(Prepared(volume, lungs, lesions, grid, notes, spacing_mm, classes), data, (), name)
 
 
 def whole_grid(

@@ -77,10 +77,12 @@ def prepare(
     lesion: Mask | None = None,
     lung: Mask | None = None,
     boxes: Sequence[tuple[int, int, int, int]] = (),
+    name: object = "the X-ray",
 ) -> Prepared:
     """An X-ray and its masks on the working grid; its lungs are nowhere where none are given.
 
-    Of `boxes`, in its pixels, patches are cut where `data` asks for some.
+    Of `boxes`, in its pixels, patches are cut where `data` asks for some; `name` is the case's, in
+    what is said of it.
 
     Raises:
       InputError: as `patches.cut`.
@@ -89,7 +91,7 @@ def prepare(
     volume = np.clip(to_working(xray, grid), 0, 1)  # weights sum to 1 but for rounding
     masks = [None if mask is None else to_working(mask, grid) >= 0.5 for mask in (lesion, lung)]
     lungs = np.zeros(volume.shape, bool) if masks[1] is None else masks[1]
-    return cut(Prepared(volume, lungs, masks[0], grid, (), grid.step), data, boxes)
+    return cut(Prepared(volume, lungs, masks[0], grid, (), grid.step), data, boxes, name)
 
 
 def load_case(case: Case) -> tuple[Volume, Mask | None, Mask | None]:

@@ -95,16 +95,22 @@ def sources_of(request: Request, earlier: JsonObject | None = None) -> Sources:
 
 
 def require_readable(request: Request, data: DataConfig) -> None:
-    """Refuse lesions that a network does not read.
+    """Refuse lesions that a network does not read, and the want of those that it does.
 
     Raises:
-        InputError: it reads whole scans; boxes, which are of X-rays, are given for a CT scan.
+        InputError: it reads whole scans; it reads patches and none are given; boxes, which are of
+            X-rays, are given for a CT scan.
     """
     flag = "boxes" if request.boxes else "lesion_mask"
     if data.patches == "none" and (request.boxes or request.lesion_mask):
         raise InputError(
             f"--{flag}: is given for {request.path}, but this network reads whole scans, not "
             "patches of lesions: leave it out"
+        )
+    if data.patches != "none" and not (request.boxes or request.lesion_mask):
+        raise InputError(
+            f"{request.path}: this network reads patches of lesions, which it does not find: give "
+            f"--scan and --lesion_mask{' or --boxes' if data.modality == 'xray' else ''}"
         )
     if request.boxes and data.modality == "ct":
         raise InputError(

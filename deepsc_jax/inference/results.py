@@ -256,7 +256,7 @@ def _predict_xray(
         request.name, request.path, request.lesion_mask, boxes=request.boxes
     )
     sources.require_unchanged()
-    prepared = xrays.prepare(xray, network.data, lesion, None, request.boxes)
+    prepared = xrays.prepare(xray, network.data, lesion, None, request.boxes, request.path)
     prediction = compute(prepared.volume)
     evidence = {
         name: preprocess.to_source(working, prepared.grid)[0]
@@ -276,6 +276,7 @@ def _predict_xray(
             classes,
             title=request.path.name,
             trained_on=network.trained_on,
+            values=prediction.values,
         )
         result["notes"] = list(prediction.notes)
         return _finished(result, folder, network)
@@ -393,6 +394,7 @@ def _write(
         threshold=network.threshold,
         lungs="given" if given else "found",
         trained_on=network.trained_on,
+        values=prediction.values,
         window=LUNG_WINDOW_HU if hu else (0.0, float(scan.values.max())),
     )
     return result, Findings(mask, probability, shown)

@@ -28,7 +28,9 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import System, initial
 from deepsc_jax.training import loop
+from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
+from deepsc_jax.training.step import make_train_step
 
 XRAYS = Config(
     data=DataConfig(
@@ -219,7 +221,7 @@ def test_it_predicts_files_as_the_store_has_them(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lesion_mask": None}, "no box and no lesion to cut patches of, at least 1 expected"),
+        ({"lesion_mask": None}, "reads patches of lesions, which it does not find: give --scan"),
         ({"boxes": ((0, 0, 999, 9),)}, "box 0 0 999 9 reaches out of|--boxes: are of X-rays"),
     ],
 )
@@ -240,3 +242,26 @@ def test_a_network_of_whole_scans_is_given_no_lesions() -> None:
     request = Request("a", pathlib.Path("a.png"), boxes=((0, 0, 20, 20),))
     with pytest.raises(InputError, match=r"--boxes: is given for a\.png, but this network reads"):
         requests.require_readable(request, DataConfig())
+
+
+def test_a_step_is_the_same_on_two_devices() -> None:
+    """Cases of one to three patches, so that devices have different numbers of them."""
+    system = build(XRAYS, "cpu")
+    (stage,) = system.stages
+    rng = np.random.default_rng(0)
+    batch = {
+        "slices": rng.uniform(0.1, 1, (2, 3, 16, 16)).astype(np.float32),
+        "depth": np.array([1, 3], np.int32),
+        "label": np.zeros(2, np.int32),
+        "targets": rng.uniform(size=(2, 5)).astype(np.float32),
+    }
+    states_after = []
+    for devices in (1, 2):
+        mesh = device_mesh.make_mesh(PlatformConfig(data_devices=devices), jax.devices()[:devices])
+        step = make_train_step(system, stage, mesh, system.facts(stage, []))
+        state = states.create(system, stage, initial(system))
+        state = jax.device_put(state, device_mesh.replicated(mesh))
+        after, _ = step(state, jax.device_put(batch, device_mesh.batch_sharding(mesh)))
+        states_after.append(jax.device_get((after.params, after.carried)))
+    # Sums of float32 in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *states_after)
