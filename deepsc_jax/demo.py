@@ -19,6 +19,7 @@ from absl import flags
 
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.data.scans import load_scan
+from deepsc_jax.data.store import Store
 from deepsc_jax.models import registry
 from deepsc_jax.report.curves import loss_curves
 from deepsc_jax.report.scan_page import PAGE
@@ -119,8 +120,10 @@ def main() -> None:
     )
     held_out = [case for case in read_cases(data / "cases.csv") if case.split == "test"]
     example = next(case for case in held_out if case.label == 0)
-    predict = ("predict", f"--checkpoint={workdir}", f"--out={predictions}")
-    step("Predict a held-out phantom", *predict, f"--scan={example.scan}", "--overwrite")
+    predict = ("predict", f"--checkpoint={workdir}", f"--out={predictions}", "--overwrite")
+    patches = Store(data / "store").data.patches != "none"
+    lesions = [f"--lesion_mask={example.lesion_mask}"] if patches else []
+    step("Predict a held-out phantom", *predict, f"--scan={example.scan}", *lesions)
     if flags.FLAGS.scan:
         # A folder for each: another scan's result would not be replaced.
         place = hashlib.sha256(os.fsencode(os.path.realpath(flags.FLAGS.scan))).hexdigest()[:8]

@@ -6,7 +6,7 @@ Prints a table and writes OUT/metrics.json (the summary), OUT/scans.json (a row 
 OUT/report.html, a page of both with curves. With --predictions the page leads to those of the
 scans. With --baselines it also scores what needs no network: of CT the best HU band inside the
 lungs and logistic regressions, all tuned on validation; of X-rays logistic regressions, fitted on
-training.
+training; of indicators ridge regressions, fitted on training.
 """
 
 import pathlib
@@ -43,7 +43,7 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate what the flags name."""
     # JAX, which a wrong flag need not wait for.
-    from deepsc_jax.evaluation import baselines, image_baselines, scoring
+    from deepsc_jax.evaluation import baselines, image_baselines, indicators, scoring
     from deepsc_jax.inference import ensemble
 
     options = flags.FLAGS
@@ -79,7 +79,10 @@ def main() -> None:
     title = f"Evaluation of the {options.split} split"
     evaluation_page(page, metrics, rows, links, title=title)
     if options.baselines:
-        if store.data.modality == "xray":
+        if store.data.patches != "none":
+            figures = indicators.baselines(store, data_dir, options.split)
+            print(indicators.table(figures))
+        elif store.data.modality == "xray":
             figures = scoring.score_image_baselines(store, data_dir, options.split)
             print(image_baselines.table(figures))
         else:

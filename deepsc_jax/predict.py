@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from deepsc_jax.config import Modality
+from deepsc_jax.data.datasets import parse_boxes
 from deepsc_jax.data.source import KINDS
 from deepsc_jax.inference import requests
 from deepsc_jax.inference.options import define_flags as define_options
@@ -60,6 +61,10 @@ def describe(result: dict) -> str:
     if "lesion_ml" in result:
         share = result["lesion_share_of_lung"]
         parts.append(f"{result['lesion_ml']:.0f} ml of lesion, {share:.1%} of the lungs")
+    parts += [
+        f"{name} {'–' if value is None else f'{value:.4g}'}"
+        for name, value in result.get("values", {}).items()
+    ]
     if result["trained_on"] not in ("scans", "X-rays"):
         parts.append(f"by a network trained on {result['trained_on']}")
     return ", ".join(parts)
@@ -154,6 +159,17 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("share", None, "I/N: of the scans every N-th from the I-th on, from 0.")
     flags.DEFINE_multi_string("lung_mask", [], "Lung mask of each --scan; default: found.")
+    flags.DEFINE_multi_string(
+        "lesion_mask",
+        [],
+        "Lesion mask of each --scan, for a network that reads patches of lesions.",
+    )
+    flags.DEFINE_multi_string(
+        "boxes",
+        [],
+        "In place of a mask, boxes around the lesions of each --scan, an X-ray: top, left, bottom "
+        "and right in pixels, such as '10 20 74 84; 100 20 164 84'.",
+    )
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_bool(
         "overwrite",
@@ -256,10 +272,13 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
         if all(reasons):  # told before the network is loaded
             others = f", and so for the {len(paths) - 1} others" if len(paths) > 1 else ""
             raise InputError(f"--scan={paths[0]}: {reasons[0]}{others}: check the path")
-        named, table = Found(requests.of_paths(paths, masks)), None
+        lesions = [local_path("lesion_mask", path) for path in options.lesion_mask]
+        boxes = [parse_boxes(text, "--boxes") for text in options.boxes]
+        named, table = Found(requests.of_paths(paths, masks, lesions, boxes)), None
     else:
-        if options.lung_mask:
-            raise InputError("--lung_mask: goes with --scan, but --scans is given")
+        for flag in ("lung_mask", "lesion_mask", "boxes"):
+            if getattr(options, flag):
+                raise InputError(f"--{flag}: goes with --scan, but --scans is given")
         source, table = local_path("scans", options.scans), out / "predictions.csv"
         folder = os.path.isdir(source)
         named = (

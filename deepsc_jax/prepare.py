@@ -101,6 +101,7 @@ def main() -> int:
             views=values.phantom_views if data.modality == "xray" else 0,
             lesion_contrast=values.lesion_contrast,
             classes=data.classes,
+            indicators=data.indicators,
         )
         print(f"... in {time.monotonic() - began:.0f} s", flush=True)
     else:
@@ -111,6 +112,7 @@ def main() -> int:
             check_files=False,
             failures=failures,
             classes=config_flags.section(DataConfig).classes,
+            indicators=config_flags.section(DataConfig).indicators,
         )
         _require_place(out)
     return _prepare(cases, failures, out)

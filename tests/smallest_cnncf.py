@@ -38,6 +38,17 @@ DATA = DataConfig(
     intensity_sd=1,
 )
 CLASS_WEIGHTS = (0.7, 1.0, 1.6)
+PATCHES = DataConfig(
+    mask="none",
+    patches="window",
+    working_size=(64, 64),
+    tile=(1, 64, 64),
+    depth_bucket=1,
+    slices=5,
+    indicators=("a", "b", "c", "d", "e"),
+    intensity_mean=0,
+    intensity_sd=1,
+)
 
 
 def config(slices: int = 1, **options: Any) -> Config:

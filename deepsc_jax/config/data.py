@@ -1,6 +1,7 @@
 """What a scan becomes before it reaches a network."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from deepsc_jax.config.options import Ints3, option, require
@@ -8,6 +9,7 @@ from deepsc_jax.config.options import Ints3, option, require
 CLASSES = ("covid-19", "cap", "non-pneumonia")
 Modality = Literal["ct", "xray"]
 VoxelClass = Literal["background", "left_lung", "right_lung", "lesion"]  # as they are stored
+_COLUMN = re.compile(r"[a-z0-9_]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,20 @@ class DataConfig:
     working_size: tuple[int, int] = option(
         (512, 512), "paper: 512,512: height and width of the grid the network sees"
     )
+    patches: Literal["none", "window", "resize"] = option(
+        "none",
+        "paper: none, whole frames. Patches of lesions (CNNRF), of which each is a slice of "
+        "working_size: assumed: window, about the middle of a lesion, without resizing; code: "
+        "resize, the lesion's own box. Of boxes of the case list, else of the lesion mask",
+    )
+    frame_size: tuple[int, int] = option(
+        (512, 512), "paper: 512,512: the grid that patches are cut from; without patches unused"
+    )
+    indicators: tuple[str, ...] = option(
+        (),
+        "paper: none; of CNNRF five: white cells, neutrophils, lymphocytes, procalcitonin, "
+        "C-reactive protein. Columns of the case list that hold what is to be predicted",
+    )
     intensity_mean: float = option(
         0.36, "assumed: of [0, 1] values inside lungs, subtracted there; 0 for the paper's input"
     )
@@ -75,6 +91,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         self._check_classes()
         self._check_modality()
+        self._check_patches()
         require(self.intensity_sd > 0, f"intensity_sd is {self.intensity_sd:g}: give one above 0")
         low, high = self.hu_window
         require(low < high, f"hu_window is {low:g},{high:g}: give the lower bound first")
@@ -112,11 +129,39 @@ class DataConfig:
     def _check_modality(self) -> None:
         """Refuse for X-rays what is for volumes: they have no lungs to be masked by, and no mm."""
         needed = {"mask": "none", "slices": 1, "working_spacing_mm": (0, 0, 0)}
+        if self.patches != "none":
+            needed.pop("slices")
         for name, value in needed.items() if self.modality == "xray" else ():
             given = getattr(self, name)
             text = ",".join(f"{x:g}" for x in given) if isinstance(given, tuple) else given
             wanted = "0,0,0" if isinstance(value, tuple) else value
             require(given == value, f"{name} is {text} and modality is xray: give {wanted}")
+
+    def _check_patches(self) -> None:
+        """Refuse patches that cannot be cut, and indicators that are no columns of their own."""
+        names = self.indicators
+        require(
+            len(set(names)) == len(names) and all(map(_COLUMN.fullmatch, names)),
+            f"indicators is {','.join(names)}: give names of small letters, digits, _, each once",
+        )
+        if self.patches == "none":
+            return
+        require(
+            self.mask == "none",
+            f"patches is {self.patches} and mask is {self.mask}: a patch has what is around a "
+            "lesion too: give --mask=none",
+        )
+        (rows, columns), (height, width) = self.working_size, self.frame_size
+        require(
+            rows == columns <= min(height, width),
+            f"working_size is {rows},{columns} and patches is {self.patches}: give a square that "
+            f"fits into frame_size, {height},{width}",
+        )
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Height and width of the grid that a scan is brought to, from which patches are cut."""
+        return self.working_size if self.patches == "none" else self.frame_size
 
     def _check_classes(self) -> None:
         require(

@@ -316,7 +316,7 @@ class _TupleParser(flags.ArgumentParser):
             return argument
         if self.nested:
             return tuple(self._values(part) for part in argument.split("/"))
-        if not argument and typing.get_origin(self.item) is Literal:
+        if not argument and (self.item is str or typing.get_origin(self.item) is Literal):
             return ()
         values = self._values(argument)
         if self.items[-1] is not Ellipsis and len(values) != len(self.items):

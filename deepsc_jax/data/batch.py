@@ -17,6 +17,7 @@ the device as it is stored, and `decoding` makes of it, within the jitted step, 
     augmentation  (A,)            float32                  training: `augment.Augmentation`
     depth         ()              int32       int32        the scan's true number of slices, D
     label         ()              int32       int32        index into the data set's classes
+    targets       (I,)            float32     float32      the case's indicators, as they are
     valid         ()              bool        bool         False for what only fills up a batch
     case          ()              int32       int32        index into store.cases(split)
 
@@ -65,6 +66,7 @@ _ARRAYS: dict[str, _Array] = {
     "augmentation": _Array(("column",), "float32", None),
     "depth": _Array((), "int32", "int32"),
     "label": _Array((), "int32", "int32"),
+    "targets": _Array(("indicator",), "float32", "float32"),
     "valid": _Array((), "bool", "bool"),
     "case": _Array((), "int32", "int32"),
 }
@@ -83,12 +85,14 @@ class Reads:
       tiles: none, `drawn` at random (`train.tiles_per_scan`), or `all`, with their lesions.
       slices: whether the T sampled slices.
       classes: the class of every voxel of the tiles, in place of their lesions.
+      targets: whether the case's indicators.
       origin_step: of which the in-plane origins of random tiles are multiples.
     """
 
     tiles: Literal["none", "drawn", "all"] = "none"
     slices: bool = False
     classes: bool = False
+    targets: bool = False
     origin_step: int = 8  # the pooled grids of tile and scan then align
 
     @property
@@ -147,7 +151,7 @@ def fields(
     if reads.slices and reads.tiles != "all":
         names += ["slices"]
     names += ["intensity"] if data.mask == "none" else []
-    names += ["depth", "label"]
+    names += ["depth", "label"] + (["targets"] if reads.targets else [])
     names += ["valid", "case"] if evaluation else ["augmentation"]
     named = {name: (_ARRAYS[name].axes, _ARRAYS[name].travels) for name in names}
     return _shaped(named, data, tiles, depth, margin)
@@ -158,7 +162,8 @@ def seen(reads: Reads, data: DataConfig, tiles: int) -> dict[str, Field]:
     names = ["tiles", reads.truth[0], "origins"] if reads.lesions else []
     names += ["slices"] if reads.slices else []
     names += ["intensity"] if data.mask == "none" else []
-    named = {name: (_ARRAYS[name].axes, _ARRAYS[name].seen) for name in [*names, "depth", "label"]}
+    names += ["depth", "label"] + (["targets"] if reads.targets else [])
+    named = {name: (_ARRAYS[name].axes, _ARRAYS[name].seen) for name in names}
     return _shaped(named, data, tiles, data.tile[0])
 
 
@@ -172,6 +177,7 @@ def _shaped(
     def shape(axes: tuple[str, ...]) -> tuple[int, ...]:
         volume = dict(zip(("height", "width"), data.working_size, strict=True))
         sizes = {"tile": tiles, "axis": 3, "column": augment.SIZE, "depth": data.slices}
+        sizes["indicator"] = len(data.indicators)
         if axes[:1] == ("tile",):
             sides = [side + 2 * more for side, more in zip(data.tile, margin, strict=True)]
             volume = dict(zip(_TILE[1:], sides, strict=True))

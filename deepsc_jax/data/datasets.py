@@ -2,7 +2,8 @@
 
 A case list is a CSV file with the columns of `COLUMNS`. Paths are relative to the file's folder; a
 mask that does not exist is an empty cell. A scan may be a NIfTI file or a folder of DICOM files, or
-an X-ray. Columns of `OPTIONAL` may be left out.
+an X-ray. Columns of `OPTIONAL` may be left out. Columns of indicators have the names that
+`DataConfig.indicators` gives them; others are not read.
 What spreadsheets make of such a file is read too: semicolons or tabs for commas, UTF-16, the
 encoding of western Windows, other line ends, blanks and capitals in the first line.
 """
@@ -10,6 +11,7 @@ encoding of western Windows, other line ends, blanks and capitals in the first l
 import collections
 import csv
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -54,6 +56,7 @@ class Case:
       lung_mask: None where the lungs are to be found.
       modality: one of `MODALITIES`; empty where the list does not say it.
       boxes: around lesions of an X-ray, as `images.Box`.
+      targets: the values of the indicators that were asked for, in order.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Case:
     lung_mask: pathlib.Path | None = None
     modality: str = ""
     boxes: tuple[tuple[int, int, int, int], ...] = ()
+    targets: tuple[float, ...] = ()
 
     def files(self) -> list[pathlib.Path]:
         """The paths that must exist."""
@@ -77,6 +81,7 @@ def read_cases(
     check_files: bool = True,
     failures: list[str] | None = None,
     classes: Sequence[str] = CLASSES,
+    indicators: Sequence[str] = (),
 ) -> list[Case]:
     """Read a case list, in the order of its lines.
 
@@ -87,14 +92,16 @@ def read_cases(
       failures: where given, lines with an unknown label or the like are left out, and what is
         wrong with each is added here.
       classes: the names that a label may have.
+      indicators: the columns of `Case.targets`.
 
     Raises:
-      InputError: no such file, a column is missing, an unknown label or split, a case named twice
+      InputError: no such file, a column is missing, an unknown label or split, an indicator that
+        is missing or no number, a case named twice
         or not at all, a scan named twice, a patient in two splits, a missing file, a name in
         `exclude` that is not there.
     """
     csv_path = pathlib.Path(csv_path)
-    rows, encoding = _read_rows(csv_path)
+    rows, encoding = _read_rows(csv_path, indicators)
     folder = csv_path.absolute().parent
     excluded = {unicodedata.normalize("NFC", name) for name in exclude}
     unknown = sorted(excluded - {row["case"] for _, row in rows})
@@ -105,7 +112,9 @@ def read_cases(
         if row["case"] in excluded:
             continue
         try:
-            cases.append(_case(row, folder, encoding, classes, f"{csv_path}, line {line}"))
+            place = f"{csv_path}, line {line}"
+            case = _case(row, folder, encoding, classes, place)
+            cases.append(dataclasses.replace(case, targets=_targets(row, indicators, place)))
         except InputError as error:
             if failures is None:
                 raise
@@ -134,9 +143,12 @@ def missing_file(case: Case, path: pathlib.Path) -> str:
 
 
 def write_cases(
-    cases: Sequence[Case], csv_path: pathlib.Path, classes: Sequence[str] = CLASSES
+    cases: Sequence[Case],
+    csv_path: pathlib.Path,
+    classes: Sequence[str] = CLASSES,
+    indicators: Sequence[str] = (),
 ) -> None:
-    """Write a case list.
+    """Write a case list, with a column for each of the `indicators` that its cases have.
 
     Paths inside the list's folder are written relative to it, so that the folder can be moved; the
     others as absolute paths.
@@ -145,7 +157,7 @@ def write_cases(
     with aside(csv_path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         more = [name for name in OPTIONAL if any(getattr(case, name) for case in cases)]
-        writer.writerow([*COLUMNS, *more])
+        writer.writerow([*COLUMNS, *more, *indicators])
         for case in cases:
             paths = (case.scan, case.lesion_mask, case.lung_mask)
             boxes = "; ".join(" ".join(map(str, box)) for box in case.boxes)
@@ -154,6 +166,7 @@ def write_cases(
                 [case.name, case.patient, case.split, classes[case.label]]
                 + [relative_path(path, folder) for path in paths]
                 + [optional[name] for name in more]
+                + [repr(value) for value in case.targets]
             )
 
 
@@ -165,7 +178,9 @@ def relative_path(path: pathlib.Path | None, folder: pathlib.Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]], str]:
+def _read_rows(
+    csv_path: pathlib.Path, indicators: Sequence[str]
+) -> tuple[list[tuple[int, dict[str, str]]], str]:
     """Line numbers and rows, whitespace stripped, blank lines left out; and the encoding.
 
     Cells beyond the last column are joined as the column `_BEYOND`.
@@ -180,12 +195,14 @@ def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]]
             ",;\t", key=lambda mark: len(set(COLUMNS) & set(_columns(lines[first], mark)))
         )
         names = _columns(lines[first], separator)
-        absent = [name for name in COLUMNS if name not in names]
-        twice = [name for name in (*COLUMNS, *OPTIONAL) if names.count(name) > 1]
+        absent = [name for name in (*COLUMNS, *indicators) if name not in names]
+        known = (*COLUMNS, *OPTIONAL, *indicators)
+        twice = [name for name in known if names.count(name) > 1]
         if absent or twice:
             problem = f"no column {', '.join(absent)}" if absent else f"two columns {twice[0]}"
             raise InputError(
-                f"{csv_path}: {problem} in its first line; expected {','.join(COLUMNS)}, with "
+                f"{csv_path}: {problem} in its first line; expected "
+                f"{','.join((*COLUMNS, *indicators))}, with "
                 "commas, semicolons or tabs between: mend it (mask cells may be empty)"
             )
         reader = csv.DictReader(
@@ -199,7 +216,7 @@ def _read_rows(csv_path: pathlib.Path) -> tuple[list[tuple[int, dict[str, str]]]
         )
         rows = []
         for row in reader:
-            cells = {name: row.get(name, "").strip() for name in (*COLUMNS, *OPTIONAL)}
+            cells = {name: row.get(name, "").strip() for name in known}
             cells["case"] = unicodedata.normalize("NFC", cells["case"])
             cells[_BEYOND] = " ".join(row.get(_BEYOND, ())).strip()
             rows.append((reader.line_num + first + 1, cells))
@@ -299,12 +316,12 @@ def _case(
         lesion_mask,
         lung_mask,
         row["modality"],
-        _boxes(row["boxes"], f"{place}: {name}"),
+        parse_boxes(row["boxes"], f"{place}: {name}"),
     )
 
 
-def _boxes(text: str, place: str) -> tuple[tuple[int, int, int, int], ...]:
-    """Boxes from a cell: four whole numbers each, semicolons between them."""
+def parse_boxes(text: str, place: str) -> tuple[tuple[int, int, int, int], ...]:
+    """Boxes from a cell, four whole numbers each, semicolons between; InputError for others."""
     boxes = []
     for part in filter(None, (part.strip() for part in text.split(";"))):
         match = _BOX.fullmatch(part)
@@ -317,6 +334,25 @@ def _boxes(text: str, place: str) -> tuple[tuple[int, int, int, int], ...]:
             )
         boxes.append((top, left, bottom, right))
     return tuple(boxes)
+
+
+def _targets(row: dict[str, str], indicators: Sequence[str], place: str) -> tuple[float, ...]:
+    """The indicators of a line."""
+    values = []
+    for name in indicators:
+        text = row[name]
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            what = f"is {text!r}, a number such as 5.1 is expected" if text else "is empty"
+            raise InputError(
+                f"{place}: {row['case']}: {name} {what}: fill it in, or drop the case with "
+                f"--exclude={row['case']}"
+            )
+        values.append(value)
+    return tuple(values)
 
 
 def _path(folder: pathlib.Path, text: str, encoding: str) -> pathlib.Path:

@@ -292,4 +292,6 @@ class _Reader:
         facts: Example = {"depth": np.int32(case.depth), "label": np.int32(case.label)}
         if self.config.data.mask == "none":
             facts["intensity"] = np.asarray(case.intensity, np.float32)
+        if self.reads.targets:
+            facts["targets"] = np.asarray(case.targets, np.float32)
         return facts

@@ -184,7 +184,7 @@ def _load_and_prepare(case: Case, data: config.DataConfig) -> Prepared:
     if data.modality == "xray":
         xray, lesion, lung = xrays.load_case(case)
         _say(case, _of_lesions(case, data, lesion))
-        return xrays.prepare(xray, data, lesion, lung)
+        return xrays.prepare(xray, data, lesion, lung, case.boxes, case.name)
     scan = scans.load_scan(case.scan, data.intensity, data.allow)
     notes: list[str] = []
     if case.lung_mask is None:

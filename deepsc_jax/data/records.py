@@ -20,7 +20,7 @@ from deepsc_jax.runtime.types import JsonObject
 Ints3 = tuple[int, int, int]
 
 VERSION = 4
-_LATER = {"seals": {}, "boxes": []}  # what stores of earlier versions lack
+_LATER = {"seals": {}, "boxes": [], "targets": []}  # what stores of earlier versions lack
 SOURCES = ("scan", "lesion_mask", "lung_mask")
 
 
@@ -44,6 +44,7 @@ class StoredCase:
       files: size and SHA-256 of what is stored, by path below the case's folder.
       seals: `arrays.seal` of each array; none in stores of earlier versions.
       boxes: around lesions, in pixels of the source; none in stores of earlier versions.
+      targets: the case's indicators, in the order of `DataConfig.indicators`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class StoredCase:
     files: dict[str, tuple[int, str]]
     seals: dict[str, str] = dataclasses.field(default_factory=dict)
     boxes: tuple[tuple[int, int, int, int], ...] = ()
+    targets: tuple[float, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -151,7 +153,7 @@ def record_from_json(record: JsonObject, base: pathlib.Path) -> StoredCase:
         values[name] = base / values[name] if values[name] else None
     least, mean, deviation = values["intensity"]
     values["intensity"] = (float(least), float(mean), float(deviation))
-    for name in ("shape", "chunk", "spacing_mm"):
+    for name in ("shape", "chunk", "spacing_mm", "targets"):
         values[name] = tuple(values[name])
     values["grid"] = WorkingGrid(**{k: tuple(v) for k, v in values["grid"].items()})
     values["files"] = {name: (size, digest) for name, (size, digest) in values["files"].items()}

@@ -82,7 +82,7 @@ READ_FIELDS = frozenset(
 )
 
 
-LATER_FIELDS = frozenset({"modality", "working_slices"})
+LATER_FIELDS = frozenset({"modality", "working_slices", "patches", "frame_size", "indicators"})
 
 
 def _completed(document: JsonObject) -> JsonObject:
@@ -365,4 +365,6 @@ def _decode(values: np.ndarray, array: ArrayName) -> np.ndarray:
 
 
 def _flag_text(value: object) -> str:
-    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(v if isinstance(v, str) else f"{v:g}" for v in value)

@@ -6,6 +6,7 @@ import numpy as np
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.labels import class_map
+from deepsc_jax.data.patches import cut
 from deepsc_jax.data.plausibility import check_lungs
 from deepsc_jax.data.preprocess import (
     Prepared,
@@ -44,10 +45,11 @@ def prepare(
             raise ValueError("--mask=lungs needs the lungs")
         return prepare_scan(scan, lung, data, lesion, allow)
     depth, height, width = scan.values.shape
+    name = scan.path or scan.name
     grid = whole_grid((depth, height, width), scan.spacing_mm, data)
     if grid.shape[0] > MAX_SLICES:
         raise InputError(
-            f"{scan.path or scan.name}: {depth} slices of {scan.spacing_mm[0]:g} mm are "
+            f"{name}: {depth} slices of {scan.spacing_mm[0]:g} mm are "
             f"{grid.shape[0]} on the working grid, expected at most {MAX_SLICES}: check its voxel "
             "size, or choose a coarser --working_spacing_mm"
         )
@@ -59,11 +61,11 @@ def prepare(
     spacing_mm = depth_mm, height_mm, width_mm
     if lung is None:
         nothing = np.zeros(volume.shape, bool)
-        return Prepared(volume, nothing, None, grid, scan.notes, spacing_mm)
+        return cut(Prepared(volume, nothing, None, grid, scan.notes, spacing_mm), data, (), name)
     lungs = to_working(lung, grid) >= 0.5
     if not lungs.any():
         raise InputError(
-            f"{scan.path or scan.name}: its lung mask is empty on the working grid, expected "
+            f"{name}: its lung mask is empty on the working grid, expected "
             "lungs: give another mask, or check that the file is a chest CT"
         )
     notes = scan.notes
@@ -71,7 +73,7 @@ def prepare(
         notes += check_lungs(scan, lung, allow)
     lesions = None if lesion is None else to_working(lesion, grid) >= 0.5
     classes = class_map(lungs, lesions, spacing_mm)
-    return Prepared(volume, lungs, lesions, grid, notes, spacing_mm, classes)
+    return cut(Prepared(volume, lungs, lesions, grid, notes, spacing_mm, classes), data, (), name)
 
 
 def whole_grid(
@@ -86,10 +88,10 @@ def whole_grid(
     wanted = [w or s for w, s in zip(data.working_spacing_mm, spacing_mm, strict=True)]
     slices = data.working_slices or max(1, round(source_shape[0] * spacing_mm[0] / wanted[0]))
     steps = [wanted[axis] / spacing_mm[axis] for axis in (1, 2)]
-    sides = list(zip(source_shape[1:], data.working_size, steps, strict=True))
+    sides = list(zip(source_shape[1:], data.grid_size, steps, strict=True))
     coarser = max(1.0, *(n / (size * step) for n, size, step in sides))
     height, width = (step * coarser for step in steps)
-    rows, columns = data.working_size
+    rows, columns = data.grid_size
     return WorkingGrid(
         (slices, rows, columns),
         (0.0, (source_shape[1] - rows * height) / 2, (source_shape[2] - columns * width) / 2),

@@ -82,6 +82,7 @@ def write_case(
         files=files,
         seals=seals,
         boxes=case.boxes,
+        targets=case.targets,
     )
 
 

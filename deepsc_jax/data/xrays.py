@@ -5,6 +5,7 @@ CNNCF does (torchvision's `Resize` of a PIL image). Masks of its lesions and lun
 the same size.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.datasets import Case
 from deepsc_jax.data.images import Box, read_levels, read_xray
+from deepsc_jax.data.patches import cut
 from deepsc_jax.data.preprocess import Prepared, WorkingGrid, to_working
 from deepsc_jax.data.scans import Mask, Volume, is_scan
 from deepsc_jax.runtime.errors import InputError
@@ -64,36 +66,59 @@ def load_mask(path: Path, xray: Volume, kind: str = "lesion mask") -> Mask:
 def frame_grid(xray: Volume, data: DataConfig) -> WorkingGrid:
     """The working grid over the whole frame, each axis by itself."""
     _, height, width = xray.shape
-    rows, columns = data.working_size
+    rows, columns = data.grid_size
     steps = (1.0, height / rows, width / columns)
     return WorkingGrid((1, rows, columns), (0.0, 0.0, 0.0), steps, (1, height, width))
 
 
 def prepare(
-    xray: Volume, data: DataConfig, lesion: Mask | None = None, lung: Mask | None = None
+    xray: Volume,
+    data: DataConfig,
+    lesion: Mask | None = None,
+    lung: Mask | None = None,
+    boxes: Sequence[tuple[int, int, int, int]] = (),
+    name: object = "the X-ray",
 ) -> Prepared:
-    """An X-ray and its masks on the working grid; its lungs are nowhere where none are given."""
+    """An X-ray and its masks on the working grid; its lungs are nowhere where none are given.
+
+    Of `boxes`, in its pixels, patches are cut where `data` asks for some; `name` is the case's, in
+    what is said of it.
+
+    Raises:
+      InputError: as `patches.cut`.
+    """
     grid = frame_grid(xray, data)
     volume = np.clip(to_working(xray, grid), 0, 1)  # weights sum to 1 but for rounding
     masks = [None if mask is None else to_working(mask, grid) >= 0.5 for mask in (lesion, lung)]
     lungs = np.zeros(volume.shape, bool) if masks[1] is None else masks[1]
-    return Prepared(volume, lungs, masks[0], grid, (), grid.step)
+    return cut(Prepared(volume, lungs, masks[0], grid, (), grid.step), data, boxes, name)
 
 
 def load_case(case: Case) -> tuple[Volume, Mask | None, Mask | None]:
-    """A case's X-ray, lesions and lungs; None where no mask is given.
+    """A case's X-ray, lesions and lungs: see `load_with_masks`."""
+    return load_with_masks(case.name, case.scan, case.lesion_mask, case.lung_mask, case.boxes)
+
+
+def load_with_masks(
+    name: str,
+    path: Path,
+    lesion_mask: Path | None = None,
+    lung_mask: Path | None = None,
+    boxes: Sequence[tuple[int, int, int, int]] = (),
+) -> tuple[Volume, Mask | None, Mask | None]:
+    """An X-ray, its lesions and lungs; None where no mask is given.
 
     Raises:
       InputError: one cannot be read, or a box reaches out of the X-ray.
     """
-    xray = load_xray(case.scan)
-    lesion = None if case.lesion_mask is None else load_mask(case.lesion_mask, xray)
-    lung = None if case.lung_mask is None else load_mask(case.lung_mask, xray, "lung mask")
+    xray = load_xray(path)
+    lesion = None if lesion_mask is None else load_mask(lesion_mask, xray)
+    lung = None if lung_mask is None else load_mask(lung_mask, xray, "lung mask")
     _, height, width = xray.shape
-    for box in map(Box._make, case.boxes):
+    for box in map(Box._make, boxes):
         if box.top < 0 or box.left < 0 or box.bottom > height or box.right > width:
             raise InputError(
-                f"{case.name}: box {' '.join(map(str, box))} reaches out of {case.scan}, which has "
+                f"{name}: box {' '.join(map(str, box))} reaches out of {path}, which has "
                 f"{_size(xray[0])} pixels: mend it (top, left, bottom, right), or leave it out"
             )
     return xray, lesion, lung

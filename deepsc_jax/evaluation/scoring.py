@@ -15,7 +15,7 @@ from deepsc_jax.data.classes import IDS, OTHER_SIDE
 from deepsc_jax.data.images import Box
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
-from deepsc_jax.evaluation import baselines, centres, image_baselines
+from deepsc_jax.evaluation import baselines, centres, image_baselines, indicators
 from deepsc_jax.evaluation.curve import ScanCurve, curve, of_scan
 from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.predictor import SegmentsScans
@@ -65,6 +65,9 @@ def evaluate(
     )
     if curves:
         summary["curve"] = curve(curves)
+    if "values" in rows[0]:
+        values = np.array([list(row["values"].values()) for row in rows])
+        summary["indicators"] = indicators.figures(store, cases, values)
     pointing_at = [row["evidence"] for row in rows if "evidence" in row]
     if pointing_at:
         summary["evidence"] = evidence_figures(pointing_at)
@@ -113,6 +116,9 @@ def _row(
     if prediction.classes is not None:
         named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
         row["probabilities"] = dict(named)
+    if prediction.values:
+        row["values"] = dict(prediction.values)
+        row["targets"] = dict(zip(store.data.indicators, case.targets, strict=True))
     return row
 
 
@@ -216,11 +222,14 @@ def require_baselines(store: Store, split: str) -> None:
     """Refuse a store that cannot tune the baselines, before anything is scored.
 
     Raises:
-      InputError: of X-rays: training has fewer than two classes, or a single case of one. Of CT:
-        the images are not in HU; no case of `split` has known lesions; or validation has
-        no lesions, fewer than two classes, or a single case of one: its regressions are
-        cross-validated.
+      InputError: of patches: see `indicators.require_baselines`. Of X-rays: training has fewer than
+        two classes, or a single case of one. Of CT: the images are not in HU; no case of `split`
+        has known lesions; or validation has no lesions, fewer than two classes, or a single case of
+        one: its regressions are cross-validated.
     """
+    if store.data.patches != "none":
+        indicators.require_baselines(store)
+        return
     if store.data.modality == "xray":
         counts = collections.Counter(case.label for case in store.cases("train"))
         if len(counts) < 2 or min(counts.values()) < 2:

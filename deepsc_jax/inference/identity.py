@@ -19,6 +19,7 @@ from deepsc_jax.runtime.files import sha256
 from deepsc_jax.runtime.types import JsonObject, JsonValue
 
 RESULT = "result.json"
+Boxes = tuple[tuple[int, int, int, int], ...]
 
 AT_REST_NS = 2_000_000_000
 """How long a file must have been left alone for its times to tell of the next change: a file system
@@ -62,33 +63,50 @@ class Sources:
 
     scan: Identity
     lung_mask: Identity | None
+    lesion_mask: Identity | None = None
+    boxes: Boxes = ()
+
+    @property
+    def files(self) -> list[Identity]:
+        """Those that there are."""
+        given = (self.scan, self.lung_mask, self.lesion_mask)
+        return [each for each in given if each is not None]
 
     def facts(self) -> JsonObject:
-        """As result.json says it."""
-        mask = self.lung_mask
-        return {
+        """As result.json says it; of lesions only where some were given."""
+        mask, lesions = self.lung_mask, self.lesion_mask
+        of_lesions: JsonObject = {"boxes": [list(box) for box in self.boxes]} if self.boxes else {}
+        if lesions is not None:
+            of_lesions |= {"lesion_mask": lesions.place, "lesion_mask_sha256": lesions.sha256}
+        return of_lesions | {
             "scan": self.scan.place,
             "sha256": self.scan.sha256,
             "lung_mask": None if mask is None else mask.place,
             "lung_mask_sha256": None if mask is None else mask.sha256,
-            "states": {
-                each.place: each.state
-                for each in (self.scan, mask)
-                if each is not None and each.at_rest
-            },
+            "states": {each.place: each.state for each in self.files if each.at_rest},
         }
+
+    def are_of(self, result: JsonObject) -> bool:
+        """Whether a result was made from the same content."""
+        facts = self.facts()
+        names = ("sha256", "lung_mask_sha256", "lesion_mask_sha256", "boxes")
+        return all(result.get(name) == facts.get(name) for name in names)
 
     def require_unchanged(self) -> None:
         """Raise InputError if a file of them has changed since."""
-        for each in (self.scan, self.lung_mask):
-            if each is not None:
-                each.require_unchanged()
+        for each in self.files:
+            each.require_unchanged()
 
 
 def identify(
-    scan: Path, lung_mask: Path | None = None, earlier: JsonObject | None = None
+    scan: Path,
+    lung_mask: Path | None = None,
+    earlier: JsonObject | None = None,
+    *,
+    lesion_mask: Path | None = None,
+    boxes: Boxes = (),
 ) -> Sources:
-    """Which scan and lung mask are at two paths.
+    """Which scan and masks are at these paths; with the boxes around its lesions.
 
     Files are read for it, unless they are those of an `earlier` result (its result.json), and
     nothing of them has changed: path, size, inode, and both times. No program can set a file's
@@ -99,12 +117,14 @@ def identify(
     """
     known: dict[str, tuple[object, object]] = {}
     if earlier is not None:
-        for path, sums in (("scan", "sha256"), ("lung_mask", "lung_mask_sha256")):
-            place = earlier.get(path)
+        for path in ("scan", "lung_mask", "lesion_mask"):
+            place, sums = earlier.get(path), "sha256" if path == "scan" else f"{path}_sha256"
             if isinstance(place, str) and isinstance(earlier.get("states"), dict):
                 known[place] = (earlier["states"].get(place), earlier.get(sums))
-    mask = None if lung_mask is None else _identity(lung_mask, known)
-    return Sources(_identity(scan, known), mask)
+    lungs, lesions = (
+        None if mask is None else _identity(mask, known) for mask in (lung_mask, lesion_mask)
+    )
+    return Sources(_identity(scan, known), lungs, lesions, boxes)
 
 
 def _identity(path: Path, known: dict[str, tuple[object, object]]) -> Identity:

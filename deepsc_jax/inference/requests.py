@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deepsc_jax.config import Modality
+from deepsc_jax.config import DataConfig, Modality
 from deepsc_jax.data import itk
 from deepsc_jax.data.content import companions, is_dicom
 from deepsc_jax.data.datasets import LARGEST_LIST
 from deepsc_jax.data.images import PICTURES
 from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
-from deepsc_jax.inference.identity import read_result
+from deepsc_jax.inference.identity import Boxes, Sources, identify, read_result
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import counted, shown
+from deepsc_jax.runtime.types import JsonObject
 
 _WANTED = {
     "ct": f"no file of {', '.join(SUFFIXES)} and no folder of DICOM slices",
@@ -36,6 +37,10 @@ class Request:
     """A file or a folder of DICOM slices."""
     lung_mask: Path | None = None
     """Found where it is None."""
+    lesion_mask: Path | None = None
+    """For a network of patches, which are cut by it, or by the boxes."""
+    boxes: Boxes = ()
+    """Around lesions, in pixels of an X-ray."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +58,64 @@ class Found:
     left_out: int = 0
 
 
-def of_paths(paths: Sequence[Path], lung_masks: Sequence[Path]) -> list[Request]:
-    """A request for each path, named after it; `lung_masks` are none or one for each.
+def of_paths(
+    paths: Sequence[Path],
+    lung_masks: Sequence[Path],
+    lesion_masks: Sequence[Path] = (),
+    boxes: Sequence[Boxes] = (),
+) -> list[Request]:
+    """A request for each path, named after it; of the others there are none, or one for each.
 
     Raises:
-        InputError: another number of lung masks; two scans of one name.
+        InputError: another number of masks or boxes; two scans of one name.
     """
-    masks = lung_masks or [None] * len(paths)
-    if len(masks) != len(paths):
-        raise InputError(
-            f"--lung_mask: {len(masks)} given for {counted(len(paths), 'scan')}: give one "
-            "per --scan, in order"
-        )
-    requests = [Request(scan_name(p), p, m) for p, m in zip(paths, masks, strict=True)]
+    given = {"lung_mask": lung_masks, "lesion_mask": lesion_masks, "boxes": boxes}
+    for flag, values in given.items():
+        if values and len(values) != len(paths):
+            raise InputError(
+                f"--{flag}: {len(values)} given for {counted(len(paths), 'scan')}: give one "
+                "per --scan, in order"
+            )
+    none = [None] * len(paths)
+    rows = zip(
+        paths,
+        lung_masks or none,
+        lesion_masks or none,
+        boxes or [()] * len(paths),
+        strict=True,
+    )
+    requests = [Request(scan_name(row[0]), *row) for row in rows]
     return _without_collisions(requests, "--scan")
+
+
+def sources_of(request: Request, earlier: JsonObject | None = None) -> Sources:
+    """What `identity.identify` says of a request."""
+    lesions, boxes = request.lesion_mask, request.boxes
+    return identify(request.path, request.lung_mask, earlier, lesion_mask=lesions, boxes=boxes)
+
+
+def require_readable(request: Request, data: DataConfig) -> None:
+    """Refuse lesions that a network does not read, and the want of those that it does.
+
+    Raises:
+        InputError: it reads whole scans; it reads patches and none are given; boxes, which are of
+            X-rays, are given for a CT scan.
+    """
+    flag = "boxes" if request.boxes else "lesion_mask"
+    if data.patches == "none" and (request.boxes or request.lesion_mask):
+        raise InputError(
+            f"--{flag}: is given for {request.path}, but this network reads whole scans, not "
+            "patches of lesions: leave it out"
+        )
+    if data.patches != "none" and not (request.boxes or request.lesion_mask):
+        raise InputError(
+            f"{request.path}: this network reads patches of lesions, which it does not find: give "
+            f"--scan and --lesion_mask{' or --boxes' if data.modality == 'xray' else ''}"
+        )
+    if request.boxes and data.modality == "ct":
+        raise InputError(
+            f"--boxes: are of X-rays, and {request.path} is for a network of CT: give --lesion_mask"
+        )
 
 
 def below(folder: Path, results: Path, modality: Modality = "ct") -> Found:

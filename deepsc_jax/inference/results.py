@@ -27,7 +27,7 @@ from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.scans import Scan
 from deepsc_jax.evaluation.centres import on_grid, salient_centres
-from deepsc_jax.inference import identity
+from deepsc_jax.inference import identity, requests
 from deepsc_jax.inference.failures import explained
 from deepsc_jax.inference.identity import Sources
 from deepsc_jax.inference.masks import lesion_mask
@@ -113,7 +113,7 @@ def attempt(
     try:
         put_back(folder)
         earlier = identity.read_result(folder)
-        sources = identity.identify(request.path, request.lung_mask, earlier)
+        sources = requests.sources_of(request, earlier)
         if not overwrite and is_done(earlier, folder, sources, network):
             return _found(request, folder, earlier, sources)
         try:
@@ -144,10 +144,8 @@ def is_done(
     """Whether a result is of those files, by that network, and its files are all there."""
     if result is None:
         return False
-    facts = sources.facts()
-    made_from = all(result.get(key) == facts[key] for key in ("sha256", "lung_mask_sha256"))
     by_it = result["made_from"] == {"network": network_digest(network)}
-    return made_from and by_it and not identity.missing_and_changed(folder, result)[0]
+    return sources.are_of(result) and by_it and not identity.missing_and_changed(folder, result)[0]
 
 
 def _found(request: Request, folder: pathlib.Path, result: JsonObject, sources: Sources) -> Outcome:
@@ -193,11 +191,12 @@ def predict_scan(
     Raises:
       InputError: the scan or its lung mask is not usable, or `out` holds something else.
     """
-    sources = sources or identity.identify(request.path, request.lung_mask)
+    sources = sources or requests.sources_of(request)
     ours = functools.partial(
         identity.require_replaceable, sources=sources, overwrite=overwrite, read=set()
     )
     ours(out)
+    requests.require_readable(request, network.data)
     if network.data.modality == "xray":
         return _predict_xray(request, out, network, compute, sources, ours)
     scan = scans.load_scan(request.path, network.data.intensity, allow)
@@ -206,8 +205,11 @@ def predict_scan(
         lung = scans.load_mask(request.lung_mask, scan, "lung mask", allow, notes)
     elif not finds_lungs(network.volumes):
         lung = lungs.find_lungs(scan, network.data.intensity)
+    lesion = None
+    if request.lesion_mask is not None:
+        lesion = scans.load_mask(request.lesion_mask, scan, "lesion mask", allow, notes)
     sources.require_unchanged()
-    prepared = unmasked.prepare(scan, lung, network.data, allow=allow)
+    prepared = unmasked.prepare(scan, lung, network.data, lesion, allow)
     prediction = compute(prepared.volume)
     if lung is None:
         lung = found_lungs(prediction, prepared.grid)
@@ -250,9 +252,11 @@ def _predict_xray(
             f"--lung_mask={request.lung_mask}: {request.path} is an X-ray for a network that needs "
             "none: leave it out"
         )
-    xray = xrays.load_xray(request.path)
+    xray, lesion, _ = xrays.load_with_masks(
+        request.name, request.path, request.lesion_mask, boxes=request.boxes
+    )
     sources.require_unchanged()
-    prepared = xrays.prepare(xray, network.data)
+    prepared = xrays.prepare(xray, network.data, lesion, None, request.boxes, request.path)
     prediction = compute(prepared.volume)
     evidence = {
         name: preprocess.to_source(working, prepared.grid)[0]
@@ -260,6 +264,7 @@ def _predict_xray(
     }
     with folder_aside(out, ours) as folder:
         result = sources.facts() | _facts(network) | _classes(prediction, network)
+        result |= _values(prediction)
         classes = result.get("probabilities")
         for name, heat in evidence.items():
             xray_picture.save_overlay(folder / f"{name}.png", xray[0], heat)
@@ -271,6 +276,7 @@ def _predict_xray(
             classes,
             title=request.path.name,
             trained_on=network.trained_on,
+            values=prediction.values,
         )
         result["notes"] = list(prediction.notes)
         return _finished(result, folder, network)
@@ -304,6 +310,13 @@ def _classes(prediction: Prediction, network: Network) -> JsonObject:
         "probabilities": {name: round(share, 4) for name, share in exact.items()},
         "class": max(exact, key=lambda c: exact[c]),
     }
+
+
+def _values(prediction: Prediction) -> JsonObject:
+    """Numbers by name, None for what is none."""
+    numbers = {name: float(value) for name, value in prediction.values.items()}
+    finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+    return {"values": finite} if finite else {}
 
 
 def finds_lungs(volumes: Collection[str]) -> bool:
@@ -366,9 +379,7 @@ def _write(
         result["evidence_share_in_lung"].append(round(share, 4))
         if shown is None:  # the finest: the picture shows its part inside the lungs
             shown = np.where(lung, evidence, 0)
-    if prediction.values:
-        numbers = {name: float(value) for name, value in prediction.values.items()}
-        result["values"] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+    result |= _values(prediction)
     hu = network.data.intensity == "hu"
     scan_picture(
         folder / "picture.png",
@@ -383,6 +394,7 @@ def _write(
         threshold=network.threshold,
         lungs="given" if given else "found",
         trained_on=network.trained_on,
+        values=prediction.values,
         window=LUNG_WINDOW_HU if hu else (0.0, float(scan.values.max())),
     )
     return result, Findings(mask, probability, shown)

@@ -161,6 +161,8 @@ def table(metrics: JsonObject) -> str:
         parts.append(_segmentation_table(metrics["lesions"]))
     if "classes" in metrics:
         parts.append(_classification_table(metrics["classes"]))
+    if "indicators" in metrics:
+        parts.append(_indicator_table(metrics["indicators"]))
     return "\n\n".join(parts)
 
 
@@ -233,6 +235,19 @@ def _classification_table(figures: JsonObject) -> str:
     ]
     given = ["", *(f"given {name}" for name in figures["classes"])]
     return f"{_aligned([['diagnosis', scans], *lines])}\n\n{_aligned([given, *confusion])}"
+
+
+def _indicator_table(figures: JsonObject) -> str:
+    rows = [[f"indicator (n={figures['n']})", "r", "95 % of r", "R²", "MAE", "MSE"]]
+    named = figures["each"] | {"mean of each": figures["mean"], "all pooled": figures["pooled"]}
+    for name, one in (named | {"constant, pooled": figures["constant"]}).items():
+        ends = [one.get(key) for key in ("r_low", "r_high")]
+        between = "" if None in ends else "{:.2f} to {:.2f}".format(*ends)
+        numbers = [one.get(key) for key in ("r2", "mae", "mse")]
+        cells = ["-" if x is None else f"{x:.3f}" for x in (one["r"], *numbers)]
+        rows.append([name, cells[0], between, *cells[1:]])
+    note = "of shares of the way from the least to the largest training case"
+    return f"{_aligned(rows)}\n{note}"
 
 
 def _figure(spread: Spread, decimals: int) -> str:

@@ -61,6 +61,12 @@ MODELS = {
         "deepsc_jax.models.cnncf.network",
         "deepsc_jax.systems.image_classification:ImageClassification",
     ),
+    "cnnrf": Row(
+        "CNNRF",
+        "deepsc_jax.models.cnncf.config:RegressorOptions",
+        "deepsc_jax.models.cnncf.regressor",
+        "deepsc_jax.systems.patch_regression:PatchRegression",
+    ),
 }
 DEFAULT = "deepsc"
 

@@ -15,6 +15,7 @@ from deepsc_jax.data import datasets
 from deepsc_jax.data.datasets import SPLITS, Case
 from deepsc_jax.data.lungs import lung_mask
 from deepsc_jax.phantoms import lesions as phantom
+from deepsc_jax.phantoms.indicators import Lesions, lesions_of, require_known, with_indicators
 from deepsc_jax.phantoms.radiograph import with_contrast
 from deepsc_jax.phantoms.radiographs import write_views
 from deepsc_jax.runtime.errors import AbortError, InputError
@@ -35,13 +36,14 @@ def write_phantoms(
     views: int = 0,
     lesion_contrast: float = 1.0,
     classes: Sequence[str] = CLASSES,
+    indicators: Sequence[str] = (),
 ) -> list[Case]:
     """Write phantoms as files below `out`/scans, and their list, `out`/cases.csv.
 
     NIfTI files of scans, or PNGs of X-rays. Half of the scans have a lung mask as it is found in
     users' scans, the others, and X-rays, the exact one. What varies between phantoms whatever their
-    class is in `out`/nuisances.json. A phantom that is
-    there already is left as it is.
+    class is in `out`/nuisances.json, what indicators are made of in `out`/oracle.json. A phantom
+    that is there already is left as it is.
 
     Args:
       counts: phantoms of each split, in the order of `SPLITS`; their classes take turns.
@@ -52,10 +54,11 @@ def write_phantoms(
       views: X-rays of each phantom; 0 for its scan.
       lesion_contrast: how often lesions differ from lungs as they do (`radiograph.with_contrast`).
       classes: of `CLASSES`, which take turns.
+      indicators: of `indicators.CEILINGS`, which all cases have then.
 
     Raises:
       InputError: other files have the names that these would have, nothing can be written, or there
-        are no phantoms of a class.
+        are no phantoms of a class, or of a class with lesions where indicators are asked for.
     """
     foreign = [name for name in classes if name not in CLASSES]
     if foreign:
@@ -63,7 +66,8 @@ def write_phantoms(
             f"--classes={','.join(classes)}: there are no phantoms of {foreign[0]}: give some of "
             f"{','.join(CLASSES)}"
         )
-    for name in ("cases.csv", "nuisances.json"):
+    require_known(indicators)
+    for name in ("cases.csv", "nuisances.json", "oracle.json"):
         require_own(out / name)
     wanted = [(split, index) for split, n in zip(SPLITS, counts, strict=True) for index in range(n)]
     job = functools.partial(
@@ -75,18 +79,24 @@ def write_phantoms(
         lesion_contrast=lesion_contrast,
         classes=classes,
     )
-    cases, nuisances = [], {}
+    cases, nuisances, lesions = list[Case](), {}, dict[str, Lesions | None]()
     try:
         (out / "scans").mkdir(parents=True, exist_ok=True)
         for result in in_parallel(job, wanted, workers, "phantoms"):
             if isinstance(result, InputError):
                 raise result
-            cases += result
-            nuisances |= {case.name: facts for case, facts in result.items()}
+            made, found = result
+            cases += made
+            nuisances |= {case.name: facts for case, facts in made.items()}
+            lesions |= {case.patient: found for case in made}
         with own(out / "nuisances.json") as partial:
             write_json(nuisances, partial)
+        if indicators:
+            cases, facts = with_indicators(cases, lesions, indicators, seed)
+            with own(out / "oracle.json") as partial:
+                write_json(facts, partial)
         with own(out / "cases.csv") as partial:
-            datasets.write_cases(cases, partial, classes)
+            datasets.write_cases(cases, partial, classes, indicators)
     except OSError as error:
         raise InputError(
             f"--out: {out} cannot be written to ({error.strerror}): make room or name another"
@@ -102,8 +112,8 @@ def _write_phantom(
     views: int,
     lesion_contrast: float,
     classes: Sequence[str],
-) -> dict[Case, dict[str, float]]:
-    """The cases of a phantom, written, each with its nuisances."""
+) -> tuple[dict[Case, dict[str, float]], Lesions | None]:
+    """The cases of a phantom, written, each with its nuisances; and the facts of its lesions."""
     split, number = wanted
     turn, label = divmod(number, len(classes))
     index = len(CLASSES) * turn + CLASSES.index(classes[label])  # a phantom's class is its index's
@@ -111,7 +121,7 @@ def _write_phantom(
     made = dataclasses.replace(phantom.make_phantom(seed, index, size), label=label)
     name = f"phantom-{split}-{number:04d}"
     if views:
-        return write_views(
+        written = write_views(
             made,
             name,
             split,
@@ -120,6 +130,7 @@ def _write_phantom(
             views=views,
             lesion_contrast=lesion_contrast,
         )
+        return written, lesions_of(made)
     lungs, found = given_lungs(made, seed, index)
     hu = with_contrast(made.hu, made.lesion_mask, made.lung_mask, lesion_contrast)
     depth_mm, height_mm, width_mm = made.spacing_mm
@@ -146,7 +157,7 @@ def _write_phantom(
         lesion_mask=save(made.lesion_mask.astype(np.uint8), "-lesion"),
         lung_mask=save(lungs.astype(np.uint8), "-lung"),
     )
-    return {case: made.nuisances | {"lungs_found": float(found)}}
+    return {case: made.nuisances | {"lungs_found": float(found)}}, lesions_of(made)
 
 
 def given_lungs(made: phantom.Phantom, seed: int, index: int) -> tuple[np.ndarray, bool]:

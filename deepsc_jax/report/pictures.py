@@ -43,6 +43,7 @@ def scan_picture(
     threshold: float | None = None,
     lungs: str = "given",
     trained_on: str = "scans",
+    values: Mapping[str, float] | None = None,
     slices: int = 4,
 ) -> None:
     """Writes a PNG of a scan's most telling slices, with lesions and evidence drawn in.
@@ -65,6 +66,7 @@ def scan_picture(
         title: what is shown, e.g. the scan's name.
         truth: the true lesions, where they are known.
         lung_mask: the view is cut to it.
+        values: numbers by name, which stand in the place of classes.
         window: the values drawn black and white; HU, or the image's own unit.
         threshold: the lesion probability from which a voxel is lesion, where it is known.
         lungs: whether the lung mask was `given` or `found`.
@@ -107,7 +109,7 @@ def scan_picture(
             annotation_clip=False,
         )
     coronal.set_title("coronal, slices marked", fontsize=12)
-    draw_probabilities(figure.add_subplot(side[1]), class_probabilities)
+    draw_probabilities(figure.add_subplot(side[1]), class_probabilities, values)
 
     height = figure.get_figheight()
     title = shown(title)
@@ -279,11 +281,17 @@ def _draw_coronal(
     axes.invert_yaxis()
 
 
-def draw_probabilities(axes: Axes, class_probabilities: Mapping[str, float] | None) -> None:
-    """A bar for each class, with its probability."""
+def draw_probabilities(
+    axes: Axes,
+    class_probabilities: Mapping[str, float] | None,
+    values: Mapping[str, float] | None = None,
+) -> None:
+    """A bar for each class, with its probability; or the values, where there are no classes."""
     if not class_probabilities:
+        lines = [f"{drawn(name)}  {value:.4g}" for name, value in (values or {}).items()]
+        said = "\n".join(lines) or "no diagnosis\n(segmentation only)"
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no diagnosis\n(segmentation only)", ha="center", fontsize=12)
+        axes.text(0.5, 0.5, said, ha="center", va="center", fontsize=12)
         return
     names = list(class_probabilities)
     best = max(names, key=lambda name: class_probabilities[name])

@@ -43,6 +43,7 @@ def xray_picture(
     *,
     title: str,
     trained_on: str,
+    values: Mapping[str, float] | None = None,
 ) -> None:
     """Write a PNG of an X-ray, of what the network looked at, and of the classes.
 
@@ -53,6 +54,7 @@ def xray_picture(
       class_probabilities: by class name, or None.
       title: what is shown.
       trained_on: what the network was trained on; if not X-rays, the footer says it.
+      values: numbers by name, which stand in the place of classes.
     """
     figure = Figure(figsize=(12, 5), facecolor="white")
     grid = figure.add_gridspec(1, 3, width_ratios=[1, 1, 0.8], left=0.02, right=0.97, wspace=0.08)
@@ -64,7 +66,7 @@ def xray_picture(
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=12)
         axes.set_axis_off()
-    draw_probabilities(figure.add_subplot(grid[0, 2]), class_probabilities)
+    draw_probabilities(figure.add_subplot(grid[0, 2]), class_probabilities, values)
     title = shown(title)
     title = title if len(title) <= 90 else f"{title[:43]}…{title[-44:]}"
     figure.text(0.02, 0.95, drawn(title), va="center", fontsize=15, fontweight="bold")

@@ -13,16 +13,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
-from deepsc_jax.config import SgdConfig
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.geometry.sampling import slice_indices
 from deepsc_jax.models.layers.blocks import standardise
 from deepsc_jax.runtime import compiler
-from deepsc_jax.systems import sgd
 from deepsc_jax.systems.gradcam import grad_cam, shown
 from deepsc_jax.systems.system import (
     Batch,
@@ -70,18 +67,6 @@ class ImageClassification(System):
     def measures(self, stage: Stage, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Class probabilities."""
         return {"probabilities": jax.nn.softmax(self.outputs(stage, variables, batch)["logits"])}
-
-    def learning_rate(self, stage: Stage) -> optax.Schedule:
-        """The learning rate by step, as `optimizer` has it."""
-        options = self.config.stage(stage.name)
-        return sgd.rate(options) if isinstance(options, SgdConfig) else super().learning_rate(stage)
-
-    def optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
-        """SGD or Adam, as the options of the stage are."""
-        options = self.config.stage(stage.name)
-        if not isinstance(options, SgdConfig):
-            return super().optimizer(stage)
-        return optax.with_extra_args_support(sgd.sgd(options))
 
     def warnings(self, stage: Stage, step: int, carried: Variables) -> tuple[str, ...]:
         """The model's, if it has any."""

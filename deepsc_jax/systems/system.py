@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from deepsc_jax.config import Config, Plateau
+from deepsc_jax.config import Config, Plateau, SgdConfig
 from deepsc_jax.data import batch as batches
 from deepsc_jax.data.batch import Reads
 from deepsc_jax.data.prediction import Prediction
@@ -31,9 +31,9 @@ from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold
 from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.models.torch_names import Rule
 from deepsc_jax.runtime.types import PyTree, Untyped
-from deepsc_jax.systems import optimizers
+from deepsc_jax.systems import optimizers, sgd
 
-Task = Literal["lesions", "classes"]
+Task = Literal["lesions", "classes", "values"]
 Variables = dict[str, PyTree]
 Batch = dict[str, Array]
 Outputs = dict[str, PyTree]  # what a network computes, by name
@@ -212,21 +212,26 @@ class System(abc.ABC):
     def learning_rate(self, stage: Stage) -> optax.Schedule:
         """The learning rate by step, but for what a plateau takes from it.
 
-        By the shared options, or, where there is a `plateau`, constant.
+        By the stage's options where they are an `SgdConfig`; else by the shared ones, or, where
+        there is a `plateau`, constant.
         """
         of_stage = self.config.stage(stage.name)
+        if isinstance(of_stage, SgdConfig):
+            return sgd.rate(of_stage)
         if self.plateau(stage) is not None:
             return optax.constant_schedule(of_stage.learning_rate)
         return optimizers.learning_rate(self.config.train, of_stage)
 
     def optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
-        """The optimizer of `stage`, which is told the loss as `value`: here Adam, or AdamW."""
+        """The optimizer of `stage`, which is told the loss as `value`: SGD, Adam, or AdamW."""
+        of_stage = self.config.stage(stage.name)
+        if isinstance(of_stage, SgdConfig):
+            return optax.with_extra_args_support(sgd.sgd(of_stage))
         adam = optimizers.adam(self.config.train, self.learning_rate(stage))
         plateau = self.plateau(stage)
         if plateau is None:
             return optax.with_extra_args_support(adam)
-        rate = self.config.stage(stage.name).learning_rate
-        return optax.chain(adam, reduction(plateau, rate))
+        return optax.chain(adam, reduction(plateau, of_stage.learning_rate))
 
     def rate_taken(self, stage: Stage, step: Array, opt_state: optax.OptState) -> Array:
         """The learning rate of a step, given the optimizer's state after it."""

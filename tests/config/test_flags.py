@@ -88,13 +88,25 @@ def test_every_option_says_where_its_value_comes_from(name, field):
 
 
 # What a model sees, where that is not the default.
-SEEN = {"qchc_unet": DataConfig(mask="none"), "cnncf": DataConfig(slices=63)}
+SEEN = {
+    "qchc_unet": DataConfig(mask="none"),
+    "cnncf": DataConfig(slices=63),
+    "cnnrf": DataConfig(
+        mask="none", patches="window", indicators=("a", "b"), working_size=(128, 128)
+    ),
+}
 
 
 @pytest.mark.parametrize("model", registry.MODELS)
 def test_every_option_is_a_flag_with_its_own_default(model):
     data = SEEN.get(model, DataConfig())
-    parsed, values = parse(f"--model={model}", f"--mask={data.mask}", f"--slices={data.slices}")
+    seen = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    given = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in seen.items()
+        if value != getattr(DataConfig(), name)
+    }
+    parsed, values = parse(f"--model={model}", *(f"--{k}={v}" for k, v in given.items()))
     assert parsed == Config(registry.options(model)(), data)
     own = [(n, f) for n, f in OPTIONS if "." not in n or n.startswith(f"{model}.")]
     assert set(values) == {"model", *(name for name, _ in own)}

@@ -201,3 +201,41 @@ def test_refuses_files_that_are_no_case_list(tmp_path):
         (tmp_path / "b.csv").write_bytes(content)
         with pytest.raises(InputError, match=r"save it as UTF-8|no column case"):
             datasets.read_cases(tmp_path / "b.csv")
+
+
+def test_indicators_are_columns_in_any_place_and_others_are_not_read(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_text(
+        f"CRP,age,{HEADER},White Cells\n"
+        "5.5,old,a,p1,train,cap,a.nii.gz,,,7\n"
+        "1e2,,b,p2,train,cap,b.nii.gz,,,-0.5\n"
+    )
+    names = ("white_cells", "crp")
+    cases = datasets.read_cases(path, check_files=False, indicators=names)
+    assert [case.targets for case in cases] == [(7.0, 5.5), (-0.5, 100.0)]
+    datasets.write_cases(cases, tmp_path / "written.csv", indicators=names)
+    again = datasets.read_cases(tmp_path / "written.csv", check_files=False, indicators=names)
+    assert again == cases
+    assert datasets.read_cases(path, check_files=False)[0].targets == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "a: crp is empty: fill it in, or drop the case with --exclude=a"),
+        ("high", "a: crp is 'high', a number such as 5.1 is expected: fill it in"),
+        ('"5,1"', "a: crp is '5,1', a number such as 5.1 is expected"),
+        ("nan", "a: crp is 'nan', a number"),
+        ("inf", "a: crp is 'inf', a number"),
+    ],
+)
+def test_an_indicator_that_is_missing_or_no_number_is_one_line(tmp_path, text, said):
+    path = tmp_path / "cases.csv"
+    path.write_text(f"{HEADER},crp\na,p1,train,cap,a.nii.gz,,,{text}\n")
+    with pytest.raises(InputError, match=f"line 2: {said}"):
+        datasets.read_cases(path, check_files=False, indicators=("crp",))
+    failures: list[str] = []
+    assert not datasets.read_cases(path, check_files=False, failures=failures, indicators=("crp",))
+    assert len(failures) == 1
+    with pytest.raises(InputError, match="no column pct in its first line; expected case,"):
+        datasets.read_cases(path, check_files=False, indicators=("pct",))

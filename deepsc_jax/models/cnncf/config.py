@@ -8,6 +8,7 @@ from deepsc_jax.config.options import option, require
 from deepsc_jax.config.platform import PlatformConfig
 from deepsc_jax.config.training import SgdConfig
 
+PATCH_STEP = 16  # of which the sides of a patch are multiples
 GROUPS = 3  # of slices, and channels of an image
 
 
@@ -112,12 +113,12 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class RegressorTraining(SgdConfig):
-    """CNNRF's stage; an epoch is 15 steps, of the paper's 295 patches of 75 cases."""
+    """CNNRF's stage; an epoch is 19 steps, of the paper's 75 cases."""
 
-    steps: int = option(3000, "paper: 200 epochs")
-    batch: int = option(20, "code: patches in a global batch")
-    warmup_steps: int = option(15, "paper: a warm-up. assumed: of one epoch, from a tenth")
-    decay_every: int = option(750, "paper: the rate is divided by ten every 50 epochs")
+    steps: int = option(3800, "paper: 200 epochs")
+    batch: int = option(4, "code: 20 patches in a global batch; of cases, with up to 5 of each")
+    warmup_steps: int = option(19, "paper: a warm-up. assumed: of one epoch, from a tenth")
+    decay_every: int = option(950, "paper: the rate is divided by ten every 50 epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,6 @@ class RegressorOptions:
     hidden: tuple[int, int] = option(
         (128, 32), "assumed: outputs of the regressor's first two of three linear layers"
     )
-    indicators: int = option(5, "paper: white cells, neutrophils, lymphocytes, procalcitonin, CRP")
     regression: RegressorTraining = dataclasses.field(default_factory=RegressorTraining)
 
     @property
@@ -152,11 +152,21 @@ class RegressorOptions:
         Raises:
           ValueError: naming the option.
         """
-        del data
         check_widths(self, ("widths", "hidden"))
-        for name in ("stem", "indicators"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} is {value}: it must be at least 1")
+        require(self.stem >= 1, f"stem is {self.stem}: it must be at least 1")
+        require(
+            data.patches != "none",
+            "patches is none: it reads patches of lesions: give window or resize",
+        )
+        require(
+            len(data.indicators) > 0,
+            "indicators is empty: give the columns of the case list that are to be predicted",
+        )
+        require(
+            data.working_size[0] % PATCH_STEP == 0,
+            f"working_size is {data.working_size}: the sides of a patch must be multiples of "
+            f"{PATCH_STEP}",
+        )
         check_platform(platform)
 
 

@@ -25,6 +25,7 @@ class CNNRF(nn.Module):
     """The network; `build` makes it."""
 
     options: RegressorOptions
+    indicators: int
     layout: Layout = Layout()
 
     @nn.compact
@@ -71,13 +72,12 @@ class CNNRF(nn.Module):
         h = linear(linear(v, first, "linear1"), second, "linear2")
         norm = BatchNorm(self.layout, name="skip_norm")
         skip = nn.relu(norm(linear(v, second, "skip", False), train=train, weights=weights))
-        return linear(h + skip, self.options.indicators, "linear3")
+        return linear(h + skip, self.indicators, "linear3")
 
 
 def build(options: RegressorOptions, data: DataConfig, layout: Layout) -> nn.Module:
     """The network of `options`."""
-    del data
-    return CNNRF(options, layout)
+    return CNNRF(options, len(data.indicators), layout)
 
 
 def losses(
@@ -87,6 +87,6 @@ def losses(
     targets: Float[Array, "batch indicator"],
 ) -> tuple[dict[str, Float[Array, "batch"]], dict[str, PyTree]]:
     """Each patch's mean of squared errors, not its root, as `loss`; and what is carried."""
-    assert targets.shape[-1] == cast(RegressorOptions, config.model).indicators
+    del config
     squared = ((cast(Array, out["values"]) - targets) ** 2).mean(axis=-1)
     return {"mse": squared, "loss": squared}, carried

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import smallest_cnncf
+from smallest_cnncf import PATCHES
 
 from deepsc_jax.config import DataConfig, PlatformConfig
 from deepsc_jax.models.cnncf import gate, network
@@ -154,15 +155,31 @@ def test_impossible_options_are_refused(options: dict[str, Any], slices: int, re
 
 
 def test_what_would_be_another_function_is_refused():
-    for options in (Options(), RegressorOptions()):
-        options.check(DataConfig(slices=1), PlatformConfig())
+    for options, data in ((Options(), DataConfig(slices=1)), (RegressorOptions(), PATCHES)):
+        options.check(data, PlatformConfig())
         for platform in (PlatformConfig(accumulation=2), PlatformConfig(space=2)):
             with pytest.raises(ValueError, match=r"(accumulation|space) is 2"):
-                options.check(DataConfig(slices=1), platform)
+                options.check(data, platform)
     with pytest.raises(ValueError, match="momentum is 1"):
         Training(momentum=1.0)
     with pytest.raises(ValueError, match=r"hidden is \(0, 3\)"):
-        RegressorOptions(hidden=(0, 3)).check(DataConfig(), PlatformConfig())
+        RegressorOptions(hidden=(0, 3)).check(PATCHES, PlatformConfig())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"patches": "none"}, "patches is none: it reads patches of lesions: give window or"),
+        ({"indicators": ()}, "indicators is empty: give the columns of the case list"),
+        (
+            {"working_size": (40, 40), "tile": (1, 40, 40)},
+            r"working_size is \(40, 40\): the sides of a patch must be multiples of 16",
+        ),
+    ],
+)
+def test_what_a_regressor_cannot_read_is_refused(changes: dict[str, Any], reason: str):
+    with pytest.raises(ValueError, match=reason):
+        RegressorOptions().check(dataclasses.replace(PATCHES, **changes), PlatformConfig())
 
 
 def test_a_wider_network_has_more_channels_everywhere():

@@ -24,6 +24,7 @@ from parity_norms import against, draw, step_errors
 from reference import cnncf as reference
 from reference.cnncf.network import CNNCF
 from reference.cnncf.regressor import CNNRF
+from smallest_cnncf import PATCHES
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.interop import torch as interop
@@ -86,9 +87,10 @@ def test_a_training_step(
 
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=SLOW)])
 def test_a_training_step_of_cnnrf(dtype: str, within: Any):
-    options = RegressorOptions(stem=4, widths=(6, 8, 10), hidden=(7, 5), indicators=3)
-    flax = regressor.build(options, DataConfig(), Layout(dtype=jnp.dtype(dtype)))
-    single = regressor.build(options, DataConfig(), Layout())  # of the same parameters
+    options = RegressorOptions(stem=4, widths=(6, 8, 10), hidden=(7, 5))
+    data = DataConfig(indicators=("a", "b", "c"))
+    flax = regressor.build(options, data, Layout(dtype=jnp.dtype(dtype)))
+    single = regressor.build(options, data, Layout())  # of the same parameters
     x = np.random.default_rng(0).uniform(size=(4, 24, 16, 3))
 
     def ours(variables: Any, x: Any, train: bool) -> Any:
@@ -96,7 +98,7 @@ def test_a_training_step_of_cnnrf(dtype: str, within: Any):
         out, moved = flax.apply(variables, x, train=train, mutable=[BATCH_STATS])
         return [out["values"]], moved[BATCH_STATS]
 
-    module = CNNRF(options)
+    module = CNNRF(options, 3)
     variables = draw(lambda key: single.init(key, jnp.zeros(x.shape), train=True))
     errors = step_errors(
         ours,
@@ -112,7 +114,7 @@ def test_a_training_step_of_cnnrf(dtype: str, within: Any):
 
 def test_the_loss_of_cnnrf_is_the_mean_squared_error():
     given, truth = np.random.default_rng(0).uniform(size=(2, 6, 5))
-    config = Config(RegressorOptions())
+    config = Config(RegressorOptions(), PATCHES)
     terms, _ = regressor.losses(config, {"values": jnp.asarray(given)}, {}, jnp.asarray(truth))
     expected = torch.nn.functional.mse_loss(torch.tensor(given), torch.tensor(truth))
     np.testing.assert_allclose(terms["loss"].mean(), expected.item(), rtol=1e-6)
@@ -287,11 +289,11 @@ def test_the_full_size_network_has_its_number_of_parameters_and_names(
 
 
 def test_cnnrf_has_its_number_of_parameters():
-    flax = regressor.build(RegressorOptions(), DataConfig(), Layout())
+    flax = regressor.build(RegressorOptions(), PATCHES, Layout())
     variables = zeros_of(lambda key: flax.init(key, jnp.zeros((1, 64, 64, 3)), train=True))
     assert numbers(variables["params"]) == 5_763_269
     with torch.device("meta"):
-        theirs = CNNRF(RegressorOptions())
+        theirs = CNNRF(RegressorOptions(), 5)
     weights = interop.variables_to_torch(variables, regressor.TORCH_NAMES)
     expected = {name: tuple(x.shape) for name, x in theirs.state_dict().items()}
     assert {name: tuple(x.shape) for name, x in weights.items()} == expected

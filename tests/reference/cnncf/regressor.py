@@ -9,14 +9,14 @@ from reference.cnncf.blocks import Stage, Stem
 class Regressor(nn.Module):
     """Three linear layers; a convolution joins after the second."""
 
-    def __init__(self, features: int, options: RegressorOptions):
+    def __init__(self, features: int, options: RegressorOptions, indicators: int):
         super().__init__()
         first, second = options.hidden
         self.linear1 = nn.Linear(features, first)
         self.linear2 = nn.Linear(first, second)
         self.skip = nn.Conv2d(features, second, 1, bias=False)
         self.skip_norm = nn.BatchNorm2d(second)
-        self.linear3 = nn.Linear(second, options.indicators)
+        self.linear3 = nn.Linear(second, indicators)
 
     def forward(self, pixel: Tensor) -> Tensor:
         vector = pixel.flatten(1)
@@ -27,11 +27,11 @@ class Regressor(nn.Module):
 class CNNRF(nn.Module):
     """Patches (batch, 3, height, width) to indicators."""
 
-    def __init__(self, options: RegressorOptions):
+    def __init__(self, options: RegressorOptions, indicators: int):
         super().__init__()
         self.stem = Stem(options.stem)
         self.stage2 = Stage(options.stem, options.widths)
-        self.regressor = Regressor(options.widths[-1], options)
+        self.regressor = Regressor(options.widths[-1], options, indicators)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.regressor(nn.functional.adaptive_avg_pool2d(self.stage2(self.stem(x)), 1))
