@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepsc_jax.data.content import content_files
+from deepsc_jax.inference import privacy
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import sha256
 from deepsc_jax.runtime.types import JsonObject, JsonValue
@@ -34,7 +35,7 @@ class Identity:
 
     Attributes:
       path: as it was given.
-      place: its path, with links resolved.
+      place: its path, with links resolved; of DICOM and its lung mask a pseudonym.
       sha256: of its bytes. Of several files (a folder of DICOM slices, a header with its data) that
         of the lines which `LC_ALL=C sha256sum *` writes of them.
       state: of the sizes, times (mtime, ctime) and inodes of its files.
@@ -62,6 +63,8 @@ class Sources:
 
     scan: Identity
     lung_mask: Identity | None
+    identifiers: str | None = None
+    """Of DICOM: whether its objects have a patient module, `kept`, or a blank one, `removed`."""
 
     def facts(self) -> JsonObject:
         """As result.json says it."""
@@ -71,6 +74,7 @@ class Sources:
             "sha256": self.scan.sha256,
             "lung_mask": None if mask is None else mask.place,
             "lung_mask_sha256": None if mask is None else mask.sha256,
+            **({} if self.identifiers is None else {"identifiers": self.identifiers}),
             "states": {
                 each.place: each.state
                 for each in (self.scan, mask)
@@ -86,7 +90,11 @@ class Sources:
 
 
 def identify(
-    scan: Path, lung_mask: Path | None = None, earlier: JsonObject | None = None
+    scan: Path,
+    lung_mask: Path | None = None,
+    earlier: JsonObject | None = None,
+    *,
+    keep_identifiers: bool = False,
 ) -> Sources:
     """Which scan and lung mask are at two paths.
 
@@ -103,12 +111,17 @@ def identify(
             place = earlier.get(path)
             if isinstance(place, str) and isinstance(earlier.get("states"), dict):
                 known[place] = (earlier["states"].get(place), earlier.get(sums))
-    mask = None if lung_mask is None else _identity(lung_mask, known)
-    return Sources(_identity(scan, known), mask)
+    private = privacy.is_private(scan)
+    identifiers = ("kept" if keep_identifiers else "removed") if private else None
+    mask = None
+    if lung_mask is not None:
+        mask = _identity(lung_mask, privacy.place(lung_mask, private=private, kind="mask-"), known)
+    place = privacy.place(scan, private=private)
+    return Sources(_identity(scan, place, known), mask, identifiers)
 
 
-def _identity(path: Path, known: dict[str, tuple[object, object]]) -> Identity:
-    place, files, now = os.path.realpath(path), content_files(path), time.time_ns()
+def _identity(path: Path, place: str, known: dict[str, tuple[object, object]]) -> Identity:
+    files, now = content_files(path), time.time_ns()
     state = _state(files)
     before, digest = known.get(place, (None, None))
     if before != state or not isinstance(digest, str):

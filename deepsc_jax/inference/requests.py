@@ -15,9 +15,11 @@ from deepsc_jax.data.content import companions, is_dicom
 from deepsc_jax.data.datasets import LARGEST_LIST
 from deepsc_jax.data.images import PICTURES
 from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
-from deepsc_jax.inference.identity import read_result
+from deepsc_jax.inference import privacy
+from deepsc_jax.inference.identity import Sources, identify, read_result
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import counted, shown
+from deepsc_jax.runtime.types import JsonObject
 
 _WANTED = {
     "ct": f"no file of {', '.join(SUFFIXES)} and no folder of DICOM slices",
@@ -36,6 +38,29 @@ class Request:
     """A file or a folder of DICOM slices."""
     lung_mask: Path | None = None
     """Found where it is None."""
+    keep_identifiers: bool = False
+    """Whether DICOM objects of the result have the patient module of the scan's."""
+
+    @property
+    def private(self) -> bool:
+        """Whether nothing may be told of the scan but the name: see `privacy`."""
+        return self.name.startswith(privacy.PREFIX) or privacy.is_private(self.path)
+
+    @property
+    def label(self) -> str:
+        """What the scan is called in what is written and printed: its path, or the name."""
+        return self.name if self.private else str(self.path)
+
+    def sources(self, earlier: JsonObject | None = None) -> Sources:
+        """What is at its paths: see `identity.identify`."""
+        kept = self.keep_identifiers
+        return identify(self.path, self.lung_mask, earlier, keep_identifiers=kept)
+
+    def without_names(self, text: str) -> str:
+        """A text, of a private scan without its paths and its files' names."""
+        if not self.private:
+            return text
+        return privacy.without_names(text, self.name, self.path, self.lung_mask)
 
 
 @dataclass(frozen=True)
@@ -65,7 +90,7 @@ def of_paths(paths: Sequence[Path], lung_masks: Sequence[Path]) -> list[Request]
             f"--lung_mask: {len(masks)} given for {counted(len(paths), 'scan')}: give one "
             "per --scan, in order"
         )
-    requests = [Request(scan_name(p), p, m) for p, m in zip(paths, masks, strict=True)]
+    requests = [_request(scan_name(p), p, m) for p, m in zip(paths, masks, strict=True)]
     return _without_collisions(requests, "--scan")
 
 
@@ -115,7 +140,7 @@ def below(folder: Path, results: Path, modality: Modality = "ct") -> Found:
             left_out["not scans by name"] += [str(where / name) for name in others]
         for path in paths:
             parent = path.relative_to(folder).parent
-            wanted.append(Request((parent / scan_name(path)).as_posix(), path))
+            wanted.append(_request((parent / scan_name(path)).as_posix(), path))
     said = [_left_out(kind, names) for kind, names in left_out.items() if names]
     if not wanted:
         raise InputError(
@@ -145,7 +170,7 @@ def listed(file: Path) -> Found:
         name = Path(os.path.normpath(os.path.expanduser(text)))
         if name.is_absolute() or ".." in name.parts:
             name = Path(os.path.abspath(path)).relative_to("/")
-        wanted.append(Request((name.parent / scan_name(name)).as_posix(), path))
+        wanted.append(_request((name.parent / scan_name(name)).as_posix(), path))
     if not wanted:
         raise InputError(f"--scans={file}: an empty list, expected a path of a scan in each line")
     wanted = _without_collisions(wanted, "--scans")
@@ -163,6 +188,12 @@ def share(requests: Sequence[Request], text: str) -> list[Request]:
     if index >= count:
         raise InputError(f"--share={text}: expected I/N with I from 0 to N - 1, such as 0/4")
     return list(requests[index::count])
+
+
+def _request(name: str, path: Path, lung_mask: Path | None = None) -> Request:
+    """A request whose result has that name, or a hash of it where the scan is DICOM."""
+    name = privacy.pseudonym(path, name) if privacy.is_private(path) else name
+    return Request(name, path, lung_mask)
 
 
 def _lines(file: Path) -> list[str]:

@@ -27,8 +27,8 @@ from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.preprocess import Prepared
 from deepsc_jax.data.scans import Scan
 from deepsc_jax.evaluation.centres import on_grid, salient_centres
-from deepsc_jax.inference import identity
-from deepsc_jax.inference.failures import explained
+from deepsc_jax.inference import dicom_results, identity
+from deepsc_jax.inference.failures import told
 from deepsc_jax.inference.identity import Sources
 from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.options import PredictionOptions
@@ -113,7 +113,7 @@ def attempt(
     try:
         put_back(folder)
         earlier = identity.read_result(folder)
-        sources = identity.identify(request.path, request.lung_mask, earlier)
+        sources = request.sources(earlier)
         if not overwrite and is_done(earlier, folder, sources, network):
             return _found(request, folder, earlier, sources)
         try:
@@ -135,7 +135,7 @@ def attempt(
     except Exception as error:  # the other scans must not be lost to it
         failed = isinstance(error, OSError) and error.errno in FAILING
         code = exit_codes.FILE_SYSTEM if failed else exit_codes.BAD_INPUT
-        return Outcome(request, error=explained(error, request.path, out), code=code)
+        return Outcome(request, error=told(error, request, out), code=code)
 
 
 def is_done(
@@ -145,7 +145,8 @@ def is_done(
     if result is None:
         return False
     facts = sources.facts()
-    made_from = all(result.get(key) == facts[key] for key in ("sha256", "lung_mask_sha256"))
+    keys = ("sha256", "lung_mask_sha256", "identifiers")
+    made_from = all(result.get(key) == facts.get(key) for key in keys)
     by_it = result["made_from"] == {"network": network_digest(network)}
     return made_from and by_it and not identity.missing_and_changed(folder, result)[0]
 
@@ -157,7 +158,7 @@ def _found(request: Request, folder: pathlib.Path, result: JsonObject, sources: 
         for name in identity.missing_and_changed(folder, result)[1]
     ]
     if result["scan"] != sources.scan.place:
-        notes.append(f"{request.path}: has the content of {result['scan']}, whose result is there")
+        notes.append(f"{request.label}: has the content of {result['scan']}, whose result is there")
     return Outcome(request, result, skipped=True, notes=tuple(notes))
 
 
@@ -193,7 +194,7 @@ def predict_scan(
     Raises:
       InputError: the scan or its lung mask is not usable, or `out` holds something else.
     """
-    sources = sources or identity.identify(request.path, request.lung_mask)
+    sources = sources or request.sources()
     ours = functools.partial(
         identity.require_replaceable, sources=sources, overwrite=overwrite, read=set()
     )
@@ -201,6 +202,8 @@ def predict_scan(
     if network.data.modality == "xray":
         return _predict_xray(request, out, network, compute, sources, ours)
     scan = scans.load_scan(request.path, network.data.intensity, allow)
+    if request.private:
+        scan = dataclasses.replace(scan, name=request.name)
     lung, notes = None, list[str]()
     if request.lung_mask is not None:
         lung = scans.load_mask(request.lung_mask, scan, "lung mask", allow, notes)
@@ -216,8 +219,13 @@ def predict_scan(
             folder, scan, lung, prepared, prediction, network, given=request.lung_mask is not None
         )
         result = sources.facts() | figures
+        if scan.files:
+            masks, made = (lung, findings.mask), (prediction, prepared.grid)
+            kept, digest = request.keep_identifiers, network_digest(network)
+            notes += dicom_results.write(folder, scan, *masks, *made, result, digest, kept)
+        told_notes = [request.without_names(note) for note in (*prepared.notes, *notes)]
         result |= {
-            "notes": [*prepared.notes, *notes, *prediction.notes],
+            "notes": [*told_notes, *prediction.notes],
             "made_from": {"network": network_digest(network)},
         }
         if (viewer := installed()) is not None:
@@ -269,7 +277,7 @@ def _predict_xray(
             xray[0],
             next(iter(evidence.values()), None),
             classes,
-            title=request.path.name,
+            title=request.name if request.private else request.path.name,
             trained_on=network.trained_on,
         )
         result["notes"] = list(prediction.notes)
