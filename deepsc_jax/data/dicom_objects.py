@@ -114,7 +114,8 @@ def segmentation(images: Sequence[Untyped], masks: Mapping[str, Frames], digest:
       digest: of the network.
     """
     import highdicom as hd
-    from pydicom.sr.codedict import Code, codes
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
 
     categories = codes.cid7150.AnatomicalStructure, codes.cid7150.MorphologicallyAbnormalStructure
     descriptions = []

@@ -31,7 +31,8 @@ def report(
     """
     import highdicom as hd
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
-    from pydicom.sr.codedict import Code, codes
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
 
     by_program = hd.sr.AlgorithmIdentification(
         name=NAME, version=__version__, parameters=[f"network {digest[:16]}"]
@@ -96,7 +97,8 @@ def _segment(images: Sequence[Untyped], segmentation: Untyped, number: int) -> U
 
 def _volume(name: str, volumes_ml: Mapping[str, float]) -> list[Untyped]:
     import highdicom as hd
-    from pydicom.sr.codedict import Code, codes
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
 
     unit = Code("mL", "UCUM", "milliliter")
     found = [hd.sr.Measurement(name=codes.SCT.Volume, value=volumes_ml[name], unit=unit)]
@@ -116,7 +118,8 @@ def _diagnosis(
 ) -> Untyped:
     """The class of the whole scan."""
     import highdicom as hd
-    from pydicom.sr.codedict import Code, codes
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
 
     coded = {
         name: Code(f"class-{number}", _SCHEME, name[:_LONGEST])

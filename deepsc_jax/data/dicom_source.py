@@ -5,11 +5,13 @@ scanner's or a hospital's gets into what is written. The patient module is blank
 for.
 """
 
+import contextlib
 import importlib.util
+import logging
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +38,12 @@ PATIENT = (
     "PatientBirthDate",
     "PatientBirthTime",
     "PatientSex",
-    "OtherPatientIDsSequence",
     "OtherPatientNames",
     "EthnicGroup",
     "PatientComments",
 )
-"""Keywords of the patient module (DICOM PS3.3, C.7.1.1) that are copied where that is asked for."""
+"""Keywords of the patient module (DICOM PS3.3, C.7.1.1) that are copied where that is asked for:
+single values, since an item of a sequence may hold anything."""
 _BLANK = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
 _BLANK_STUDY = ("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName")
 _SEXES = ("M", "F", "O", "")
@@ -52,6 +54,22 @@ _UID = re.compile(r"(?=.{1,64}$)(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
 def installed() -> bool:
     """Whether the libraries that write DICOM objects are."""
     return all(importlib.util.find_spec(name) is not None for name in ("pydicom", "highdicom"))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The libraries without their warnings, which quote what is in a file."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def source_images(files: Sequence[Path], *, keep_identifiers: bool = False) -> list[Untyped]:
@@ -95,16 +113,9 @@ def _read(path: Path, *, patient: bool) -> Untyped:
     import pydicom
     from pydicom.config import disable_value_validation
 
-    wanted: list[str | int | tuple[int, int] | Untyped] = [*_UIDS, *_GEOMETRY, "SliceThickness"]
-    # Its warnings quote what a value is, on standard error.
-    with warnings.catch_warnings(), disable_value_validation():
-        warnings.simplefilter("ignore")
-        return pydicom.dcmread(
-            path,
-            stop_before_pixels=True,
-            force=True,
-            specific_tags=[*wanted, *(PATIENT if patient else ())],
-        )
+    wanted: list[Untyped] = [*_UIDS, *_GEOMETRY, "SliceThickness", *(PATIENT if patient else ())]
+    with quiet(), disable_value_validation():
+        return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
 
 
 def _require_referable(header: Untyped, first: Untyped) -> None:

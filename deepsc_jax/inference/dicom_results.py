@@ -4,7 +4,6 @@ They lie on the series' own slices and refer to them by their UIDs. Where the li
 or the series cannot be referred to, a note says so and the result does without.
 """
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,8 +58,7 @@ def write(
     for name, volume in prediction.volumes.items():
         if name != "lesion" and name in dicom_objects.KINDS:
             masks[name] = to_source(volume, grid) >= 0.5
-    with warnings.catch_warnings():  # those of the libraries quote values
-        warnings.simplefilter("ignore")
+    with dicom_source.quiet():
         frames = {name: _frames(mask, scan) for name, mask in masks.items()}
         segmentation = dicom_objects.segmentation(images, frames, digest)
         _save(segmentation, folder / SEGMENTATION)

@@ -15,7 +15,7 @@ from deepsc_jax.runtime.errors import FileSystemError, InputError
 from deepsc_jax.runtime.files import own, require_own
 from deepsc_jax.runtime.names import cell
 
-COLUMNS = ("name", "scan", "PatientName", "PatientID")
+COLUMNS: tuple[str, ...] = ("name", "scan", "PatientName", "PatientID")
 
 
 def write_map(requests: Sequence[Request], path: Path) -> None:

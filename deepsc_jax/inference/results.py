@@ -220,7 +220,7 @@ def predict_scan(
         )
         result = sources.facts() | figures
         if scan.files:
-            masks, made = (lung, findings.mask), (prediction, prepared.grid)
+            masks, made = (lung, findings.lesion_mask), (prediction, prepared.grid)
             kept, digest = request.keep_identifiers, network_digest(network)
             notes += dicom_results.write(folder, scan, *masks, *made, result, digest, kept)
         told_notes = [request.without_names(note) for note in (*prepared.notes, *notes)]
