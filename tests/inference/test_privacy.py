@@ -22,7 +22,7 @@ from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.scans import load_scan
 from deepsc_jax.inference import ensemble, identifiers, privacy, requests, results
 from deepsc_jax.inference.identity import read_result
-from deepsc_jax.inference.results import attempt
+from deepsc_jax.inference.results import Network, attempt
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.report.viewer import Viewer
 
@@ -335,3 +335,39 @@ def test_a_store_of_dicom_has_no_planted_text(
     said = "".join(capfd.readouterr())
     assert found(tmp_path / "data", PLANTED) == []
     assert [text for text in PLANTED if text in said] == []
+
+
+def test_an_xray_of_dicom_is_named_by_a_hash_as_well(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(
+        modality="xray",
+        mask="none",
+        working_size=(32, 48),
+        tile=(1, 32, 48),
+        depth_bucket=1,
+        slices=1,
+    )
+    network = Network(data, "classification", 0.5, "X-rays", "digest", ("evidence_1",))
+    levels = np.random.default_rng(0).integers(0, 255, (1, 64, 96)).astype(np.int16)
+    folder = write_series(tmp_path / "DOEJANE", levels, modality="DX", texts=planted())
+    (folder / "IM0000").rename(folder / "ROEMARY")
+    titles = []
+    drawn = results.xray_picture.xray_picture
+    monkeypatch.setattr(
+        results.xray_picture,
+        "xray_picture",
+        lambda *arguments, title, **options: (
+            titles.append(title) or drawn(*arguments, title=title, **options)
+        ),
+    )
+    (request,) = requests.below(folder, tmp_path / "out", "xray").requests
+    answer = Prediction(
+        classes=np.array([0.2, 0.7, 0.1], np.float32),
+        evidence={"evidence_1": np.ones((1, 32, 48), np.float32)},
+    )
+    outcome = attempt(request, tmp_path / "out", network, lambda _: answer, overwrite=False)
+    assert outcome.error is None, outcome.error
+    assert titles == [request.name]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [request.name]
+    assert found(tmp_path / "out", [*PLANTED, *PATHS]) == []

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -57,7 +58,10 @@ def test_pictures_and_dicom_files_below_a_folder_are_found_each(tmp_path: pathli
     (folder / "scan.nii").write_bytes(b"a scan")
     (folder / "notes.txt").write_text("no image")
     found = requests.below(folder, tmp_path / "out", "xray")
-    assert [request.name for request in found.requests] == ["IM0001", "a", "b/c", "d.dcm"]
+    paths = {str(request.path.relative_to(folder)): request.name for request in found.requests}
+    assert paths.keys() == {"IM0001", "a.png", "b/c.JPG", "d.dcm"}
+    assert (paths["a.png"], paths["b/c.JPG"]) == ("a", "b/c")
+    assert all(re.fullmatch("dicom-[0-9a-f]{16}", paths[name]) for name in ("IM0001", "d.dcm"))
     (note,) = found.notes
     assert "3 left out, not scans by name: DICOMDIR, notes.txt, scan.nii" in note
     (tmp_path / "empty").mkdir()
