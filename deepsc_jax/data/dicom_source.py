@@ -58,10 +58,15 @@ def installed() -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The libraries without their warnings, which quote what is in a file."""
+    """The libraries without their warnings, which quote what is in a file, and as lenient as it.
+
+    Values are looked at when they are asked for, not when a file is read.
+    """
+    from pydicom.config import disable_value_validation
+
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
@@ -72,6 +77,7 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+@quiet()
 def source_images(files: Sequence[Path], *, keep_identifiers: bool = False) -> list[Untyped]:
     """The slices in these files, in this order, as pydicom data sets without pixels.
 
@@ -102,6 +108,7 @@ def source_images(files: Sequence[Path], *, keep_identifiers: bool = False) -> l
     return images
 
 
+@quiet()
 def patient(path: Path) -> dict[str, str]:
     """Name and ID of the patient in a DICOM file, "" where they are not in it."""
     header = _read(path, patient=True)
@@ -111,11 +118,9 @@ def patient(path: Path) -> dict[str, str]:
 def _read(path: Path, *, patient: bool) -> Untyped:
     """The elements of a file that are used here."""
     import pydicom
-    from pydicom.config import disable_value_validation
 
     wanted: list[Untyped] = [*_UIDS, *_GEOMETRY, "SliceThickness", *(PATIENT if patient else ())]
-    with quiet(), disable_value_validation():
-        return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
+    return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
 
 
 def _require_referable(header: Untyped, first: Untyped) -> None:

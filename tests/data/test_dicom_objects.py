@@ -6,11 +6,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import SOP, write_series
+from dicom_files import SOP, overlays, slices_by_uid, write_series
 from scan_files import ct, real
 
 from deepsc_jax.data import dicom_objects, dicom_report, dicom_source
@@ -51,55 +50,6 @@ def written(folder: pathlib.Path, scan: Scan, masks: dict[str, np.ndarray]) -> p
     path = folder / "segmentation.dcm"
     dicom_objects.segmentation(images, framed, DIGEST).save_as(path)
     return path
-
-
-def slices_by_uid(folder: pathlib.Path) -> dict[str, Any]:
-    return {data.SOPInstanceUID: data for data in map(pydicom.dcmread, folder.iterdir())}
-
-
-def overlays(
-    path: pathlib.Path, folder: pathlib.Path, scan: Scan, pixels: np.ndarray
-) -> dict[int, np.ndarray]:
-    """Each segment on the canonical grid, placed by the slices that its frames refer to.
-
-    Slices are found on the grid by their own pixels, not by an order. A frame's position must be
-    that of its slice.
-    """
-    data, slices = pydicom.dcmread(path), slices_by_uid(folder)
-    places = {
-        uid: next(
-            index
-            for index, plane in enumerate(scan.values)
-            if np.array_equal(plane, each.pixel_array.astype(np.float32) - 1024)
-        )
-        for uid, each in slices.items()
-    }
-    segments = {
-        item.SegmentNumber: np.zeros(scan.values.shape, bool) for item in data.SegmentSequence
-    }
-    shared = data.SharedFunctionalGroupsSequence[0]
-    for frame, groups in zip(pixels, data.PerFrameFunctionalGroupsSequence, strict=True):
-        source = groups.DerivationImageSequence[0].SourceImageSequence[0]
-        uid = source.ReferencedSOPInstanceUID
-        slice_ = slices[uid]
-        position = groups.PlanePositionSequence[0].ImagePositionPatient
-        np.testing.assert_array_equal(
-            np.array(position, float), np.array(slice_.ImagePositionPatient, float)
-        )
-        number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-        segments[number][places[uid]] = frame > 0
-    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
-    any_slice = next(iter(slices.values()))
-    np.testing.assert_allclose(
-        np.array(orientation, float), np.array(any_slice.ImageOrientationPatient, float), atol=1e-9
-    )
-    spacing = shared.PixelMeasuresSequence[0].PixelSpacing
-    assert list(spacing) == list(any_slice.PixelSpacing)
-    assert data.FrameOfReferenceUID == any_slice.FrameOfReferenceUID
-    assert data.StudyInstanceUID == any_slice.StudyInstanceUID
-    referenced = data.ReferencedSeriesSequence[0]
-    assert referenced.SeriesInstanceUID == any_slice.SeriesInstanceUID
-    return segments
 
 
 @pytest.mark.parametrize("kind", SERIES)
