@@ -7,7 +7,9 @@ A scan is a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices; of a net
 a PNG, JPEG or DICOM file. --scans takes all below a folder. For each scan, DIR/NAME holds
 lesion_mask, lesion_probability and evidence_1..3 as NIfTI on its own grid, result.json, picture.png
 and, where the extra `report` is installed, report.html, a page to look at the scan in; for each
-X-ray evidence_1.png, result.json and picture.png. --scans adds a table, DIR/predictions.csv. A scan
+X-ray evidence_1.png, result.json and picture.png. Of a DICOM series there are segmentation.dcm,
+report.dcm and evidence_1..3.dcm too, and NAME is a hash: nothing that is written names a patient,
+but with --keep_identifiers. --scans adds a table, DIR/predictions.csv. A scan
 whose result is whole and was made from the same content by the same network is not predicted again,
 so a run that was stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
 (`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,

@@ -120,7 +120,12 @@ def _read(path: Path, *, patient: bool) -> Untyped:
     import pydicom
 
     wanted: list[Untyped] = [*_UIDS, *_GEOMETRY, "SliceThickness", *(PATIENT if patient else ())]
-    return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, of a file that another library has read
+        raise InputError(f"a slice cannot be read by pydicom ({type(error).__name__})") from error
 
 
 def _require_referable(header: Untyped, first: Untyped) -> None:

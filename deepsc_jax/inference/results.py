@@ -1,9 +1,9 @@
 """One scan from its file to its result, around whatever computes the network.
 
 DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the scan's own grid,
-picture.png, report.html where its viewer is installed, and result.json, which says what it was made
-from. Nothing here imports JAX: the
-processes that read scans and write results do without.
+picture.png, report.html where its viewer is installed, DICOM objects of a DICOM series, and
+result.json, which says what it was made from. Nothing here imports JAX: the processes that read
+scans and write results do without.
 """
 
 import dataclasses

@@ -22,6 +22,7 @@ from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.scans import load_scan
 from deepsc_jax.inference import ensemble, identifiers, privacy, requests, results
 from deepsc_jax.inference.identity import read_result
+from deepsc_jax.inference.pages import addresses
 from deepsc_jax.inference.results import Network, attempt
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.report.viewer import Viewer
@@ -212,6 +213,8 @@ def test_no_planted_text_is_in_anything_that_is_written_or_said(
     document = read_result(result)
     assert document is not None
     assert document["scan"].startswith("dicom-")
+    scans = {"c1": export / "DOEJANE" / "1", "c2": export / "ROEMARY" / "1"}
+    assert addresses(tmp_path, scans, tmp_path) == {"c1": f"{result.name}/report.html"}
     assert any("is read; left out: 2 slices of another modality" in n for n in document["notes"])
 
 
