@@ -7,7 +7,9 @@ A scan is a NIfTI, NRRD or MetaImage file, or a folder of DICOM slices; of a net
 a PNG, JPEG or DICOM file. --scans takes all below a folder. For each scan, DIR/NAME holds
 lesion_mask, lesion_probability and evidence_1..3 as NIfTI on its own grid, result.json, picture.png
 and, where the extra `report` is installed, report.html, a page to look at the scan in; for each
-X-ray evidence_1.png, result.json and picture.png. --scans adds a table, DIR/predictions.csv. A scan
+X-ray evidence_1.png, result.json and picture.png. Of a DICOM series there are segmentation.dcm,
+report.dcm and evidence_1..3.dcm too, and NAME is a hash: nothing that is written names a patient,
+but with --keep_identifiers. --scans adds a table, DIR/predictions.csv. A scan
 whose result is whole and was made from the same content by the same network is not predicted again,
 so a run that was stopped in whatever way goes on with the same command; on SIGTERM it exits with 75
 (`exit_codes.PREEMPTED`). A scan that cannot be predicted is named in one line, the others are done,
@@ -36,7 +38,7 @@ from absl import flags
 from deepsc_jax.config import Modality
 from deepsc_jax.data.datasets import parse_boxes
 from deepsc_jax.data.source import KINDS
-from deepsc_jax.inference import requests
+from deepsc_jax.inference import identifiers, requests
 from deepsc_jax.inference.options import define_flags as define_options
 from deepsc_jax.inference.options import from_flags
 from deepsc_jax.inference.requests import Found
@@ -90,7 +92,7 @@ def write_table(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
             for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
                 result: JsonObject = outcome.result or {"error": outcome.error}
                 row = {**result, **result.get("probabilities", {})}
-                row |= {"name": outcome.request.name, "scan": os.fspath(outcome.request.path)}
+                row |= {"name": outcome.request.name, "scan": outcome.request.label}
                 row["notes"] = "; ".join((*outcome.notes, *result.get("notes", ())))
                 texts = {key: cell(value) for key, value in row.items() if isinstance(value, str)}
                 rows.writerow(row | texts)
@@ -170,6 +172,12 @@ def define_flags() -> None:
         "In place of a mask, boxes around the lesions of each --scan, an X-ray: top, left, bottom "
         "and right in pixels, such as '10 20 74 84; 100 20 164 84'.",
     )
+    flags.DEFINE_bool(
+        "keep_identifiers",
+        False,
+        "Of DICOM: copy the patient module into what is written as DICOM, and write a local map, "
+        "identifiers.csv, of results' names, folders and patients.",
+    )
     flags.DEFINE_string("out", None, "Folder for the results.", required=True)
     flags.DEFINE_bool(
         "overwrite",
@@ -213,6 +221,12 @@ def main() -> int:
     for note in named.notes:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
+    if options.keep_identifiers:
+        wanted = [dataclasses.replace(request, keep_identifiers=True) for request in wanted]
+        name = (
+            "identifiers.csv" if table is None else table.name.replace("predictions", "identifiers")
+        )
+        identifiers.write_map(wanted, out / name)
     predictor = ensemble.load(checkpoints, options.stage, from_flags(), options.conv_form)
     workers = _workers(options.workers, len(wanted))
     batch = BatchInference(
@@ -252,7 +266,7 @@ def twins(outcomes: Sequence[Outcome]) -> list[str]:
     scans: dict[str, list[str]] = {}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.request.name):
         if outcome.result is not None:
-            scans.setdefault(outcome.result["sha256"], []).append(str(outcome.request.path))
+            scans.setdefault(outcome.result["sha256"], []).append(outcome.request.label)
     return [
         f"{paths[0]} and {paths[1]}{f', and {n - 2} more,' if n > 2 else ''} have the same content"
         for paths in scans.values()
@@ -287,7 +301,7 @@ def _requests(out: pathlib.Path) -> tuple[Found, pathlib.Path | None]:
             else requests.listed(source)
         )
     for request in named.requests if table is not None else ():
-        if re.match(r"predictions(-\d+-of-\d+)?\.csv(\.sha256)?(/|$)", request.name):
+        if re.match(r"(predictions|identifiers)(-\d+-of-\d+)?\.csv(\.sha256)?(/|$)", request.name):
             raise InputError(
                 f"{request.path}: its result would be {out / request.name}, the table's place: "
                 "rename the scan, or give it as --scan"

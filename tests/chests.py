@@ -8,7 +8,7 @@ import numpy as np
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.prediction import Prediction
-from deepsc_jax.inference.results import Network
+from deepsc_jax.inference.network import Network
 
 NETWORK = Network(
     DataConfig(

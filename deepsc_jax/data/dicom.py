@@ -37,7 +37,6 @@ _TAGS = {
     "sop_class": "0008|0016",
     "modality": "0008|0060",
     "image_type": "0008|0008",
-    "description": "0008|103e",
     "number": "0020|0013",
     "position": "0020|0032",
     "orientation": "0020|0037",
@@ -49,6 +48,7 @@ _TAGS = {
     "bits": "0028|0100",
     "signed": "0028|0103",
 }
+_MODALITIES = {"CT", "MR", "PT", "NM", "US", "CR", "DX", "OT", "SR", "SEG", "PR", "KO", "RTSTRUCT"}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _EXPORT = "export the series afresh"
@@ -174,29 +174,26 @@ def _tag(reader: Untyped, key: str) -> str:
 
 
 def _kind(item: _Slice) -> str:
-    kind = item.tags["modality"] or "unknown"
+    kind = item.tags["modality"]
+    kind = kind if kind in _MODALITIES else "another modality" if kind else "unknown"
     return kind if item.is_ct_slice() or kind != "CT" else "localizer or screenshot"
 
 
 def _left_out(chosen: list[_Slice], rest: list[_Slice], others: list[Path]) -> tuple[str, ...]:
     """The note on which series is read and what else lies beside it; none where nothing does."""
+    # It goes into stores and results: no text of a tag or a file's name, which may name a patient.
     counts = Counter((_kind(item), item.tags["uid"]) for item in rest)
-    parts = [
-        f"{counted(number, 'slice')} of {shown(kind[:24])}"
-        for (kind, _), number in counts.most_common(5)
-    ]
+    parts = [f"{counted(number, 'slice')} of {kind}" for (kind, _), number in counts.most_common(5)]
     if len(counts) > 5:
         parts.append(f"{len(counts) - 5} more series")
     if others:
-        many = counted(len(others), "file")
-        parts.append(f"{many} without a DICOM image, such as {shown(others[0].name)}")
+        parts.append(f"{counted(len(others), 'file')} without a DICOM image")
     if not parts:
         return ()
     tags = chosen[0].tags
     return (
-        f"its DICOM series …{shown(tags['uid'][-12:])} "
-        f"({shown(tags['description'][:40]) or 'no description'}, "
-        f"{counted(len(chosen), 'slice')}) is read; left out: {', '.join(parts)}",
+        f"its DICOM series …{shown(tags['uid'][-12:])} ({counted(len(chosen), 'slice')}) is read; "
+        f"left out: {', '.join(parts)}",
     )
 
 
@@ -215,8 +212,8 @@ def _to_source(folder: Path, slices: list[_Slice], notes: tuple[str, ...]) -> So
     pixel = first.numbers("pixel_spacing")
     if len(pixel) != 2 or min(pixel) <= 0:
         raise InputError(
-            f"{first.path}: its PixelSpacing is {shown(first.tags['pixel_spacing'][:40])!r}, "
-            f"expected two positive numbers: {_EXPORT}"
+            f"{first.path}: its PixelSpacing is {_listed(pixel)}, expected two positive numbers: "
+            f"{_EXPORT}"
         )
     doubts: list[Doubt] = []
     axes = first.numbers("orientation")
@@ -260,6 +257,7 @@ def _to_source(folder: Path, slices: list[_Slice], notes: tuple[str, ...]) -> So
         unpacked=math.prod(shape) * (int(bits[0]) // 8 if bits and bits[0] > 8 else 1),
         notes=notes + _scaling_note(folder, slices),
         doubts=tuple(doubts),
+        files=tuple(item.path for item in ordered),
     )
 
 
@@ -285,7 +283,7 @@ def _require_alike(slices: list[_Slice]) -> None:
 
 
 def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values) or "absent"
+    return ", ".join(f"{value:g}" for value in values) or "absent or no number"
 
 
 def _placed(
@@ -364,14 +362,13 @@ def _scaling_note(folder: Path, slices: list[_Slice]) -> tuple[str, ...]:
     """
     without = []
     for item in slices:
-        scale = item.tags["slope"], item.tags["intercept"]
         slope, intercept = item.numbers("slope"), item.numbers("intercept")
-        if scale == ("", ""):
+        if not (item.tags["slope"] or item.tags["intercept"]):
             without.append(item)
         elif len(slope) != 1 or len(intercept) != 1 or slope[0] == 0:
             raise InputError(
-                f"{item.path}: its RescaleSlope and RescaleIntercept are {scale}, expected a "
-                f"number other than 0 and a number: {_EXPORT}"
+                f"{item.path}: its RescaleSlope is {_listed(slope)}, its RescaleIntercept "
+                f"{_listed(intercept)}, expected a number other than 0 and a number: {_EXPORT}"
             )
     if without and len(without) < len(slices):
         raise InputError(

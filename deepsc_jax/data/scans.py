@@ -16,13 +16,7 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 from jaxtyping import Bool, Float32, Num
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from deepsc_jax.data import itk, nifti
 from deepsc_jax.data.dicom import read_series
@@ -30,12 +24,14 @@ from deepsc_jax.data.images import PICTURES
 from deepsc_jax.data.nifti import MM_PER_UNIT, largest_corner_distance
 from deepsc_jax.data.source import (
     FORMATS,
+    LPS,
     MAX_SLICES,
     Affine,
     Doubt,
     Source,
     require_packed_plausibly,
     settled,
+    to_source_axes,
 )
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import aside
@@ -66,8 +62,6 @@ SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
 MOST_LABELS = 32
 """Of a lung mask: lobes and segments have fewer, an image given in its place has more."""
 
-_LPS = axcodes2ornt(("L", "P", "S"))
-
 
 @dataclass(frozen=True, eq=False)
 class Scan:
@@ -87,6 +81,8 @@ class Scan:
     """The source's geometry alone: forms and their codes, voxel sizes, units; no patient data."""
     notes: tuple[str, ...] = ()
     """What another reader would read differently, was allowed, or was left out: a line each."""
+    files: tuple[Path, ...] = ()
+    """Of DICOM: the file of each slice, in the order of the source's last axis."""
 
 
 def load_scan(
@@ -151,6 +147,7 @@ def load_scan(
         path=str(path),
         header=source.header,
         notes=notes,
+        files=source.files,
     )
 
 
@@ -263,12 +260,11 @@ def save_like(
     stored = array.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(stored, array):
         raise ValueError(f"{path}: values do not fit {dtype} without loss")
-    to_source = ornt_transform(_LPS, io_orientation(scan.affine))
     header = scan.header.copy()
     header.set_data_dtype(dtype)
     header.set_slope_inter(1.0, 0.0)
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = image_class(apply_orientation(stored.T, to_source), scan.affine, header)
+    image = image_class(to_source_axes(stored, scan.affine), scan.affine, header)
     with aside(path) as partial:
         nib.save(image, partial)
 
@@ -383,12 +379,12 @@ def _spacing_mm(source: Source) -> tuple[float, float, float]:
 
 def _canonical(source: Source) -> np.ndarray:
     """A (D, H, W) view of the raw voxels."""
-    to_lps = ornt_transform(io_orientation(source.affine), _LPS)
+    to_lps = ornt_transform(io_orientation(source.affine), LPS)
     return apply_orientation(source.voxels(), to_lps).T
 
 
 def _canonical_affine(affine: Affine, shape: tuple[int, ...]) -> Affine:
-    return affine @ inv_ornt_aff(ornt_transform(io_orientation(affine), _LPS), shape)
+    return affine @ inv_ornt_aff(ornt_transform(io_orientation(affine), LPS), shape)
 
 
 def scan_name(path: str | os.PathLike[str]) -> str:

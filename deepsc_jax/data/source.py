@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float64, Num
+from jaxtyping import Float64, Num, Shaped
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    io_orientation,
+    ornt_transform,
+)
 
 from deepsc_jax.runtime.errors import InputError
 
@@ -35,6 +41,10 @@ KINDS = ("voxels", "lungs", "intensity")
 """Of doubts: voxel sizes and positions; volume of the lungs; values that are no HU."""
 
 FORMATS = ".nii, .nii.gz, .img, .hdr, .nrrd, .nhdr, .mha or .mhd"
+
+
+LPS = axcodes2ornt(("L", "P", "S"))
+"""The canonical order's axes, as nibabel names where they lead."""
 
 
 class Doubt(NamedTuple):
@@ -85,12 +95,21 @@ class Source:
     """What another reader would read differently, or what was left out: a line each."""
     doubts: tuple[Doubt, ...] = ()
     """What must not pass unless it is allowed."""
+    files: tuple[Path, ...] = ()
+    """Of DICOM: the file of each slice, in the order of the last axis."""
 
     def scaled(self, raw: np.ndarray) -> np.ndarray:
         """Some of the raw voxels with slope and intercept, in float64 as nibabel does."""
         if self.slope == 1 and self.intercept == 0:
             return raw
         return raw * np.float64(self.slope) + self.intercept
+
+
+def to_source_axes(
+    array: Shaped[np.ndarray, "depth height width"], affine: Affine
+) -> Shaped[np.ndarray, "x y z"]:
+    """A view of a canonical array in the axis order and directions of the source of that affine."""
+    return apply_orientation(array.T, ornt_transform(LPS, io_orientation(affine)))
 
 
 def require_regular(path: Path) -> int:

@@ -13,9 +13,9 @@ from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import READ_FIELDS
 from deepsc_jax.inference import predictor as predictors
 from deepsc_jax.inference.answers import gated, mean, mirrored
+from deepsc_jax.inference.network import Network, network_digest
 from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.predictor import Predictor
-from deepsc_jax.inference.results import Network, network_digest
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
 

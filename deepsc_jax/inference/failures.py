@@ -8,6 +8,7 @@ import pathlib
 import traceback
 
 from deepsc_jax import __version__
+from deepsc_jax.inference.request import Request
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import shown
 
@@ -18,6 +19,21 @@ _ADVICE = {
     errno.EROFS: "give another --out",
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer --workers",
 }
+
+
+def told(error: Exception, request: Request, out: pathlib.Path) -> str:
+    """As `explained`, without paths and texts of a scan of which none may be told.
+
+    What went wrong in this program or in a library may quote a tag: its type and place are told,
+    and its words are not.
+    """
+    if not request.private:
+        return explained(error, request.path, out)
+    known = isinstance(error, InputError | MemoryError | OSError)
+    if not known and "RESOURCE_EXHAUSTED" not in str(error):
+        words = f"{type(error).__name__}, whose words may be a patient's and are left out"
+        error = RuntimeError(words).with_traceback(error.__traceback__)
+    return request.without_names(explained(error, pathlib.Path(request.name), out))
 
 
 def explained(error: Exception, scan: pathlib.Path, out: pathlib.Path) -> str:

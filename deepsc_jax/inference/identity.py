@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepsc_jax.data.content import content_files
+from deepsc_jax.inference import privacy
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import sha256
 from deepsc_jax.runtime.types import JsonObject, JsonValue
@@ -35,7 +36,7 @@ class Identity:
 
     Attributes:
       path: as it was given.
-      place: its path, with links resolved.
+      place: its path, with links resolved; of DICOM and its lung mask a pseudonym.
       sha256: of its bytes. Of several files (a folder of DICOM slices, a header with its data) that
         of the lines which `LC_ALL=C sha256sum *` writes of them.
       state: of the sizes, times (mtime, ctime) and inodes of its files.
@@ -65,6 +66,8 @@ class Sources:
     lung_mask: Identity | None
     lesion_mask: Identity | None = None
     boxes: Boxes = ()
+    identifiers: str | None = None
+    """Of DICOM: whether its objects have a patient module, `kept`, or a blank one, `removed`."""
 
     @property
     def files(self) -> list[Identity]:
@@ -83,13 +86,14 @@ class Sources:
             "sha256": self.scan.sha256,
             "lung_mask": None if mask is None else mask.place,
             "lung_mask_sha256": None if mask is None else mask.sha256,
+            **({} if self.identifiers is None else {"identifiers": self.identifiers}),
             "states": {each.place: each.state for each in self.files if each.at_rest},
         }
 
     def are_of(self, result: JsonObject) -> bool:
         """Whether a result was made from the same content."""
         facts = self.facts()
-        names = ("sha256", "lung_mask_sha256", "lesion_mask_sha256", "boxes")
+        names = ("sha256", "lung_mask_sha256", "lesion_mask_sha256", "boxes", "identifiers")
         return all(result.get(name) == facts.get(name) for name in names)
 
     def require_unchanged(self) -> None:
@@ -105,6 +109,7 @@ def identify(
     *,
     lesion_mask: Path | None = None,
     boxes: Boxes = (),
+    keep_identifiers: bool = False,
 ) -> Sources:
     """Which scan and masks are at these paths; with the boxes around its lesions.
 
@@ -121,14 +126,20 @@ def identify(
             place, sums = earlier.get(path), "sha256" if path == "scan" else f"{path}_sha256"
             if isinstance(place, str) and isinstance(earlier.get("states"), dict):
                 known[place] = (earlier["states"].get(place), earlier.get(sums))
+    private = privacy.is_private(scan)
+    identifiers = ("kept" if keep_identifiers else "removed") if private else None
     lungs, lesions = (
-        None if mask is None else _identity(mask, known) for mask in (lung_mask, lesion_mask)
+        None
+        if mask is None
+        else _identity(mask, privacy.place(mask, private=private, kind="mask-"), known)
+        for mask in (lung_mask, lesion_mask)
     )
-    return Sources(_identity(scan, known), lungs, lesions, boxes)
+    place = privacy.place(scan, private=private)
+    return Sources(_identity(scan, place, known), lungs, lesions, boxes, identifiers)
 
 
-def _identity(path: Path, known: dict[str, tuple[object, object]]) -> Identity:
-    place, files, now = os.path.realpath(path), content_files(path), time.time_ns()
+def _identity(path: Path, place: str, known: dict[str, tuple[object, object]]) -> Identity:
+    files, now = content_files(path), time.time_ns()
     state = _state(files)
     before, digest = known.get(place, (None, None))
     if before != state or not isinstance(digest, str):

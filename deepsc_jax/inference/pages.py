@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from deepsc_jax.inference.identity import RESULT, read_result
+from deepsc_jax.inference.privacy import is_private, place
 from deepsc_jax.report.scan_page import PAGE
 
 
@@ -26,7 +27,8 @@ def addresses(
         result = read_result(file.parent)
         if result is not None and PAGE in result["files"] and (file.parent / PAGE).is_file():
             pages.setdefault(result["scan"], file.parent / PAGE)
-    places = {name: os.path.realpath(scan) for name, scan in scans.items()}
+    paths = {name: pathlib.Path(scan) for name, scan in scans.items()}
+    places = {name: place(path, private=is_private(path)) for name, path in paths.items()}
     return {
         name: quote(os.fsencode(os.path.relpath(pages[place], out)))
         for name, place in places.items()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from deepsc_jax.config import Config
 from deepsc_jax.data.prediction import Prediction
-from deepsc_jax.inference.results import Network
+from deepsc_jax.inference.network import Network
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build

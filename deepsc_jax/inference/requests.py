@@ -9,38 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deepsc_jax.config import DataConfig, Modality
+from deepsc_jax.config import Modality
 from deepsc_jax.data import itk
 from deepsc_jax.data.content import companions, is_dicom
 from deepsc_jax.data.datasets import LARGEST_LIST
 from deepsc_jax.data.images import PICTURES
 from deepsc_jax.data.scans import SUFFIXES, is_scan, scan_name
-from deepsc_jax.inference.identity import Boxes, Sources, identify, read_result
+from deepsc_jax.inference.identity import Boxes, read_result
+from deepsc_jax.inference.request import Request, named
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import counted, shown
-from deepsc_jax.runtime.types import JsonObject
 
 _WANTED = {
     "ct": f"no file of {', '.join(SUFFIXES)} and no folder of DICOM slices",
     "xray": f"no X-ray, a file of {', '.join(PICTURES)} or DICOM,",
 }
 _NAMED = 3  # of what is left out, the first few
-
-
-@dataclass(frozen=True)
-class Request:
-    """A scan to predict."""
-
-    name: str
-    """Of its result: a path relative to the folder of results."""
-    path: Path
-    """A file or a folder of DICOM slices."""
-    lung_mask: Path | None = None
-    """Found where it is None."""
-    lesion_mask: Path | None = None
-    """For a network of patches, which are cut by it, or by the boxes."""
-    boxes: Boxes = ()
-    """Around lesions, in pixels of an X-ray."""
 
 
 @dataclass(frozen=True)
@@ -84,38 +68,8 @@ def of_paths(
         boxes or [()] * len(paths),
         strict=True,
     )
-    requests = [Request(scan_name(row[0]), *row) for row in rows]
+    requests = [named(scan_name(row[0]), *row) for row in rows]
     return _without_collisions(requests, "--scan")
-
-
-def sources_of(request: Request, earlier: JsonObject | None = None) -> Sources:
-    """What `identity.identify` says of a request."""
-    lesions, boxes = request.lesion_mask, request.boxes
-    return identify(request.path, request.lung_mask, earlier, lesion_mask=lesions, boxes=boxes)
-
-
-def require_readable(request: Request, data: DataConfig) -> None:
-    """Refuse lesions that a network does not read, and the want of those that it does.
-
-    Raises:
-        InputError: it reads whole scans; it reads patches and none are given; boxes, which are of
-            X-rays, are given for a CT scan.
-    """
-    flag = "boxes" if request.boxes else "lesion_mask"
-    if data.patches == "none" and (request.boxes or request.lesion_mask):
-        raise InputError(
-            f"--{flag}: is given for {request.path}, but this network reads whole scans, not "
-            "patches of lesions: leave it out"
-        )
-    if data.patches != "none" and not (request.boxes or request.lesion_mask):
-        raise InputError(
-            f"{request.path}: this network reads patches of lesions, which it does not find: give "
-            f"--scan and --lesion_mask{' or --boxes' if data.modality == 'xray' else ''}"
-        )
-    if request.boxes and data.modality == "ct":
-        raise InputError(
-            f"--boxes: are of X-rays, and {request.path} is for a network of CT: give --lesion_mask"
-        )
 
 
 def below(folder: Path, results: Path, modality: Modality = "ct") -> Found:
@@ -164,7 +118,7 @@ def below(folder: Path, results: Path, modality: Modality = "ct") -> Found:
             left_out["not scans by name"] += [str(where / name) for name in others]
         for path in paths:
             parent = path.relative_to(folder).parent
-            wanted.append(Request((parent / scan_name(path)).as_posix(), path))
+            wanted.append(named((parent / scan_name(path)).as_posix(), path))
     said = [_left_out(kind, names) for kind, names in left_out.items() if names]
     if not wanted:
         raise InputError(
@@ -194,7 +148,7 @@ def listed(file: Path) -> Found:
         name = Path(os.path.normpath(os.path.expanduser(text)))
         if name.is_absolute() or ".." in name.parts:
             name = Path(os.path.abspath(path)).relative_to("/")
-        wanted.append(Request((name.parent / scan_name(name)).as_posix(), path))
+        wanted.append(named((name.parent / scan_name(name)).as_posix(), path))
     if not wanted:
         raise InputError(f"--scans={file}: an empty list, expected a path of a scan in each line")
     wanted = _without_collisions(wanted, "--scans")

@@ -1,16 +1,13 @@
 """One scan from its file to its result, around whatever computes the network.
 
 DIR/NAME holds lesion_mask, lesion_probability and evidence_1..3 as NIfTI on the scan's own grid,
-picture.png, report.html where its viewer is installed, and result.json, which says what it was made
-from. Nothing here imports JAX: the
-processes that read scans and write results do without.
+picture.png, report.html where its viewer is installed, DICOM objects of a DICOM series, and
+result.json, which says what it was made from. Nothing here imports JAX: the processes that read
+scans and write results do without.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
-import math
 import pathlib
 import time
 from collections.abc import Callable, Collection
@@ -18,25 +15,26 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from deepsc_jax import __version__
-from deepsc_jax.config import DataConfig
 from deepsc_jax.data import lungs, preprocess, scans, unmasked, xrays
 from deepsc_jax.data.prediction import Prediction
-from deepsc_jax.data.preprocess import Prepared
-from deepsc_jax.data.scans import Scan
 from deepsc_jax.evaluation.centres import on_grid, salient_centres
-from deepsc_jax.inference import identity, requests
-from deepsc_jax.inference.failures import explained
+from deepsc_jax.inference import dicom_results, identity
+from deepsc_jax.inference.failures import told
 from deepsc_jax.inference.identity import Sources
-from deepsc_jax.inference.masks import lesion_mask
-from deepsc_jax.inference.options import PredictionOptions
-from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.network import Network, network_digest
+from deepsc_jax.inference.request import Request
+from deepsc_jax.inference.writing import (
+    classes_of,
+    facts_of,
+    finds_lungs,
+    found_lungs,
+    values_of,
+    write,
+)
 from deepsc_jax.report import xray_picture
-from deepsc_jax.report.pictures import LUNG_WINDOW_HU, scan_picture
 from deepsc_jax.report.scan_page import PAGE, scan_page
-from deepsc_jax.report.scan_tables import Findings
 from deepsc_jax.report.viewer import installed
 from deepsc_jax.runtime import exit_codes
 from deepsc_jax.runtime.errors import InputError
@@ -44,31 +42,6 @@ from deepsc_jax.runtime.files import FAILING, folder_aside, put_back, write_json
 from deepsc_jax.runtime.types import JsonObject
 
 Compute = Callable[[Float[np.ndarray, "depth height width"]], Prediction]
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is known of a trained network where it is not computed.
-
-    Attributes:
-      data: how scans are preprocessed for it.
-      stage: the stage whose checkpoint it is.
-      threshold: lesion probability from which a voxel is lesion.
-      trained_on: `phantoms`, `scans`, or `unknown data`.
-      digest: another for other parameters, and for another architecture of the same ones.
-      volumes: what it gives probabilities of, and maps of evidence, by name.
-      options: what is made of its predictions.
-      networks: whose mean it is.
-    """
-
-    data: DataConfig
-    stage: str
-    threshold: float
-    trained_on: str
-    digest: str
-    volumes: tuple[str, ...]
-    options: PredictionOptions = dataclasses.field(default_factory=PredictionOptions)
-    networks: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,7 +86,7 @@ def attempt(
     try:
         put_back(folder)
         earlier = identity.read_result(folder)
-        sources = requests.sources_of(request, earlier)
+        sources = request.sources(earlier)
         if not overwrite and is_done(earlier, folder, sources, network):
             return _found(request, folder, earlier, sources)
         try:
@@ -135,7 +108,7 @@ def attempt(
     except Exception as error:  # the other scans must not be lost to it
         failed = isinstance(error, OSError) and error.errno in FAILING
         code = exit_codes.FILE_SYSTEM if failed else exit_codes.BAD_INPUT
-        return Outcome(request, error=explained(error, request.path, out), code=code)
+        return Outcome(request, error=told(error, request, out), code=code)
 
 
 def is_done(
@@ -155,16 +128,8 @@ def _found(request: Request, folder: pathlib.Path, result: JsonObject, sources: 
         for name in identity.missing_and_changed(folder, result)[1]
     ]
     if result["scan"] != sources.scan.place:
-        notes.append(f"{request.path}: has the content of {result['scan']}, whose result is there")
+        notes.append(f"{request.label}: has the content of {result['scan']}, whose result is there")
     return Outcome(request, result, skipped=True, notes=tuple(notes))
-
-
-def network_digest(network: Network) -> str:
-    """What a result depends on beside its scan and lung mask, as a SHA-256."""
-    data = dataclasses.asdict(network.data)
-    facts = [__version__, network.digest, data, network.stage]
-    facts += [network.threshold, network.trained_on, network.options.facts()]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
 
 def predict_scan(
@@ -191,15 +156,17 @@ def predict_scan(
     Raises:
       InputError: the scan or its lung mask is not usable, or `out` holds something else.
     """
-    sources = sources or requests.sources_of(request)
+    sources = sources or request.sources()
     ours = functools.partial(
         identity.require_replaceable, sources=sources, overwrite=overwrite, read=set()
     )
     ours(out)
-    requests.require_readable(request, network.data)
+    request.require_readable(network.data)
     if network.data.modality == "xray":
         return _predict_xray(request, out, network, compute, sources, ours)
     scan = scans.load_scan(request.path, network.data.intensity, allow)
+    if request.private:
+        scan = dataclasses.replace(scan, name=request.name)
     lung, notes = None, list[str]()
     if request.lung_mask is not None:
         lung = scans.load_mask(request.lung_mask, scan, "lung mask", allow, notes)
@@ -214,12 +181,17 @@ def predict_scan(
     if lung is None:
         lung = found_lungs(prediction, prepared.grid)
     with folder_aside(out, ours) as folder:
-        figures, findings = _write(
+        figures, findings = write(
             folder, scan, lung, prepared, prediction, network, given=request.lung_mask is not None
         )
         result = sources.facts() | figures
+        if scan.files:
+            masks, made = (lung, findings.lesion_mask), (prediction, prepared.grid)
+            kept, digest = request.keep_identifiers, network_digest(network)
+            notes += dicom_results.write(folder, scan, *masks, *made, result, digest, kept)
+        told_notes = [request.without_names(note) for note in (*prepared.notes, *notes)]
         result |= {
-            "notes": [*prepared.notes, *notes, *prediction.notes],
+            "notes": [*told_notes, *prediction.notes],
             "made_from": {"network": network_digest(network)},
         }
         if (viewer := installed()) is not None:
@@ -263,8 +235,8 @@ def _predict_xray(
         for name, working in prediction.evidence.items()
     }
     with folder_aside(out, ours) as folder:
-        result = sources.facts() | _facts(network) | _classes(prediction, network)
-        result |= _values(prediction)
+        result = sources.facts() | facts_of(network) | classes_of(prediction, network)
+        result |= values_of(prediction)
         classes = result.get("probabilities")
         for name, heat in evidence.items():
             xray_picture.save_overlay(folder / f"{name}.png", xray[0], heat)
@@ -274,7 +246,7 @@ def _predict_xray(
             xray[0],
             next(iter(evidence.values()), None),
             classes,
-            title=request.path.name,
+            title=request.name if request.private else request.path.name,
             trained_on=network.trained_on,
             values=prediction.values,
         )
@@ -288,113 +260,3 @@ def _finished(result: JsonObject, folder: pathlib.Path, network: Network) -> Jso
     result = identity.signed(result | {"made_from": made_from, "files": identity.manifest(folder)})
     write_json(result, folder / identity.RESULT)
     return result
-
-
-def _facts(network: Network) -> JsonObject:
-    """What every result says of the network."""
-    return {
-        "stage": network.stage,
-        "trained_on": network.trained_on,
-        "note": "research software, not for clinical use",
-        **network.options.facts(),
-        "networks": network.networks,
-    }
-
-
-def _classes(prediction: Prediction, network: Network) -> JsonObject:
-    """The most probable class, and the probability of each."""
-    if prediction.classes is None:
-        return {}
-    exact = dict(zip(network.data.classes, prediction.classes.tolist(), strict=True))
-    return {
-        "probabilities": {name: round(share, 4) for name, share in exact.items()},
-        "class": max(exact, key=lambda c: exact[c]),
-    }
-
-
-def _values(prediction: Prediction) -> JsonObject:
-    """Numbers by name, None for what is none."""
-    numbers = {name: float(value) for name, value in prediction.values.items()}
-    finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-    return {"values": finite} if finite else {}
-
-
-def finds_lungs(volumes: Collection[str]) -> bool:
-    """Whether a network that gives these needs no lungs."""
-    return {"left_lung", "right_lung"} <= set(volumes)
-
-
-def found_lungs(
-    prediction: Prediction, grid: preprocess.WorkingGrid
-) -> Bool[np.ndarray, "depth height width"]:
-    """Both lungs, lesions included, as a network found them, on the source's grid."""
-    both = sum(prediction.volumes[name] for name in ("left_lung", "right_lung", "lesion"))
-    return preprocess.to_source(np.asarray(both), grid) >= 0.5
-
-
-def _write(
-    folder: pathlib.Path,
-    scan: Scan,
-    lung: Bool[np.ndarray, "depth height width"],
-    prepared: Prepared,
-    prediction: Prediction,
-    network: Network,
-    *,
-    given: bool,
-) -> tuple[JsonObject, Findings]:
-    """Write a prediction's images and picture; returns its result's figures, and what they are of.
-
-    `given`: whether the lung mask was. Figures are rounded to what they mean: ml to 0.01, shares
-    and probabilities to 0.0001.
-    """
-    voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-    result: JsonObject = _facts(network) | {"lung_ml": round(float(lung.sum()) * voxel_ml, 2)}
-    probability = mask = shown = classes = None
-    if prediction.lesion is not None:
-        probability = preprocess.to_source(prediction.lesion, prepared.grid)
-        inside = lung if network.data.mask == "lungs" else None
-        if inside is not None:  # outside of them the network sees nothing
-            probability = np.where(inside, probability, 0)
-        smallest_ml = network.options.smallest_lesion_ml
-        mask = lesion_mask(probability, inside, network.threshold, scan.spacing_mm, smallest_ml)
-        scans.save_like(probability, scan, folder / "lesion_probability.nii.gz", np.float32)
-        scans.save_like(mask, scan, folder / "lesion_mask.nii.gz", np.uint8)
-        lesion_ml = round(float(mask.sum()) * voxel_ml, 2)
-        result |= {"lesion_ml": lesion_ml, "lesion_threshold": network.threshold}
-        result["lesion_share_of_lung"] = round(float(mask.sum() / max(lung.sum(), 1)), 4)
-    for name in network.volumes:
-        if name in prediction.volumes and name != "lesion":
-            side = preprocess.to_source(prediction.volumes[name], prepared.grid) >= 0.5
-            scans.save_like(side, scan, folder / f"{name}.nii.gz", np.uint8)
-    if prediction.classes is not None:
-        exact: list[float] = prediction.classes.tolist()
-        classes = dict(zip(network.data.classes, exact, strict=True))
-        result |= _classes(prediction, network)
-    if prediction.classes is not None or prediction.evidence:
-        result["evidence_share_in_lung"] = []
-    for name, working in prediction.evidence.items():
-        evidence = preprocess.to_source(working, prepared.grid)
-        scans.save_like(evidence, scan, folder / f"{name}.nii.gz", np.float32)
-        share = float(evidence[lung].sum() / max(evidence.sum(), 1e-6))
-        result["evidence_share_in_lung"].append(round(share, 4))
-        if shown is None:  # the finest: the picture shows its part inside the lungs
-            shown = np.where(lung, evidence, 0)
-    result |= _values(prediction)
-    hu = network.data.intensity == "hu"
-    scan_picture(
-        folder / "picture.png",
-        scan.values,
-        probability,
-        mask,
-        shown,
-        classes,
-        spacing_mm=scan.spacing_mm,
-        title=scan.name,
-        lung_mask=lung,
-        threshold=network.threshold,
-        lungs="given" if given else "found",
-        trained_on=network.trained_on,
-        values=prediction.values,
-        window=LUNG_WINDOW_HU if hu else (0.0, float(scan.values.max())),
-    )
-    return result, Findings(mask, probability, shown)

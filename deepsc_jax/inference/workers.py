@@ -26,9 +26,10 @@ from typing import Protocol, TypedDict
 import numpy as np
 
 from deepsc_jax.data.prediction import Prediction
-from deepsc_jax.inference.failures import explained
-from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Compute, Network, Outcome, attempt
+from deepsc_jax.inference.failures import told
+from deepsc_jax.inference.network import Network
+from deepsc_jax.inference.request import Request
+from deepsc_jax.inference.results import Compute, Outcome, attempt
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import shown
 
@@ -170,7 +171,7 @@ class BatchInference:
                     if self._stopped.is_set():
                         break
                     killed = (
-                        f"{request.path}: the process that worked on it was killed, probably for "
+                        f"{request.label}: the process that worked on it was killed, probably for "
                         "want of memory: try with fewer --workers"
                     )
                     outcome = Outcome(request, error=shown(killed))
@@ -178,9 +179,7 @@ class BatchInference:
                     worker.kill()
                     self._forget(worker)
                     worker = None
-                    outcome = Outcome(
-                        request, error=explained(error, request.path, self._options["out"])
-                    )
+                    outcome = Outcome(request, error=told(error, request, self._options["out"]))
                 except _DroppedError:
                     break
                 self._news.put(outcome)
@@ -286,7 +285,7 @@ class _Worker:
         except _DroppedError:
             raise
         except Exception as error:
-            self._connection.send(explained(error, request.path, self._out))
+            self._connection.send(told(error, request, self._out))
             return self._connection.recv()
         without = dataclasses.replace(
             prediction,

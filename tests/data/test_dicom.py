@@ -74,7 +74,7 @@ def test_the_longest_ct_series_is_read_whatever_lies_beside_it(tmp_path):
     hu = ct((9, 10, 11))
 
     def described(index, tags):
-        tags["0008|103e"] = "Thorax 5.0 B70f"
+        tags["0008|103e"] = "Thorax of John Smith"
 
     folder = write_series(tmp_path / "mixed", hu, uid="1.2.840.99.4444", edit=described)
     write_series(folder, ct((14, 10, 11)), uid="1.2.3.5", modality="PT")
@@ -95,7 +95,7 @@ def test_the_longest_ct_series_is_read_whatever_lies_beside_it(tmp_path):
     scan = load_scan(folder)
     np.testing.assert_array_equal(scan.values, hu)
     (note,) = scan.notes
-    assert "DICOM series ….840.99.4444 (Thorax 5.0 B70f, 9 slices) is read; left out: " in note
+    assert "DICOM series ….840.99.4444 (9 slices) is read; left out: " in note
     for part in (
         "14 slices of PT",
         "8 slices of CT",
@@ -103,7 +103,7 @@ def test_the_longest_ct_series_is_read_whatever_lies_beside_it(tmp_path):
         "11 slices of loc",
     ):
         assert part in note
-    assert note.endswith("1 file without a DICOM image, such as readme.txt")
+    assert note.endswith("1 file without a DICOM image")
 
 
 def test_a_localizer_of_the_series_itself_is_left_out(tmp_path):
@@ -190,7 +190,7 @@ def test_tags_without_which_itk_takes_1_mm_or_no_turn_are_asked_for(tmp_path):
     folder = write_series(tmp_path / "spacing", ct((9, 10, 11)))
     for file in folder.iterdir():
         set_tag(file, 0x00280030, None)
-    refused(folder, "its PixelSpacing is '', expected two positive numbers")
+    refused(folder, "its PixelSpacing is absent or no number, expected two positive")
     folder = write_series(tmp_path / "turn", ct((9, 10, 11)))
     for file in folder.iterdir():
         set_tag(file, 0x00200037, None)
@@ -200,7 +200,7 @@ def test_tags_without_which_itk_takes_1_mm_or_no_turn_are_asked_for(tmp_path):
 def test_a_rescale_that_some_slices_lack_is_refused(tmp_path):
     folder = write_series(tmp_path / "s", ct((9, 10, 11)))
     set_tag(sorted(folder.iterdir())[2], 0x00281052, None)
-    refused(folder, r"RescaleSlope and RescaleIntercept are \('1', ''\)")
+    refused(folder, "its RescaleSlope is 1, its RescaleIntercept absent or no number, expected a")
     set_tag(sorted(folder.iterdir())[2], 0x00281053, None)
     refused(folder, "1 of 9 slices .* have no RescaleSlope and RescaleIntercept")
 

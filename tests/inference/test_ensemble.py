@@ -13,9 +13,9 @@ import pytest
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import identity, results
 from deepsc_jax.inference.ensemble import Ensemble, require_alike
+from deepsc_jax.inference.network import Network
 from deepsc_jax.inference.options import PredictionOptions
-from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Network
+from deepsc_jax.inference.request import Request
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.building import build
 from deepsc_jax.systems.system import Stage

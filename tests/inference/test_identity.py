@@ -15,8 +15,9 @@ import pytest
 from chests import NETWORK, compute, write_chest
 
 from deepsc_jax.inference import identity
-from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Network, Outcome, attempt
+from deepsc_jax.inference.network import Network
+from deepsc_jax.inference.request import Request
+from deepsc_jax.inference.results import Outcome, attempt
 from deepsc_jax.runtime.errors import InputError
 
 

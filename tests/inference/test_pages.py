@@ -9,7 +9,7 @@ from chests import NETWORK, compute, write_chest
 
 from deepsc_jax.inference import results
 from deepsc_jax.inference.pages import addresses
-from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.request import Request
 from deepsc_jax.inference.results import attempt
 from deepsc_jax.predict import without_page
 from deepsc_jax.report.viewer import Viewer

@@ -16,7 +16,7 @@ from deepsc_jax.data import scans
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import requests, results
 from deepsc_jax.inference.failures import explained
-from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.request import Request
 from deepsc_jax.inference.results import Outcome, attempt
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.predict import summary, twins, write_table

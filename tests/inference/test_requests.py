@@ -4,10 +4,12 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
 from deepsc_jax.inference import requests
+from deepsc_jax.inference.privacy import pseudonym
 from deepsc_jax.runtime.errors import InputError
 
 DICOM = b"\0" * 128 + b"DICM"
@@ -24,8 +26,6 @@ def test_every_scan_below_a_folder_is_found_and_named_by_its_place(tmp_path: pat
     expected = {
         "b/scan": put(folder / "b" / "scan.nii.gz"),
         "a/scan": put(folder / "a" / "scan.nii"),
-        "a/series": put(folder / "a" / "series" / "slice1.DCM").parent,
-        "a/unnamed": put(folder / "a" / "unnamed" / "IM0001", DICOM).parent,
         "scan.with.dots": put(folder / "scan.with.dots.nii.gz"),
     }
     put(folder / "a" / "DICOMDIR", DICOM)
@@ -38,6 +38,11 @@ def test_every_scan_below_a_folder_is_found_and_named_by_its_place(tmp_path: pat
     put(linked / "scan.nii.gz")
     (folder / "linked").symlink_to(linked)
     expected["linked/scan"] = folder / "linked" / "scan.nii.gz"
+    for name, series in (
+        ("a/series", put(folder / "a" / "series" / "slice1.DCM").parent),
+        ("a/unnamed", put(folder / "a" / "unnamed" / "IM0001", DICOM).parent),
+    ):
+        expected[pseudonym(series, name)] = series
     found = requests.below(folder, out).requests
     assert {request.name: request.path for request in found} == expected
     assert [request.name for request in found] == sorted(expected)
@@ -88,7 +93,7 @@ def test_half_a_pair_may_be_a_slice(tmp_path: pathlib.Path) -> None:
     put(tmp_path / "series" / "1.img", DICOM)
     put(tmp_path / "series" / "2.img", DICOM)
     found = requests.below(tmp_path, tmp_path / "out")
-    assert [(r.name, r.path) for r in found.requests] == [("series", tmp_path / "series")]
+    assert [r.path for r in found.requests] == [tmp_path / "series"]
     assert found.notes == ()
 
 
@@ -122,18 +127,26 @@ def test_without_simpleitk_its_formats_are_counted_and_the_command_shown(
     assert note.startswith("1 of 2 scans cannot be read")
 
 
-def test_a_folder_of_slices_is_named_after_itself(tmp_path: pathlib.Path) -> None:
-    put(tmp_path / "series" / "1.dcm")
-    (found,) = requests.below(tmp_path / "series", tmp_path / "out").requests
-    assert (found.name, found.path) == ("series", tmp_path / "series")
+def test_a_folder_of_slices_is_named_by_a_hash_of_its_name_and_content(
+    tmp_path: pathlib.Path,
+) -> None:
+    names = []
+    for folder, content in (("SMITH", b"1"), ("SMITH", b"2"), ("JONES", b"2")):
+        put(tmp_path / folder / "1.dcm", content)
+        (found,) = requests.below(tmp_path / folder, tmp_path / "out").requests
+        assert found.path == tmp_path / folder
+        assert re.fullmatch("dicom-[0-9a-f]{16}", found.name)
+        names.append(found.name)
+        (by_name,) = requests.of_paths([tmp_path / folder], [])
+        assert by_name.name == found.name
+    assert len(set(names)) == 3
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         (["a/scan.nii", "a/scan.nii.gz"], "would both be a/scan"),
-        (["a/scan.nii.gz", "a/scan/1.dcm"], "would both be a/scan"),
-        (["a/1.dcm", "a/b/2.dcm"], "would lie in a: "),
+        (["a.nii", "a/b.nii"], "would lie in a: "),
         (["readme.txt"], r"no file of \.nii, .*1 left out, not scans by name: readme.txt"),
     ],
 )

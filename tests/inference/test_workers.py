@@ -19,10 +19,11 @@ import pytest
 
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.prediction import Prediction
-from deepsc_jax.inference import requests
+from deepsc_jax.inference import requests, writing
 from deepsc_jax.inference import results as prediction
-from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Network, Outcome
+from deepsc_jax.inference.network import Network
+from deepsc_jax.inference.request import Request
+from deepsc_jax.inference.results import Outcome
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.predict import summary, write_table
@@ -219,14 +220,14 @@ def test_two_processes_at_one_scan_leave_one_whole_result(
     killed = tmp_path / ".partial-01234567-p0"
     killed.mkdir()
     (killed / "lesion_mask.nii.gz").write_text("half")
-    draw = prediction.scan_picture
+    draw = writing.scan_picture
 
     def other_process_first(*arguments: Any, **options: Any) -> None:
-        monkeypatch.setattr(prediction, "scan_picture", draw)
+        monkeypatch.setattr(writing, "scan_picture", draw)
         prediction.predict_scan(request, tmp_path / "p0", NETWORK, network)
         draw(*arguments, **options)
 
-    monkeypatch.setattr(prediction, "scan_picture", other_process_first)
+    monkeypatch.setattr(writing, "scan_picture", other_process_first)
     outcome = prediction.attempt(request, tmp_path, NETWORK, network, overwrite=False)
     assert outcome.error is None
     assert network.calls == 2

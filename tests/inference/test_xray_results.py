@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 from deepsc_jax.config import DataConfig
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.inference import requests
-from deepsc_jax.inference.requests import Request
-from deepsc_jax.inference.results import Network, Outcome, attempt
+from deepsc_jax.inference.network import Network
+from deepsc_jax.inference.request import Request
+from deepsc_jax.inference.results import Outcome, attempt
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.runtime.errors import InputError
 
@@ -57,7 +59,10 @@ def test_pictures_and_dicom_files_below_a_folder_are_found_each(tmp_path: pathli
     (folder / "scan.nii").write_bytes(b"a scan")
     (folder / "notes.txt").write_text("no image")
     found = requests.below(folder, tmp_path / "out", "xray")
-    assert [request.name for request in found.requests] == ["IM0001", "a", "b/c", "d.dcm"]
+    paths = {str(request.path.relative_to(folder)): request.name for request in found.requests}
+    assert paths.keys() == {"IM0001", "a.png", "b/c.JPG", "d.dcm"}
+    assert (paths["a.png"], paths["b/c.JPG"]) == ("a", "b/c")
+    assert all(re.fullmatch("dicom-[0-9a-f]{16}", paths[name]) for name in ("IM0001", "d.dcm"))
     (note,) = found.notes
     assert "3 left out, not scans by name: DICOMDIR, notes.txt, scan.nii" in note
     (tmp_path / "empty").mkdir()

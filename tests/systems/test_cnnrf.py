@@ -16,8 +16,8 @@ from deepsc_jax.data.records import Contents, StoredCase
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation import indicators
 from deepsc_jax.evaluation.scoring import evaluate, require_baselines
-from deepsc_jax.inference import predictor, requests
-from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference import predictor
+from deepsc_jax.inference.request import Request
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.models.cnncf import config as cnncf
 from deepsc_jax.phantoms.indicators import CEILINGS
@@ -213,9 +213,9 @@ def test_it_predicts_files_as_the_store_has_them(
     (again,) = BatchInference(network, tmp_path, workers=0, overwrite=False).outcomes([request])
     assert again.skipped
     # A result of other lesions is another.
-    sources = requests.sources_of(request)
+    sources = request.sources()
     assert sources.are_of(result)
-    assert not requests.sources_of(request_of(case, lesion_mask=None)).are_of(result)
+    assert not request_of(case, lesion_mask=None).sources().are_of(result)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_lesions_that_are_missing_or_elsewhere_are_one_line(
 def test_a_network_of_whole_scans_is_given_no_lesions() -> None:
     request = Request("a", pathlib.Path("a.png"), boxes=((0, 0, 20, 20),))
     with pytest.raises(InputError, match=r"--boxes: is given for a\.png, but this network reads"):
-        requests.require_readable(request, DataConfig())
+        request.require_readable(DataConfig())
 
 
 def test_a_step_is_the_same_on_two_devices() -> None:

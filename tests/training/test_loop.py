@@ -26,7 +26,7 @@ from deepsc_jax.evaluation.curve import CURVE_THRESHOLDS
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import choose_threshold
 from deepsc_jax.inference import predictor as inference
-from deepsc_jax.inference.requests import Request
+from deepsc_jax.inference.request import Request
 from deepsc_jax.inference.results import predict_scan
 from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold
 from deepsc_jax.runtime import compiler
