@@ -175,6 +175,8 @@ def run(
         "scans": None,
         "share": None,
         "lung_mask": [],
+        "lesion_mask": [],
+        "boxes": [],
         "out": str(out),
         "overwrite": False,
         "allow": ["lungs", "voxels"],
