@@ -96,7 +96,7 @@ test: lint types ## lint, types and the quick tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow' $(PARALLEL)
 
 test-slow: $(INSTALLED_TEST) ## the tests that take minutes each
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m 'slow and not scale'
 
 test-scale: $(INSTALLED_TEST) ## kills, lost processes and other tests of clusters
 	$(PY) -m pytest -m scale

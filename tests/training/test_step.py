@@ -153,8 +153,19 @@ def test_what_was_logged_after_the_checkpoint_or_cut_short_is_dropped(
 
 @pytest.mark.slow
 def test_one_batch_is_learnt_by_heart(store: Store) -> None:
-    """If a stage cannot overfit two scans, something is wrong with its gradient."""
-    system = build(CONFIG.with_stage("joint", steps=150, learning_rate=3e-3), "cpu")
+    """If a stage cannot overfit two scans, something is wrong with its gradient.
+
+    With four channels it cannot: of normal tissue as dense as lesions it learns two thirds.
+    """
+    wide = dataclasses.replace(
+        CONFIG.model,
+        inception_channels=8,
+        lesion_channels=(16, 16, 16),
+        classifier_stem_channels=8,
+        encoder_channels=(8, 8, 8),
+    )
+    config = dataclasses.replace(CONFIG, model=wide)
+    system = build(config.with_stage("joint", steps=150, learning_rate=4e-3), "cpu")
     stage, mesh = system.stage("joint"), device_mesh.make_mesh(CONFIG.platform)
     step = make_train_step(system, stage, mesh, NO_FACTS)
     current, batches = at_start(system, stage, mesh), first_batches(system, stage, store)
@@ -165,4 +176,4 @@ def test_one_batch_is_learnt_by_heart(store: Store) -> None:
         current, scalars = step(current, batch)
         losses.append({k: float(v) for k, v in scalars.items()})
     assert losses[-1]["cross_entropy"] < 0.1 * losses[0]["cross_entropy"]
-    assert losses[-1]["dice"] < 0.6 * losses[0]["dice"]
+    assert losses[-1]["dice"] < 0.5 * losses[0]["dice"]
