@@ -1,10 +1,11 @@
 """From a scan to what the network sees, and from its probabilities back to the scan's grid.
 
 Paper, section V-A: HU clipped to [-1400, 200], scaled to [0, 1], multiplied by the lung mask;
-slices as they come. A config may ask for a coarser working grid (assumed): then the normalised
-image is resampled first and masked after. What a network sees is the box around the lungs, so that
-what lies beyond them, and how much of it a scan holds, changes nothing. A voxel is 0 if and only if
-it is outside of the lungs.
+slices as they come. A config may ask for a coarser working grid (assumed): then a working voxel is
+the mean over what of it lies in the lungs, and so is what is brought back. With the chest wall in
+it, the lungs' border would be brighter than lesions are, and lesions there would lose their rim.
+What a network sees is the box around the lungs, so that what lies beyond them, and how much of it a
+scan holds, changes nothing. A voxel is 0 if and only if it is outside of the lungs.
 
 Coordinates are edges: source voxel j spans [j, j + 1) and has its centre at j + ½.
 """
@@ -114,14 +115,26 @@ def to_working(array: AnyVolume, grid: WorkingGrid) -> Volume:
     return _separable(array, [_forward_weights(grid, axis) for axis in range(3)])
 
 
-def to_source(array: AnyVolume, grid: WorkingGrid) -> Volume:
+def to_source(array: AnyVolume, grid: WorkingGrid, inside: Mask | None = None) -> Volume:
     """Bring a working array (probabilities, not labels) back to the source's grid.
 
     Separable and linear between the working voxels' centres, held from the outermost centre to the
     edge of the working window, 0 beyond it. Where the grids coincide, values are copied.
+
+    Args:
+        array: on the working grid, in [0, 1] where `inside` is given.
+        grid: of both.
+        inside: of the working voxels, those that count; the array is 0 elsewhere. Weights are then
+            normalised over them, so that the zeros beside them take nothing away.
     """
     _check_shape(array, grid.shape)
-    return _separable(array, [_backward_weights(grid, axis) for axis in range(3)])
+    axes = [_backward_weights(grid, axis) for axis in range(3)]
+    there = _separable(array, axes)
+    if inside is not None:
+        share = _separable(inside, axes)
+        np.divide(there, share, out=there, where=share > 0)
+        np.minimum(there, 1, out=there)  # but for rounding it is
+    return there
 
 
 def normalise(
@@ -155,8 +168,9 @@ def prepare_scan(
 ) -> Prepared:
     """Normalise a scan, bring it and its masks to the working grid, and mask it by the lungs.
 
-    A working voxel belongs to a mask if the resampled mask is at least ½ there; lesions end where
-    the lungs do. Lungs in HU are checked (`plausibility.check_lungs`); `allow` is its argument.
+    A working voxel is of the lungs if at least half of it is, and lesion if at least half of its
+    part in the lungs is. Lungs in HU are checked (`plausibility.check_lungs`); `allow` is its
+    argument.
 
     Raises:
         InputError: the lung mask is empty, at the source or on the working grid, or is none of a
@@ -180,15 +194,21 @@ def prepare_scan(
     notes = scan.notes
     if config.intensity == "hu":
         notes += check_lungs(scan, lung_mask, allow)
-    lung = to_working(lung_mask, grid) >= 0.5
+    share = to_working(lung_mask, grid)
+    lung = share >= 0.5
     if not lung.any():
         raise InputError(
             f"{scan.path or scan.name}: its lungs vanish on the working grid of {grid.shape}: "
             "check the lung mask, or choose a finer --working_spacing_mm or --working_size"
         )
     # Outside of the lungs the network sees nothing, so nothing is asked of it there.
-    lesion = None if lesion_mask is None else (to_working(lesion_mask, grid) >= 0.5) & lung
-    volume = to_working(normalise(scan.values, config), grid)
+    lesion = None
+    if lesion_mask is not None:
+        lesion = (to_working(lesion_mask & lung_mask, grid) >= 0.5 * share) & lung
+    values = normalise(scan.values, config)
+    values *= lung_mask
+    volume = to_working(values, grid)
+    np.divide(volume, share, out=volume, where=lung)
     np.clip(volume, DARKEST, 1, out=volume)  # weights sum to 1 but for rounding
     volume *= lung
     depth, height, width = (a * b for a, b in zip(scan.spacing_mm, grid.step, strict=True))

@@ -19,7 +19,7 @@ from deepsc_jax.runtime.types import JsonObject
 
 Ints3 = tuple[int, int, int]
 
-VERSION = 4
+VERSION = 5
 _LATER = {"seals": {}, "boxes": [], "targets": []}  # what stores of earlier versions lack
 SOURCES = ("scan", "lesion_mask", "lung_mask")
 

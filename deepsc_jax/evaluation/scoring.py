@@ -88,14 +88,16 @@ def _row(
     smallest_ml: float,
 ) -> JsonObject:
     """The figures of one scan; its curve is added to `curves`, pairs of centres to `matched`."""
-    prediction = predictor(store.read(case.name, "volume"))
+    volume = store.read(case.name, "volume")
+    prediction = predictor(volume)
     row: JsonObject = {"case": case.name, "label": store.data.classes[case.label]}
     truth = None
     if case.lesions_known and (prediction.lesion is not None or prediction.evidence):
         truth = source_case(store, case, predictor.config.data.intensity)
     if prediction.lesion is not None and truth is not None:
-        probability = preprocess.to_source(prediction.lesion, case.grid)
-        inside = truth.lung if store.data.mask == "lungs" else np.ones_like(truth.lung)
+        lungs = volume > 0 if store.data.mask == "lungs" else None
+        probability = preprocess.to_source(prediction.lesion, case.grid, lungs)
+        inside = np.ones_like(truth.lung) if lungs is None else truth.lung
         lesion = lesion_mask(
             probability, inside, predictor.threshold, truth.spacing_mm, smallest_ml
         )

@@ -41,12 +41,14 @@ def _dice_of_share(predictor: SegmentsScans, store: Store) -> Float[np.ndarray, 
         case = cases[i]
         if case.lesion_mask is None:
             continue
-        lesion = predictor(store.read(case.name, "volume")).lesion
+        volume = store.read(case.name, "volume")
+        lesion = predictor(volume).lesion
         truth = source_case(store, case, predictor.config.data.intensity)
         if lesion is None or not truth.lesion.any():
             continue
-        probability = preprocess.to_source(lesion, case.grid)
-        inside = truth.lung if store.data.mask == "lungs" else np.ones_like(truth.lung)
+        lungs = volume > 0 if store.data.mask == "lungs" else None
+        probability = preprocess.to_source(lesion, case.grid, lungs)
+        inside = np.ones_like(truth.lung) if lungs is None else truth.lung
         predicted, hits = marked_voxels(probability, inside, truth.lesion, THRESHOLDS)
         rows[i] = 2 * hits / (predicted + truth.lesion.sum())
     return rows

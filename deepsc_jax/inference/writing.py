@@ -79,8 +79,10 @@ def write(
     result: JsonObject = facts_of(network) | {"lung_ml": round(float(lung.sum()) * voxel_ml, 2)}
     probability = mask = shown = classes = None
     if prediction.lesion is not None:
-        probability = preprocess.to_source(prediction.lesion, prepared.grid)
-        inside = lung if network.data.mask == "lungs" else None
+        inside, working = None, None
+        if network.data.mask == "lungs":
+            inside, working = lung, prepared.lung
+        probability = preprocess.to_source(prediction.lesion, prepared.grid, working)
         if inside is not None:  # outside of them the network sees nothing
             probability = np.where(inside, probability, 0)
         smallest_ml = network.options.smallest_lesion_ml

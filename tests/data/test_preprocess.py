@@ -266,6 +266,24 @@ def test_prepared_scan_is_0_outside_the_lungs_and_in_range(spacing):
     assert (back & lung).sum() * 2 / (back.sum() + lung.sum()) > 0.97
 
 
+@pytest.mark.parametrize("spacing", [(0.0, 0.0, 0.0), (3.0, 2.3, 2.3)])
+def test_the_lungs_border_looks_and_is_found_as_their_middle(spacing):
+    """Neither the wall beside them nor the zeros there are mixed in."""
+    z, y, x = np.ogrid[-12:12, -30:30, -24:24]
+    lung = (z / 10) ** 2 + (y / 28) ** 2 + (x / 21) ** 2 < 1
+    scan = make_scan(np.where(lung, -850, 60))
+    wanted = config(working_spacing_mm=spacing)
+    prepared = prepare_scan(scan, lung, wanted, lung, KINDS)
+    np.testing.assert_allclose(prepared.volume[prepared.lung], 550 / 1600, atol=1e-6)
+    assert prepared.lesion is not None
+    np.testing.assert_array_equal(prepared.lesion, prepared.lung)  # all of them is lesion
+    back = to_source(prepared.lesion, prepared.grid, prepared.lung)
+    assert back.max() <= 1
+    reached = to_source(prepared.lung, prepared.grid) > 0
+    np.testing.assert_allclose(back[reached], 1, atol=1e-6)
+    assert (reached & lung).sum() > 0.99 * lung.sum()
+
+
 def test_full_size_preparation_is_the_papers_formula():
     rng = np.random.default_rng(1)
     scan = make_scan(rng.integers(-1024, 500, (8, 64, 64)))

@@ -45,6 +45,7 @@ def apply(axes: Axes, x: Tensor) -> Tensor:
 
 
 def prepare(scan: Tensor, lung: Tensor, axes: Axes, window: tuple[float, float]) -> Tensor:
-    """What the network sees: resampled, then masked by the resampled lungs."""
-    inside = apply(axes, lung) >= 0.5
-    return apply(axes, normalise(scan.double(), *window)) * inside
+    """What the network sees: the mean over each voxel's part in the lungs, where that is half."""
+    share = apply(axes, lung)
+    inside = apply(axes, normalise(scan.double(), *window) * lung) / share.clamp(min=1e-30)
+    return inside * (share >= 0.5)
