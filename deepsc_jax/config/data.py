@@ -38,6 +38,11 @@ class DataConfig:
     hu_window: tuple[float, float] = option(
         (-1400.0, 200.0), "paper: CT numbers are clipped to this range and scaled to [0, 1] (V-A)"
     )
+    lung_level_hu: float = option(
+        0.0,
+        "paper: 0, HU as they are. assumed: HU that a quarter of the lungs' voxels lie below, to "
+        "which each scan is shifted: how dense a lung is depends on how deep the breath was",
+    )
     working_spacing_mm: tuple[float, float, float] = option(
         (0.0, 0.0, 0.0),
         "paper: 0, slices as they come. assumed: > 0 resamples that axis (depth, height, width)",
@@ -95,6 +100,16 @@ class DataConfig:
         require(self.intensity_sd > 0, f"intensity_sd is {self.intensity_sd:g}: give one above 0")
         low, high = self.hu_window
         require(low < high, f"hu_window is {low:g},{high:g}: give the lower bound first")
+        require(
+            self.lung_level_hu == 0 or (self.mask == "lungs" and self.intensity == "hu"),
+            f"lung_level_hu is {self.lung_level_hu:g}, mask is {self.mask} and intensity is "
+            f"{self.intensity}: give 0, or --mask=lungs and --intensity=hu",
+        )
+        require(
+            self.lung_level_hu == 0 or low < self.lung_level_hu < high,
+            f"lung_level_hu is {self.lung_level_hu:g}, outside of hu_window: give one between "
+            f"{low:g} and {high:g}",
+        )
         require(
             all(s >= 0 for s in self.working_spacing_mm),
             f"working_spacing_mm is {self.working_spacing_mm}: give 0 (as it comes) or millimetres",

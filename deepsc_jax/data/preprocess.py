@@ -138,18 +138,31 @@ def to_source(array: AnyVolume, grid: WorkingGrid, inside: Mask | None = None) -
 
 
 def normalise(
-    values: Num[np.ndarray, "*shape"], config: DataConfig
+    values: Num[np.ndarray, "*shape"], config: DataConfig, shift: float = 0.0
 ) -> Float32[np.ndarray, "*shape"]:
     """Map intensities to [0, 1].
 
-    `intensity='hu'`: clipped to `hu_window` and scaled. `intensity='unit'`: divided by 255 if any
-    value exceeds 1, else taken as they are; so give it whole scans, not single slices.
+    `intensity='hu'`: with `shift` added, clipped to `hu_window` and scaled. `intensity='unit'`:
+    divided by 255 if any value exceeds 1, else taken as they are; so give it whole scans, not
+    single slices.
     """
-    low, high = config.hu_window if config.intensity == "hu" else _unit_range(values)
+    window = config.hu_window if config.intensity == "hu" else _unit_range(values)
+    low, high = (bound - shift for bound in window)
     scaled = np.clip(np.asarray(values, np.float32), np.float32(low), np.float32(high))
     scaled -= np.float32(low)
     scaled /= np.float32(high - low)
     return scaled
+
+
+def level_shift(scan: Scan, lung_mask: Mask, config: DataConfig) -> float:
+    """HU to add to a scan so that its lungs' lower quartile is `lung_level_hu`; 0 where that is 0.
+
+    The lower quartile, since lesions, vessels and the border are above it unless lesions fill
+    three quarters of the lungs.
+    """
+    if not config.lung_level_hu:
+        return 0.0
+    return config.lung_level_hu - float(np.quantile(scan.values[lung_mask], 0.25))
 
 
 def intensity_of(volume: Volume) -> Triple:
@@ -205,7 +218,7 @@ def prepare_scan(
     lesion = None
     if lesion_mask is not None:
         lesion = (to_working(lesion_mask & lung_mask, grid) >= 0.5 * share) & lung
-    values = normalise(scan.values, config)
+    values = normalise(scan.values, config, level_shift(scan, lung_mask, config))
     values *= lung_mask
     volume = to_working(values, grid)
     np.divide(volume, share, out=volume, where=lung)

@@ -185,6 +185,8 @@ def test_differences_are_named_by_flag():
 IMPOSSIBLE = [
     (["--hu_window=200,-1400"], "lower bound first"),
     (["--hu_window=5,5"], "lower bound first"),
+    (["--lung_level_hu=300"], "lung_level_hu is 300, outside of hu_window"),
+    (["--lung_level_hu=-860", "--intensity=unit"], "intensity is unit: give 0, or --mask=lungs"),
     (["--working_spacing_mm=0,-1,0"], "working_spacing_mm"),
     (["--tile=60,128,128"], "depth_bucket is 64.*tile depth 60"),
     (["--tile=60,128,128", "--depth_bucket=60"], "tile is .*multiple of 8"),

@@ -284,6 +284,21 @@ def test_the_lungs_border_looks_and_is_found_as_their_middle(spacing):
     assert (reached & lung).sum() > 0.99 * lung.sum()
 
 
+def test_how_dense_the_lungs_are_is_taken_out_where_that_is_asked_for():
+    rng = np.random.default_rng(3)
+    lung = np.zeros((8, 64, 64), bool)
+    lung[:, 10:50, 12:60] = True
+    values = rng.normal(-870, 20, lung.shape).round()
+    values[:, 20:30, 20:30] += 300  # a lesion, less than a quarter of them
+    plain, dense = (make_scan(values + more) for more in (0, 65))
+    level = config(lung_level_hu=-860.0)
+    one, other = (prepare_scan(scan, lung, level, allow=KINDS).volume for scan in (plain, dense))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    assert np.quantile(one[one > 0], 0.25) == pytest.approx((1400 - 860) / 1600, abs=1e-6)
+    as_it_is = prepare_scan(dense, lung, config(), allow=KINDS).volume
+    assert abs(as_it_is[as_it_is > 0].mean() - one[one > 0].mean()) > 0.02
+
+
 def test_full_size_preparation_is_the_papers_formula():
     rng = np.random.default_rng(1)
     scan = make_scan(rng.integers(-1024, 500, (8, 64, 64)))
