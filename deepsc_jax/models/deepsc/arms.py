@@ -57,16 +57,11 @@ ARMS: dict[str, Arm] = {
     "no_scales": Arm("S_1 to S_3 not supervised", ("--deepsc.scale_supervision=0",)),
     "no_free": Arm("no term for scans without lesions", ("--deepsc.lesion_free_weight=0",)),
     "wide": Arm("twice the channels at full resolution", ("--deepsc.lesion_channels=16,32,64",)),
-    "optimiser": Arm(
-        "AdamW, warm-up, cosine, clipping, averaged parameters",
-        (
-            "--schedule=cosine",
-            "--warmup_steps=50",
-            "--weight_decay=0.01",
-            "--clip_norm=1",
-            "--average_decay=0.99",
-        ),
+    "plain": Arm(
+        "the paper's optimiser, without warm-up, cosine, clipping and averages",
+        ("--schedule=linear", "--warmup_steps=0", "--clip_norm=0", "--average_decay=0"),
     ),
+    "no_level": Arm("lungs as dense as they come", data=("--lung_level_hu=0",)),
     "augmented": Arm(
         "turns, sizes, contrast, noise, lung masks jittered",
         (
