@@ -3,7 +3,8 @@
 The model's module has `build(options, data, layout)`, whose network takes slices `(N, T, H, W, 1)`,
 one of an X-ray, and gives `logits (N, class)`; `losses(config, outputs, carried, label,
 class_weights)`, the terms per scan and what is carried after the step; and, where it has them,
-`evidence_layer(options)`, the map whose Grad-CAM a result holds, `notes(variables)` for results and
+`evidence_layer(options)`, the map whose Grad-CAM a result holds, `notes(variables)` for results,
+`weighted(options, terms)`, what each term adds to the loss where that is not the term, and
 `warnings(options, stage_options, step, carried)` for training. A stage whose options are an
 `SgdConfig` is trained by SGD, any other by Adam.
 
@@ -98,6 +99,13 @@ class ImageClassification(System):
         if stage.reads.teachers:
             said["teacher_logits"] = batch["teachers"]
         return self.model.losses(self.config, out, dict(changed), batch["label"], weights, **said)
+
+    def weighted(self, stage: Stage, terms: Losses) -> Losses:
+        """As the model says, if it does."""
+        of_model = getattr(self.model, "weighted", None)
+        if of_model is None:
+            return super().weighted(stage, terms)
+        return of_model(self.config.model, terms)
 
     def outputs(self, stage: Stage, variables: Variables, batch: Batch) -> Outputs:
         """The network's `logits` and `maps`, by running statistics."""

@@ -16,7 +16,7 @@ from deepsc_jax.config import Config, DataConfig, PlatformConfig, TrainConfig
 from deepsc_jax.data.store import Store
 from deepsc_jax.inference import predictor
 from deepsc_jax.models.cnncf import config as cnncf
-from deepsc_jax.models.cnncf import network
+from deepsc_jax.models.cnncf import gate, network
 from deepsc_jax.models.cnncf.residual import TEACHERS
 from deepsc_jax.planning import compiled
 from deepsc_jax.runtime import device_mesh
@@ -341,3 +341,22 @@ def test_a_student_without_its_weight_is_taught_nothing() -> None:
         alone, _ = network.losses(config, out, {}, label, weights)
         taught, _ = network.losses(config, out, {}, label, weights, logits[1:].transpose(1, 0, 2))
         assert np.allclose(alone["loss"], taught["loss"]) == same
+        for terms in (alone, taught):
+            added = sum(network.weighted(options, terms).values())
+            np.testing.assert_allclose(np.asarray(added), terms["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_what_the_terms_add_is_the_loss(is_open: bool) -> None:
+    """Of the paper's variant: soft labels count while the gate is open."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 4, 2)).astype(np.float32)
+    out = {"stage1_logits": logits[0], "stage2_logits": logits[1], "open": np.asarray(is_open)}
+    label, weights = np.asarray([0, 1, 1, 0]), np.ones(2, np.float32)
+    carried = {gate.COLLECTION: gate.shut()}
+    terms, _ = network.losses(
+        CONFIG, out, carried, label, weights, rng.normal(size=(4, 2, 2)).astype(np.float32)
+    )
+    assert (np.asarray(terms["distillation"]) > 0).all() == is_open
+    added = sum(network.weighted(CONFIG.model, terms).values())
+    np.testing.assert_allclose(np.asarray(added), terms["loss"], rtol=1e-6)

@@ -29,6 +29,11 @@ class TeacherTraining(Training):
     """The stages that train its teachers, one a teacher and fold."""
 
     steps: int = option(11440, "assumed: as the student's, 40 epochs")
+    batch: int = option(32, "assumed: images in a global batch, as the student's")
+    learning_rate: float = option(1e-2, "assumed: initial learning rate, as the student's")
+    warmup_steps: int = option(286, "assumed: as the student's")
+    decay_every: int = option(2860, "assumed: as the student's")
+    decay: float = option(0.1, "assumed: as the student's")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ __all__ = [
     "notes",
     "teachers",
     "warnings",
+    "weighted",
 ]
 
 Slices = Float[Array, "batch slices height width 1"]
@@ -208,6 +209,15 @@ def losses(
         "loss": of_stage2 + share * of_gate,
     }
     return terms, {**carried, gate.COLLECTION: state}
+
+
+def weighted(options: Options, terms: dict[str, Array]) -> dict[str, Array]:
+    """What each of the terms of `losses` adds to `loss`."""
+    soft = options.distillation_weight if "distillation" in terms else 0.0
+    shares: dict[str, Array | float] = {"cross_entropy": 1 - soft, "distillation": soft}
+    if "gate_open" in terms:
+        shares["gate_cross_entropy"] = jnp.where(terms["gate_open"] > 0, options.gate_weight, 1.0)
+    return {name: shares[name] * term for name, term in terms.items() if name in shares}
 
 
 def evidence_layer(options: Options) -> str:
