@@ -24,7 +24,7 @@ from deepsc_jax.runtime.signals import signals
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.system import Stage, Variables
 from deepsc_jax.training import workdir as workdirs
-from deepsc_jax.training.stage import Run, kept, trained
+from deepsc_jax.training.stage import Run, kept, of_stage, trained
 from deepsc_jax.training.step import make_eval_step
 from deepsc_jax.training.validation import answers
 
@@ -85,8 +85,8 @@ def _asked(run: Run, stage: Stage) -> JsonObject:
 def _held_out(run: Run, stage: Stage, variables: Variables) -> dict[str, np.ndarray]:
     """The logits of the cases that a teacher's stage has not seen, by name."""
     assert stage.fold is not None
-    system, store = run.system.of(stage), run.store.of_fold(*stage.fold, held_out=True)
-    count = jax.process_count()
+    of_teacher, store = of_stage(run, stage), run.store.of_fold(*stage.fold, held_out=True)
+    system, count = of_teacher.system, jax.process_count()
     batches = pipeline.batches(
         store,
         "train",
@@ -98,7 +98,10 @@ def _held_out(run: Run, stage: Stage, variables: Variables) -> dict[str, np.ndar
         process_index=jax.process_index(),
         process_count=count,
     )
-    measure, cases = make_eval_step(system, stage, run.mesh), store.cases("train")
+    measure = run.programs.once(
+        of_teacher, stage, "held out", lambda: make_eval_step(system, stage, run.mesh)
+    )
+    cases = store.cases("train")
     said: dict[str, np.ndarray] = {}
     for rows in answers(run.mesh, iter(batches), measure, variables):
         names = [cases[i].name for i in rows["case"]]
@@ -144,7 +147,7 @@ def _read(path: pathlib.Path, run: Run, stage: Stage) -> SoftLabels:
 def _require_teachers(
     path: pathlib.Path, run: Run, stage: Stage, teachers: Mapping[str, str]
 ) -> None:
-    """Refuse what other teachers said than the stage's; of those, than are here, if they are."""
+    """Refuse what others said than the stage's teachers, as far as these are here."""
     names = [name for teacher in stage.taught_by for name in teacher]
     if set(names) != teachers.keys():
         raise InputError(
