@@ -53,9 +53,9 @@ def settle(run: Run, stage: Stage) -> SoftLabels:
             run.require_held()
             write_json(document, path)
         cluster.wait_for_all(f"soft labels of {stage.name} written")
-    found = cluster.together(lambda: _read(path, run, stage))
+    found, learnt = cluster.together(lambda: _read(path, run, stage))
     if cluster.is_writer():
-        workdirs.save_soft_labels(run.workdir, stage.name, digest(path))
+        workdirs.save_soft_labels(run.workdir, stage.name, learnt)
     return found
 
 
@@ -109,21 +109,16 @@ def _held_out(run: Run, stage: Stage, variables: Variables) -> dict[str, np.ndar
     return said
 
 
-def _read(path: pathlib.Path, run: Run, stage: Stage) -> SoftLabels:
-    """The logits of the file at `path`, checked."""
-    begun_with = workdirs.read(run.workdir).soft_labels.get(stage.name)
-    if begun_with not in (None, digest(path)):
-        raise InputError(
-            f"{path}: not the soft labels that {stage.name} was begun with, whose digest is "
-            f"{begun_with:.12}: put them back, or begin another --workdir"
-        )
+def _read(path: pathlib.Path, run: Run, stage: Stage) -> tuple[SoftLabels, str]:
+    """The logits of the file at `path`, checked, and their digest, whoever gave them."""
     try:
         document = json.loads(path.read_text("utf-8"))
         if document.pop("sha256") != _sum(document):
             raise ValueError("its sum is another")
         store, teachers = str(document["store"]), document["teachers"]
         teachers = {str(name): str(of) for name, of in teachers.items()}
-        found = {case: np.asarray(rows, np.float32) for case, rows in document["logits"].items()}
+        logits = document["logits"]
+        found = {case: np.asarray(rows, np.float32) for case, rows in logits.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not soft labels as written ({error!r:.80}): {REMOVE}") from error
     if store != run.store.digest:
@@ -141,7 +136,14 @@ def _read(path: pathlib.Path, run: Run, stage: Stage) -> SoftLabels:
             f"{path}: {counted(len(found), 'case')} found, and {named} is not one of the "
             f"{len(cases)} of training, of {shape[0]} x {shape[1]} logits each: {REMOVE}"
         )
-    return found
+    learnt = _sum(logits)
+    begun_with = workdirs.read(run.workdir).soft_labels.get(stage.name, learnt)
+    if begun_with != learnt:
+        raise InputError(
+            f"{path}: not the soft labels that {stage.name} was begun with, whose digest is "
+            f"{begun_with:.12}: put them back, or begin another --workdir"
+        )
+    return found, learnt
 
 
 def _require_teachers(
