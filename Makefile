@@ -25,7 +25,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo gain learns parity mutations benchmark docs picture test test-slow test-scale lint types
+.PHONY: help venv demo gain learns claims parity mutations benchmark docs picture test test-slow test-scale lint types
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -64,6 +64,9 @@ gain: $(INSTALLED) ## joint training against each task alone, 3 seeds (after mak
 
 learns: $(INSTALLED) ## what matters in how DeepSC-COVID learns, an arm each, kept in runs/learns (hours)
 	$(PY) -m deepsc_jax.models.deepsc.arms $${OUT:+--out="$$OUT"}
+
+claims: $(INSTALLED) ## what the papers of CNNCF and QC-HC U-Net claim, an arm each, kept in runs/claims (hours)
+	$(PY) -m deepsc_jax.models.claims $${OUT:+--out="$$OUT"}
 
 parity: $(INSTALLED_TEST) ## the numbers against the PyTorch reference's, as a table and runs/parity.json
 	@mkdir -p runs

@@ -36,11 +36,11 @@ def define_flags() -> None:
         "workdir", None, "Where checkpoints and logs go; a stopped run goes on.", required=True
     )
     flags.DEFINE_string("stage", "all", "Stage to run, by name; all runs them in order.")
-    flags.DEFINE_string(
+    flags.DEFINE_list(
         "init_from",
-        None,
-        "Another run, its --workdir, whose pre-trainings take the place of this one's: they are "
-        "not trained here. Of the same model, network and preprocessing.",
+        [],
+        "Another run, its --workdir, or several, whose pre-trainings take the place of this one's: "
+        "they are not trained here. Of the same model, network and preprocessing.",
     )
     flags.DEFINE_float(
         "step_timeout",
@@ -67,7 +67,7 @@ def main() -> int:
         data_dir=local_path("data_dir", options.data_dir),
         workdir=local_path("workdir", options.workdir),
         step_timeout=options.step_timeout,
-        init_from=None if options.init_from is None else local_path("init_from", options.init_from),
+        init_from=tuple(local_path("init_from", run) for run in options.init_from),
     )
     return job.run(asked, options.coordinator, options.num_processes, options.process_id)
 

@@ -222,6 +222,18 @@ MUTATIONS = (
         "(jnp.exp(student) * (student - jnp.log(soft)))",
     ),
     Mutation(
+        "soft labels of the case before",
+        "data/pipeline.py",
+        "self.taught[case.name]",
+        "self.taught[self.cases[self.cases.index(case) - 1].name]",
+    ),
+    Mutation(
+        "a teacher asked of the cases that it has seen",
+        "data/folds.py",
+        "(c.patient in fold) == held_out",
+        "(c.patient in fold) != held_out",
+    ),
+    Mutation(
         "weight decay after the momentum",
         "systems/sgd.py",
         "        optax.add_decayed_weights(options.weight_decay),\n"

@@ -115,6 +115,8 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
                 np.random.default_rng(index), config.train, data, spacing, flat=flat
             ).vector(),
             "intensity": np.asarray(INTENSITY, np.float32),
+            "teachers": np.zeros((job.reads.teachers, len(data.classes)), np.float32),
+            "targets": np.arange(len(data.indicators), dtype=np.float32),
         }
         if job.reads.tiles == "drawn":
             count = config.train.tiles_per_scan

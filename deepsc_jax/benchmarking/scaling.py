@@ -23,10 +23,8 @@ def on_devices(job: Job, devices: int, *, weak: bool) -> Job:
     scans = job.scans * (devices if weak else 1)
     parts = devices * job.config.platform.accumulation
     if scans % parts:
-        raise ValueError(
-            f"{job.config.name}.{job.stage}.batch is {scans}: give a multiple of {parts}, or fewer "
-            "devices"
-        )
+        flag = job.config.stage_flag(job.stage, "batch")
+        raise ValueError(f"{flag} is {scans}: give a multiple of {parts}, or fewer devices")
     return _with_batch(job, scans, devices)
 
 

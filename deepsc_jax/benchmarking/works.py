@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
@@ -28,7 +29,7 @@ from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build as build_system
 from deepsc_jax.systems.decoding import decode
-from deepsc_jax.systems.system import Batch, System, Variables, initial
+from deepsc_jax.systems.system import Batch, Stage, System, Variables, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training.step import Scalars, make_train_step
 
@@ -91,8 +92,8 @@ def count_flops(job: Job) -> dict[str, int]:
     plain = PlatformConfig(
         data_devices=1, compute_dtype=platform.compute_dtype, conv_form="native", remat="none"
     )
-    system = build_system(dataclasses.replace(job.config, platform=plain))
-    stage, depth = system.stage(job.stage), job.scan_size[0]
+    system, stage = _system(dataclasses.replace(job.config, platform=plain), job.stage)
+    depth = job.scan_size[0]
     if job.work not in ("forward", "inference"):
         mesh = device_mesh.make_mesh(plain)
         traced = compiled.trace(system, stage.name, mesh, job.scans, depth)
@@ -164,6 +165,13 @@ def matrix_product_rate(side: int = 2048) -> float:
     return 2 * side**3 / min(seconds)
 
 
+def _system(config: Config, name: str) -> tuple[System, Stage]:
+    """What trains the stage of that name, and the stage."""
+    system = build_system(config)
+    stage = system.stage(name)
+    return system.of(stage), stage
+
+
 def _weights(job: Job, system: System) -> Variables:
     variables = initial(system)
     job.weights.write_bytes(pickle.dumps(jax.device_get(variables)))
@@ -172,9 +180,8 @@ def _weights(job: Job, system: System) -> Variables:
 
 def _step(job: Job, mesh: Mesh) -> Callable[[Batch], Scalars]:
     """A function from a batch to the scalars, to come, of a step that trains on it."""
-    config, system = job.config, build_system(job.config)
-    stage = system.stage(job.stage)
-    flag = f"{config.name}.{stage.name}.batch"
+    config, (system, stage) = job.config, _system(job.config, job.stage)
+    flag = config.stage_flag(stage.name, "batch")
     device_mesh.check_batch(flag, stage.batch, config.platform.accumulation, mesh)
     state = states.create(system, stage, _weights(job, system))
     where = states.sharding(state, mesh, shard_optimizer=config.platform.shard_optimizer)
@@ -205,9 +212,11 @@ def _loss(scalars: Scalars) -> dict[str, float]:
 
 
 def _forward(job: Job) -> Built:
-    mesh, system = device_mesh.make_mesh(job.config.platform), build_system(job.config)
-    stage = system.stage(job.stage)
-    flag = f"{system.config.name}.{stage.name}.batch"
+    mesh, (system, stage) = (
+        device_mesh.make_mesh(job.config.platform),
+        _system(job.config, job.stage),
+    )
+    flag = system.config.stage_flag(stage.name, "batch")
     device_mesh.check_batch(flag, stage.batch, system.config.platform.accumulation, mesh)
 
     def program(variables: Variables, _: Variables, batch: Batch) -> dict[str, jax.Array]:
@@ -236,8 +245,11 @@ def _forward(job: Job) -> Built:
 
 def _decoding(job: Job) -> Built:
     """What of a train step goes before the network: decoding and augmentation of its batch."""
-    mesh, system = device_mesh.make_mesh(job.config.platform), build_system(job.config)
-    stage, config = system.stage(job.stage), system.config
+    mesh, (system, stage) = (
+        device_mesh.make_mesh(job.config.platform),
+        _system(job.config, job.stage),
+    )
+    config = system.config
 
     def program(own: Variables, shared: Variables, batch: Batch) -> Batch:
         del own, shared
@@ -250,8 +262,8 @@ def _decoding(job: Job) -> Built:
 
 def _inference(job: Job) -> Built:
     alone = dataclasses.replace(job.config.platform, space=1)
-    system = build_system(dataclasses.replace(job.config, platform=alone))
-    predict = system.predictor(system.stage(job.stage), _weights(job, system))
+    system, stage = _system(dataclasses.replace(job.config, platform=alone), job.stage)
+    predict = system.predictor(stage, _weights(job, system))
     volume, _ = jobs.draw_scan(job.scan_size, 0)
 
     def summary(prediction: Prediction) -> dict[str, float]:
@@ -320,6 +332,7 @@ def _batches(job: Job) -> pipeline.Batches:
         flags.FLAGS.mark_as_parsed()
     assert job.data_dir is not None
     store = Store(job.data_dir / "store", config.data, config.train.cache_mib)
+    none_said = np.zeros((job.reads.teachers, len(config.data.classes)), np.float32)
     return pipeline.batches(
         store,
         "train",
@@ -327,4 +340,5 @@ def _batches(job: Job) -> pipeline.Batches:
         config,
         seed=system.seed(system.stage(job.stage)),
         batch_size=job.scans,
+        taught={case.name: none_said for case in store.cases("train")},
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable
 
 from deepsc_jax.config.data import DataConfig
@@ -77,13 +78,25 @@ class Config:
 
     def stage(self, name: str) -> StageOptions:
         """The options of the model's stage of that name."""
-        return getattr(self.model, name)
+        return getattr(self.model, section(name))
 
     def with_stage(self, stage: str, **changes: object) -> "Config":
         """The same configuration with some options of one stage changed."""
-        options = self.model
-        changed = dataclasses.replace(getattr(options, stage), **changes)
-        return dataclasses.replace(self, model=dataclasses.replace(options, **{stage: changed}))
+        options, name = self.model, section(stage)
+        changed = dataclasses.replace(getattr(options, name), **changes)
+        return dataclasses.replace(self, model=dataclasses.replace(options, **{name: changed}))
+
+    def stage_flag(self, stage: str, option: str) -> str:
+        """The name of the flag of an option of a stage."""
+        return f"{self.name}.{section(stage)}.{option}"
+
+
+def section(stage: str) -> str:
+    """The field that has a stage's options: its name, up to a number.
+
+    So stages that differ in their data alone, `teacher1.fold2`, have one set of options, `teacher`.
+    """
+    return re.sub(r"\d.*", "", stage)
 
 
 def save(config: Config, path: pathlib.Path) -> None:

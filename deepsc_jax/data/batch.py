@@ -18,6 +18,7 @@ the device as it is stored, and `decoding` makes of it, within the jitted step, 
     depth         ()              int32       int32        the scan's true number of slices, D
     label         ()              int32       int32        index into the data set's classes
     targets       (I,)            float32     float32      the case's indicators, as they are
+    teachers      (N, C)          float32     float32      training: logits of N teachers
     valid         ()              bool        bool         False for what only fills up a batch
     case          ()              int32       int32        index into store.cases(split)
 
@@ -67,6 +68,7 @@ _ARRAYS: dict[str, _Array] = {
     "depth": _Array((), "int32", "int32"),
     "label": _Array((), "int32", "int32"),
     "targets": _Array(("indicator",), "float32", "float32"),
+    "teachers": _Array(("teacher", "class"), "float32", "float32"),
     "valid": _Array((), "bool", "bool"),
     "case": _Array((), "int32", "int32"),
 }
@@ -86,6 +88,7 @@ class Reads:
       slices: whether the T sampled slices.
       classes: the class of every voxel of the tiles, in place of their lesions.
       targets: whether the case's indicators.
+      teachers: how many teachers' logits of the case, which an evaluation has not.
       origin_step: of which the in-plane origins of random tiles are multiples.
     """
 
@@ -93,6 +96,7 @@ class Reads:
     slices: bool = False
     classes: bool = False
     targets: bool = False
+    teachers: int = 0
     origin_step: int = 8  # the pooled grids of tile and scan then align
 
     @property
@@ -107,7 +111,8 @@ class Reads:
 
     def whole(self) -> "Reads":
         """The same of whole scans, as an evaluation reads it."""
-        return dataclasses.replace(self, tiles="all") if self.lesions else self
+        tiles = "all" if self.lesions else self.tiles
+        return dataclasses.replace(self, tiles=tiles, teachers=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +156,10 @@ def fields(
     if reads.slices and reads.tiles != "all":
         names += ["slices"]
     names += ["intensity"] if data.mask == "none" else []
-    names += ["depth", "label"] + (["targets"] if reads.targets else [])
+    names += _facts(reads)
     names += ["valid", "case"] if evaluation else ["augmentation"]
     named = {name: (_ARRAYS[name].axes, _ARRAYS[name].travels) for name in names}
-    return _shaped(named, data, tiles, depth, margin)
+    return _shaped(named, reads, data, tiles, depth, margin)
 
 
 def seen(reads: Reads, data: DataConfig, tiles: int) -> dict[str, Field]:
@@ -162,13 +167,20 @@ def seen(reads: Reads, data: DataConfig, tiles: int) -> dict[str, Field]:
     names = ["tiles", reads.truth[0], "origins"] if reads.lesions else []
     names += ["slices"] if reads.slices else []
     names += ["intensity"] if data.mask == "none" else []
-    names += ["depth", "label"] + (["targets"] if reads.targets else [])
+    names += _facts(reads)
     named = {name: (_ARRAYS[name].axes, _ARRAYS[name].seen) for name in names}
-    return _shaped(named, data, tiles, data.tile[0])
+    return _shaped(named, reads, data, tiles, data.tile[0])
+
+
+def _facts(reads: Reads) -> list[str]:
+    """The names of what is known of a case besides its scan."""
+    asked = {"targets": reads.targets, "teachers": reads.teachers > 0}
+    return ["depth", "label", *(name for name, is_read in asked.items() if is_read)]
 
 
 def _shaped(
     named: dict[str, tuple[tuple[str, ...], str | None]],
+    reads: Reads,
     data: DataConfig,
     tiles: int,
     depth: int,
@@ -177,7 +189,8 @@ def _shaped(
     def shape(axes: tuple[str, ...]) -> tuple[int, ...]:
         volume = dict(zip(("height", "width"), data.working_size, strict=True))
         sizes = {"tile": tiles, "axis": 3, "column": augment.SIZE, "depth": data.slices}
-        sizes["indicator"] = len(data.indicators)
+        sizes |= {"indicator": len(data.indicators), "class": len(data.classes)}
+        sizes["teacher"] = reads.teachers
         if axes[:1] == ("tile",):
             sides = [side + 2 * more for side, more in zip(data.tile, margin, strict=True)]
             volume = dict(zip(_TILE[1:], sides, strict=True))

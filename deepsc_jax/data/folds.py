@@ -19,18 +19,10 @@ def of_cases(cases: Sequence[StoredCase], index: int, count: int) -> list[Stored
     Raises:
       InputError: there are fewer patients than folds.
     """
-    labels: dict[str, set[int]] = {}
-    for case in cases:
-        if case.split != "test":
-            labels.setdefault(case.patient, set()).add(case.label)
-    if len(labels) < count:
-        raise InputError(
-            f"--fold={index}/{count}: training and validation have "
-            f"{counted(len(labels), 'patient')}: give at most as many folds"
-        )
-    # Dealt in turn, class by class, so that folds differ by at most one patient, of each class too.
-    order = sorted(labels, key=lambda patient: (sorted(labels[patient]), _rank(patient)))
-    held_out = set(order[index::count])
+    both = [case for case in cases if case.split != "test"]
+    held_out = _patients(
+        both, index, count, f"--fold={index}/{count}: training and validation have"
+    )
 
     def split_of(case: StoredCase) -> str:
         if case.split == "test":
@@ -38,6 +30,39 @@ def of_cases(cases: Sequence[StoredCase], index: int, count: int) -> list[Stored
         return "validation" if case.patient in held_out else "train"
 
     return [dataclasses.replace(case, split=split_of(case)) for case in cases]
+
+
+def of_training(
+    cases: Sequence[StoredCase], index: int, count: int, *, held_out: bool
+) -> list[StoredCase]:
+    """The cases, of whose training split fold `index` of `count` is left, or all other folds.
+
+    The folds are as those of `of_cases`, of the training split's patients.
+
+    Args:
+      cases: of all splits.
+      index: of the fold, from 0.
+      count: of folds.
+      held_out: whether the fold itself is left, and not what it is held out of.
+
+    Raises:
+      InputError: there are fewer patients than folds.
+    """
+    train = [case for case in cases if case.split == "train"]
+    fold = _patients(train, index, count, f"fold {index + 1} of {count}: the training split has")
+    return [c for c in cases if c.split != "train" or (c.patient in fold) == held_out]
+
+
+def _patients(cases: Sequence[StoredCase], index: int, count: int, which: str) -> set[str]:
+    """The patients of a fold of these cases; an error begins with `which`."""
+    labels: dict[str, set[int]] = {}
+    for case in cases:
+        labels.setdefault(case.patient, set()).add(case.label)
+    if len(labels) < count:
+        raise InputError(f"{which} {counted(len(labels), 'patient')}: give at most as many folds")
+    # Dealt in turn, class by class, so that folds differ by at most one patient, of each class too.
+    order = sorted(labels, key=lambda patient: (sorted(labels[patient]), _rank(patient)))
+    return set(order[index::count])
 
 
 def _rank(patient: str) -> str:

@@ -49,6 +49,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     read_threads: int | None = None,
+    taught: Mapping[str, np.ndarray] | None = None,
 ) -> "Batches":
     """The batches of one process, read ahead by threads.
 
@@ -68,6 +69,7 @@ def batches(
       read_threads: threads that read examples ahead of time, 0 for none; by default as many as
         there are cores, within 2 GiB of examples. Besides these, one batch is put together ahead.
         The batches do not depend on it.
+      taught: by case, its teachers' logits (N, C), where they are read.
 
     Returns:
       What can be iterated over, by iterators with `get_state` and `set_state`.
@@ -89,7 +91,9 @@ def batches(
     padded = buckets.of_cases(cases, reads, config.data, global_batch, moves=moves)
     spacings = {case.spacing_mm for case in cases}
     margin = augment.margin(config.train, config.data.tile, sorted(spacings))
-    reader = _Reader(store, cases, reads, config, padded, margin if train else (0, 0, 0))
+    if not train:
+        margin = (0, 0, 0)
+    reader = _Reader(store, cases, reads, config, padded, margin, taught or {})
     dataset: grain.MapDataset
     if train:
         order = buckets.TrainingOrder(padded, seed, global_batch)
@@ -176,6 +180,7 @@ class _Reader:
     config: Config
     buckets: tuple[buckets.Bucket, ...]
     margin: Ints3
+    taught: Mapping[str, np.ndarray]
 
     def train_example(self, index: int, rng: np.random.Generator) -> Example:
         """A shuffled example, and how it is augmented."""
@@ -294,4 +299,6 @@ class _Reader:
             facts["intensity"] = np.asarray(case.intensity, np.float32)
         if self.reads.targets:
             facts["targets"] = np.asarray(case.targets, np.float32)
+        if self.reads.teachers:
+            facts["teachers"] = np.asarray(self.taught[case.name], np.float32)
         return facts

@@ -22,6 +22,7 @@ refused when the store is opened, one that was exchanged for another when it is 
 """
 
 import concurrent.futures
+import copy
 import dataclasses
 import hashlib
 import mmap
@@ -173,6 +174,15 @@ class Store:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
         return [case for case in self._cases if case.split == split]
+
+    def of_fold(self, index: int, count: int, *, held_out: bool) -> "Store":
+        """The same store, of whose training split a fold is left, or all others.
+
+        See `folds.of_training`. Other splits stay as they are.
+        """
+        part = copy.copy(self)
+        part._cases = folds.of_training(self._cases, index, count, held_out=held_out)
+        return part
 
     def require(self, data: DataConfig) -> None:
         """Raise InputError if `data` asks for other preprocessing than the store was made with.

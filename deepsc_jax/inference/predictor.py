@@ -108,6 +108,7 @@ def load(
     platform = dataclasses.replace(record.config.platform, conv_form=form, space=1)
     system = build(dataclasses.replace(record.config, platform=platform))
     chosen = chosen_stage(system, workdir, stage)
+    system = system.of(chosen)
     like = abstract_state(system, chosen)
     variables, validated = load_variables(workdir / chosen.name, like, record.config.train.keep)
     threshold = record.thresholds.get(chosen.name) or validated.get("threshold") or 0.5

@@ -90,8 +90,10 @@ def trace(system: System, stage_name: str, mesh: Mesh, scans: int, depth: int) -
       InputError: the devices of the mesh's `data` axis, or their parts, do not divide the batch.
     """
     system = of_scans(system, stage_name, scans)
-    config, stage = system.config, system.stage(stage_name)
-    flag = f"{config.name}.{stage.name}.batch"
+    stage = system.stage(stage_name)
+    system = system.of(stage)
+    config = system.config
+    flag = config.stage_flag(stage.name, "batch")
     device_mesh.check_batch(flag, scans, config.platform.accumulation, mesh)
     state = jax.eval_shape(lambda: states.create(system, stage, initial(system)))
     shard = config.platform.shard_optimizer

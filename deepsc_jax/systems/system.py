@@ -11,6 +11,7 @@ teachers) are carried: the losses return them as they are after a batch, equal o
 import abc
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Literal
@@ -53,6 +54,10 @@ class Stage:
       steps: optimizer steps.
       batch: scans in a global batch.
       after: the stages whose checkpoints it starts from.
+      fold: a fold of the training split's patients that it does not see, counted from 0, and how
+        many folds there are; None for all patients.
+      taught_by: of each teacher its stages, one a fold. Their `logits`, of the cases that they have
+        not seen, are the soft labels of this stage, which reads them.
     """
 
     name: str
@@ -61,6 +66,13 @@ class Stage:
     steps: int
     batch: int
     after: tuple[str, ...] = ()
+    fold: tuple[int, int] | None = None
+    taught_by: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """The names of the stages that must be trained first."""
+        return (*self.after, *itertools.chain.from_iterable(self.taught_by))
 
 
 class System(abc.ABC):
@@ -111,6 +123,14 @@ class System(abc.ABC):
     @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order."""
+
+    def of(self, stage: Stage) -> "System":
+        """The system that trains `stage`, of the same stages: here always this one.
+
+        Another where a stage trains another network, as a teacher; the same for all its folds.
+        """
+        del stage
+        return self
 
     @abc.abstractmethod
     def init(self, key: Array, batch: Batch) -> Variables:
@@ -181,7 +201,8 @@ class System(abc.ABC):
         """Per example, on the device, for `record`: by a network as it predicts.
 
         `dice (example, threshold)` at `THRESHOLDS` on the working grid, nan without lesions;
-        `probabilities (example, class)`; each where the stage learns it.
+        `probabilities (example, class)`; each where the stage learns it; `logits (example, class)`
+        where the stage teaches another.
         """
 
     def record(self, stage: Stage, rows: Mapping[str, np.ndarray]) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ from deepsc_jax.runtime.output import tell
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.systems.building import build, stages_of
 from deepsc_jax.systems.system import Stage
-from deepsc_jax.training import loop
+from deepsc_jax.training import loop, soft_labels
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.pretrained import Taken
 
@@ -36,7 +36,7 @@ class Asked:
       data_dir: where the store is.
       workdir: where checkpoints and logs go.
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
-      init_from: the folder of a run whose pre-trainings take the place of this one's.
+      init_from: the folders of runs whose pre-trainings take the place of this one's.
     """
 
     config: Config
@@ -45,7 +45,7 @@ class Asked:
     data_dir: pathlib.Path
     workdir: pathlib.Path
     step_timeout: float
-    init_from: pathlib.Path | None = None
+    init_from: tuple[pathlib.Path, ...] = ()
 
 
 def run(
@@ -95,13 +95,18 @@ def _own(asked: Asked, stages: tuple[Stage, ...], record: workdirs.Record) -> tu
     own = tuple(stage for stage in stages if stage.name not in taken)
     if not own:
         raise InputError(
-            f"--stage={asked.stage}: that stage is taken from --init_from={asked.init_from}, and "
+            f"--stage={asked.stage}: that stage is taken from --init_from={_names(asked)}, and "
             "is not trained: give the one that starts from it, or all"
         )
     for name, of in taken.items() if cluster.is_writer() else ():
         where = "" if of.store == record.store else ", trained on another store"
         tell(f"{name}: taken from {of.run}, step {of.step}{where}")
     return own
+
+
+def _names(asked: Asked) -> str:
+    """The folders of `--init_from`, as the flag has them."""
+    return ",".join(map(str, asked.init_from))
 
 
 def _require_one_folder(workdir: pathlib.Path, locks: list[Lock]) -> None:
@@ -129,7 +134,8 @@ def _digests(asked: Asked, store: Store) -> dict[str, str]:
     given |= {name: importlib.metadata.version(name) for name in ("deepsc_jax", "jax", "jaxlib")}
     given |= cluster.numerics()
     given |= {"--stage": asked.stage, "--data_dir's store": store.digest}
-    given |= {"--init_from": str(asked.init_from)}
+    given |= {"--init_from": _names(asked)}
+    given |= {soft_labels.NAME: soft_labels.digest(asked.workdir / soft_labels.NAME)}
     return {name: cluster.digest(value) for name, value in given.items()}
 
 

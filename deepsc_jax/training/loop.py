@@ -13,12 +13,13 @@ from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.runtime.watchdog import Watchdog
 from deepsc_jax.systems.system import Batch, Stage, System
+from deepsc_jax.training import soft_labels
 from deepsc_jax.training.checkpoint import Checkpoints
 from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.meters import StepClock, require_finite, take_means
 from deepsc_jax.training.preemption import Preemption
 from deepsc_jax.training.pretrained import Taken
-from deepsc_jax.training.stage import ReadyStage, Run, prepare_stage
+from deepsc_jax.training.stage import ReadyStage, Run, of_stage, prepare_stage
 from deepsc_jax.training.state import State
 from deepsc_jax.training.step import Scalars
 from deepsc_jax.training.validation import Validation, check_split
@@ -37,7 +38,7 @@ def train(
     """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
     A stage that comes after others starts from their best checkpoints in `workdir`, or from those
-    that are `taken` from another run. On SIGTERM or
+    that are `taken` from another run; one with teachers learns what theirs say. On SIGTERM or
     SIGINT the job saves at the next step that its processes agree on, and ends.
 
     Args:
@@ -61,7 +62,7 @@ def train(
     device_mesh.check_processes(mesh)
     device_mesh.connect(mesh)
     for stage in stages:
-        flag = f"{config.name}.{stage.name}.batch"
+        flag = config.stage_flag(stage.name, "batch")
         device_mesh.check_batch(flag, stage.batch, config.platform.accumulation, mesh)
         check_split(store, stage)
     log = MetricsLog(workdir, writer=cluster.is_writer())
@@ -87,6 +88,7 @@ def train_stage(run: Run, stage: Stage) -> bool:
     However it ends, what is being saved is finished first. False if it was preempted: a signal that
     came after the last step was agreed on ends it too.
     """
+    run = of_stage(run, stage)
     checkpoints = Checkpoints(run.workdir / stage.name, writer=True)
     validated = bool(run.store.cases("validation"))
     # Entered once there is something to save, left when it is on disk.
@@ -97,7 +99,8 @@ def train_stage(run: Run, stage: Stage) -> bool:
             run.log.say(f"{stage.name}: already trained for {stage.steps} steps")
             step = stage.steps
         else:
-            ready = prepare_stage(run, stage, checkpoints)
+            taught = soft_labels.settle(run, stage) if stage.taught_by else None
+            ready = prepare_stage(run, stage, checkpoints, taught)
             step = _take_steps(run, stage, checkpoints, ready, heeding)
     stopped = run.preemption.agreed_now()
     if stopped:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.config.run import differences
@@ -37,39 +38,49 @@ class Taken:
 
 
 def take(
-    run: pathlib.Path, theirs: Config, ours: Config, their_store: str, our_store: str
+    runs: Mapping[pathlib.Path, tuple[Config, str]], ours: Config, our_store: str
 ) -> dict[str, Taken]:
-    """The checkpoint to use of each stage that another starts from, of the run in folder `run`.
+    """The checkpoint to use of each stage that another starts from, or is taught by.
 
     Whatever the losses, the optimizer and the number of steps were: the network must be the same.
 
     Args:
-      run: the folder of a complete run, or of a run whose pre-trainings are.
-      theirs: its configuration.
-      ours: of the run that starts from it.
-      their_store: digest of the store that it is trained on.
-      our_store: the same of the run that starts from it.
+      runs: by folder, complete runs or some whose pre-trainings are, with their configurations and
+        the digests of the stores that they are trained on.
+      ours: of the run that starts from them.
+      our_store: the same of it.
 
     Raises:
-      InputError: it is of another model, network or preprocessing, or of another fold of the same
-        store; a stage of it is not complete, or damaged; or no stage starts from another.
+      InputError: one is of another model, network or preprocessing, or of another fold of the same
+        store; a stage is complete in none of them, or damaged; or no stage starts from another.
     """
+    system = described(ours)
+    names = [stage.name for stage in system.stages if _is_pretraining(stage, system)]
+    for run, (theirs, store) in runs.items():
+        _require_alike(run, theirs, ours, same_store=store == our_store)
+        if not names:
+            raise InputError(
+                f"--init_from={run}: --model={ours.name} has no stage that starts from another: "
+                "leave it out"
+            )
+    return {name: _chosen(runs, name) for name in names}
+
+
+def _is_pretraining(stage: Stage, system: System) -> bool:
+    return any(stage.name in other.before for other in system.stages)
+
+
+def _require_alike(run: pathlib.Path, theirs: Config, ours: Config, *, same_store: bool) -> None:
+    """Refuse a run of another model, network or preprocessing."""
     if theirs.name != ours.name:
         raise InputError(
             f"--init_from={run}: a run of --model={theirs.name}, and --model={ours.name} was asked "
             "for: name a run of that model"
         )
-    system = described(ours)
-    names = [stage.name for stage in system.stages if _is_pretraining(stage, system)]
-    if not names:
-        raise InputError(
-            f"--init_from={run}: --model={ours.name} has no stage that starts from another: leave "
-            "it out"
-        )
     changed = differences(theirs, ours)
     seen = {f.name for f in dataclasses.fields(DataConfig)} - _SEEN_BY_NO_NETWORK
-    seen |= {f"{ours.name}.{option}" for option in system.network_options}
-    if their_store == our_store:  # or it has learnt from patients who are validation here
+    seen |= {f"{ours.name}.{option}" for option in described(ours).network_options}
+    if same_store:  # or it has learnt from patients who are validation here
         seen.add("fold")
     other = [text for flag, text in changed.items() if flag in seen]
     if other:
@@ -77,26 +88,31 @@ def take(
             f"--init_from={run}: its network was trained with other settings ({'; '.join(other)}): "
             "give the same flags, or name another run"
         )
-    return {name: _chosen(run, name, theirs, their_store) for name in names}
 
 
-def _is_pretraining(stage: Stage, system: System) -> bool:
-    return any(stage.name in other.after for other in system.stages)
-
-
-def _chosen(run: pathlib.Path, name: str, theirs: Config, store: str) -> Taken:
-    steps = theirs.stage(name).steps
-    newest, chosen = newest_and_chosen(run / name, theirs.train.keep)
-    if newest != steps:
-        raise InputError(
-            f"--init_from={run}: its stage {name} was trained for {newest} of {steps} steps: train "
-            f"it to its end (--stage={name} --workdir={run}), or name another run"
+def _chosen(runs: Mapping[pathlib.Path, tuple[Config, str]], name: str) -> Taken:
+    """A stage's checkpoint of the first run in which it is complete."""
+    lacking = ""
+    for run, (theirs, store) in runs.items():
+        steps = theirs.stage(name).steps
+        newest, chosen = newest_and_chosen(run / name, theirs.train.keep)
+        if newest != steps:
+            lacking = lacking or (
+                f"--init_from={run}: its stage {name} was trained for {newest} of {steps} steps: "
+                f"train it to its end (--stage={name} --workdir={run}), or name another run"
+            )
+            continue
+        folder = run / name / str(chosen)
+        damage = checksums.damage(folder)
+        if damage is not None:
+            raise InputError(f"--init_from={run}: {folder}: {damage}: copy it again")
+        return Taken(str(run), chosen, checksums.digest(folder), store)
+    if len(runs) > 1:
+        lacking = (
+            f"--init_from: none of {len(runs)} runs has the stage {name} trained to its end: train "
+            f"it (--stage={name}), or name its run as well"
         )
-    folder = run / name / str(chosen)
-    damage = checksums.damage(folder)
-    if damage is not None:
-        raise InputError(f"--init_from={run}: {folder}: {damage}: copy it again")
-    return Taken(str(run), chosen, checksums.digest(folder), store)
+    raise InputError(lacking)
 
 
 def require_unchanged(taken: Taken, name: str) -> pathlib.Path:

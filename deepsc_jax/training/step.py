@@ -28,6 +28,10 @@ class TrainStep(Protocol):
         """The next state, and the step's `loss`, its terms, `learning_rate` and `gradient_norm`."""
         ...
 
+    def given(self, facts: Facts) -> "TrainStep":
+        """The same program with the facts of another data set."""
+        ...
+
     def trace(self, state: PyTree, batch: PyTree, /) -> jax.stages.Traced:
         """The step's program for arrays, or for shapes with their shardings."""
         ...
@@ -142,6 +146,10 @@ class WithFacts:
         self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), facts)
         self._facts, self._whole = facts, whole
         self._placed: Facts | None = None
+
+    def given(self, facts: Facts) -> "WithFacts":
+        """The same program with the facts of another data set."""
+        return WithFacts(self.program, facts, self._whole)
 
     def __call__(self, state: PyTree, batch: Batch, /) -> Untyped:
         """What the program gives."""

@@ -60,23 +60,14 @@ def validate(
     shown = set() if voxel_ml is None else _spread(len(voxel_ml))
     pictures: dict[int, dict[str, np.ndarray]] = collections.defaultdict(dict)
     rows: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    for batch in batches:
-        inputs = {name: x for name, x in batch.items() if name not in ("valid", "case")}
-        if voxel_ml is not None:
-            inputs["voxel_ml"] = voxel_ml[batch["case"]]
-        measured = jax.device_get(
-            measure(variables, device_mesh.put_batch(inputs, mesh, DEPTH_AXES))
-        )
-        # The results are those of all processes' scans, and this process has read its own only.
-        facts = {name: batch[name] for name in FACTS}
-        measured |= device_mesh.whole_batch(facts, mesh)
-        valid = measured["valid"]
-        cases = measured["case"][valid]
+    if voxel_ml is not None:
+        batches = (batch | {"voxel_ml": voxel_ml[batch["case"]]} for batch in batches)
+    for measured in answers(mesh, batches, measure, variables):
         for name, values in measured.items():
             if not name.startswith(WATCHED) or values.ndim == 1:
-                rows[name].append(values[valid])
+                rows[name].append(values)
                 continue
-            for case, picture in zip(cases, values[valid], strict=True):
+            for case, picture in zip(measured["case"], values, strict=True):
                 if int(case) in shown:
                     pictures[int(case)][name.removeprefix(WATCHED)] = picture
         if stop():
@@ -95,6 +86,25 @@ def validate(
 
 def _spread(count: int) -> set[int]:
     return {int(i) for i in np.linspace(0, count - 1, min(SHOWN, count)).round()}
+
+
+def answers(
+    mesh: Mesh,
+    batches: Iterator[dict[str, np.ndarray]],
+    measure: Callable[[Variables, Batch], Batch],
+    variables: Variables,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `measure` gives of each batch's scans, whichever process reads them, and `FACTS`."""
+    for batch in batches:
+        inputs = {name: x for name, x in batch.items() if name not in ("valid", "case")}
+        measured = jax.device_get(
+            measure(variables, device_mesh.put_batch(inputs, mesh, DEPTH_AXES))
+        )
+        # The results are those of all processes' scans, and this process has read its own only.
+        facts = {name: batch[name] for name in FACTS}
+        measured |= device_mesh.whole_batch(facts, mesh)
+        valid = measured["valid"]
+        yield {name: values[valid] for name, values in measured.items()}
 
 
 def check_split(store: Store, stage: Stage) -> None:

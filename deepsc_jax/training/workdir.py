@@ -4,15 +4,18 @@ WORKDIR is what `--workdir` names:
 
     WORKDIR/config.json    the configuration
     WORKDIR/run.json       what it is trained on, whose statistics normalised its batches, whether
-                           scans were one tile each, the lesion thresholds of its stages, and the
-                           checkpoints of another run that it started from
+                           scans were one tile each, the lesion thresholds of its stages, the
+                           checkpoints of other runs that it started from, and digests of the soft
+                           labels that stages learn
     WORKDIR/STAGE          the stage's checkpoints
+    WORKDIR/soft_labels.json    what teachers say of the training cases (`soft_labels`)
     WORKDIR/metrics.jsonl  what was logged; tensorboard/ holds also what a resumed run took again
 """
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 from deepsc_jax.config import Config
 from deepsc_jax.config.run import load, save
@@ -41,6 +44,7 @@ class Record:
       batch_norm: whose statistics batch norms took in training.
       whole_scans: whether a tile held every training scan: a deeper scan is one deeper tile then.
       init_from: by stage, the checkpoints of another run that later stages start from.
+      soft_labels: by stage, the digest of those that it learns.
     """
 
     config: Config
@@ -50,6 +54,7 @@ class Record:
     batch_norm: str = "global"
     whole_scans: bool = False
     init_from: dict[str, Taken] = dataclasses.field(default_factory=dict)
+    soft_labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def begin(
@@ -59,7 +64,7 @@ def begin(
     *,
     writer: bool = True,
     longer: bool = False,
-    init_from: pathlib.Path | None = None,
+    init_from: Sequence[pathlib.Path] = (),
 ) -> Record:
     """Note what a run computes, and on what; a run that was begun goes on if both are the same.
 
@@ -69,8 +74,8 @@ def begin(
       store: the scans.
       writer: of the processes of a job one is; the others only look whether they may go on.
       longer: whether stages may have more steps than before.
-      init_from: the folder of the run whose pre-trainings are taken (`pretrained.take`): once, when
-        a run is begun. It must be the same when it goes on.
+      init_from: the folders of the runs whose pre-trainings are taken (`pretrained.take`): once,
+        when a run is begun. They must be the same when it goes on.
 
     Returns:
       The run's record.
@@ -112,33 +117,37 @@ def begin(
     else:
         whole = tile_covers(config.data, store.cases("train"))
         record = Record(config, store.contents, store.digest, {}, norms, whole)
-        if init_from is not None:
-            record = _started(record, init_from.resolve())
+        if init_from:
+            record = _started(record, [run.resolve() for run in init_from])
     if writer:
         write(workdir, record)
     return record
 
 
-def _started(record: Record, run: pathlib.Path) -> Record:
-    """The record of a run that starts from the pre-trainings of the one in folder `run`."""
-    if not (run / "config.json").is_file():
-        raise InputError(
-            f"--init_from={run}: no config.json found: give the --workdir of a training run"
-        )
-    theirs = read(run)
-    taken = take(run, theirs.config, record.config, theirs.store, record.store)
+def _started(record: Record, runs: Sequence[pathlib.Path]) -> Record:
+    """The record of a run that starts from the pre-trainings of those in the folders `runs`."""
+    for run in runs:
+        if not (run / "config.json").is_file():
+            raise InputError(
+                f"--init_from={run}: no config.json found: give the --workdir of a training run"
+            )
+    records = {run: read(run) for run in runs}
+    theirs = {run: (of.config, of.store) for run, of in records.items()}
+    taken = take(theirs, record.config, record.store)
     trained_on = record.trained_on
-    if theirs.trained_on != trained_on:
-        trained_on = f"{trained_on}, pre-trained on {theirs.trained_on}"
+    others = dict.fromkeys(of.trained_on for of in records.values())
+    others.pop(trained_on, None)
+    if others:
+        trained_on = f"{trained_on}, pre-trained on {' and '.join(others)}"
     return dataclasses.replace(record, trained_on=trained_on, init_from=taken)
 
 
 def _require_same_source(
-    workdir: pathlib.Path, begun: Record, init_from: pathlib.Path | None
+    workdir: pathlib.Path, begun: Record, init_from: Sequence[pathlib.Path]
 ) -> None:
-    then = {taken.run for taken in begun.init_from.values()}
-    if then != (set() if init_from is None else {str(init_from.resolve())}):
-        flag = f"with --init_from={then.pop()}" if then else "without --init_from"
+    then = sorted({taken.run for taken in begun.init_from.values()})
+    if not set(then) <= {str(run.resolve()) for run in init_from} or bool(then) != bool(init_from):
+        flag = f"with --init_from={','.join(then)}" if then else "without --init_from"
         raise InputError(
             f"{workdir / 'run.json'}: the run was begun {flag}: give the same to go on, or another "
             "--workdir"
@@ -196,7 +205,8 @@ def read(workdir: pathlib.Path) -> Record:
         if not isinstance(whole, bool):
             raise TypeError(f"whole_scans is true or false, {whole!r:.40} found")
         taken = {stage: Taken(**of_stage) for stage, of_stage in facts["init_from"].items()}
-        return Record(config, trained_on, digest, thresholds, norms, whole, taken)
+        labels = {stage: str(of_stage) for stage, of_stage in facts.get("soft_labels", {}).items()}
+        return Record(config, trained_on, digest, thresholds, norms, whole, taken, labels)
     except (
         OSError,
         KeyError,
@@ -216,3 +226,11 @@ def save_threshold(workdir: pathlib.Path, stage: str, threshold: float) -> None:
     record = read(workdir)
     thresholds = record.thresholds | {stage: threshold}
     write(workdir, dataclasses.replace(record, thresholds=thresholds))
+
+
+def save_soft_labels(workdir: pathlib.Path, stage: str, digest: str) -> None:
+    """Note which soft labels a stage learns."""
+    record = read(workdir)
+    if record.soft_labels.get(stage) != digest:
+        labels = record.soft_labels | {stage: digest}
+        write(workdir, dataclasses.replace(record, soft_labels=labels))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import types
 from typing import Any
 
 import jax
@@ -242,6 +243,16 @@ def test_a_network_of_whole_scans_is_given_no_lesions() -> None:
     request = Request("a", pathlib.Path("a.png"), boxes=((0, 0, 20, 20),))
     with pytest.raises(InputError, match=r"--boxes: is given for a\.png, but this network reads"):
         request.require_readable(DataConfig())
+
+
+def test_an_indicator_that_is_the_same_in_all_training_cases_is_one_line() -> None:
+    system, names = build(XRAYS, "cpu"), XRAYS.data.indicators
+    values: Any = [(7.0, *range(1, len(names))), (7.0, *range(2, len(names) + 1))]
+    cases: Any = [types.SimpleNamespace(targets=of_case) for of_case in values]
+    said = f"--indicators: {names[0]} is 7 in each of the 2 training cases, two values or more"
+    with pytest.raises(InputError, match=said) as refused:
+        system.facts(system.stages[0], cases)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_step_is_the_same_on_two_devices() -> None:

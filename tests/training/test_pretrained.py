@@ -98,7 +98,7 @@ def test_the_joint_stage_starts_from_the_best_checkpoints_of_another_run(
     run: pathlib.Path, store: Store, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "new"
-    record = workdirs.begin(workdir, CONFIG, store, init_from=run)
+    record = workdirs.begin(workdir, CONFIG, store, init_from=(run,))
     assert workdirs.read(workdir) == record
     found = {stage: (of.run, of.step) for stage, of in record.init_from.items()}
     assert found == {"segmentation": (str(run), 3), "classification": (str(run), 4)}
@@ -140,7 +140,7 @@ def test_a_run_of_another_network_preprocessing_or_fold_is_refused_by_the_flag(
     run: pathlib.Path, store: Store, tmp_path: pathlib.Path, config: Config, flag: str
 ) -> None:
     with pytest.raises(InputError, match=rf"--init_from=.*run: .* other settings \({flag}") as said:
-        workdirs.begin(tmp_path / "new", config, store, init_from=run)
+        workdirs.begin(tmp_path / "new", config, store, init_from=(run,))
     assert ";" not in str(said.value)  # no flag beside it: not the optimizer's
     assert "\n" not in str(said.value)
     assert not (tmp_path / "new").exists()
@@ -150,7 +150,7 @@ def test_losses_rates_and_steps_may_be_others(
     run: pathlib.Path, store: Store, tmp_path: pathlib.Path
 ) -> None:
     config = model(task_aware_weight=0.0, focal_alpha=0.5).with_stage("segmentation", steps=99)
-    record = workdirs.begin(tmp_path / "new", config, store, init_from=run)
+    record = workdirs.begin(tmp_path / "new", config, store, init_from=(run,))
     assert record.init_from["segmentation"].step == 3
 
 
@@ -160,12 +160,12 @@ def test_a_run_of_another_model_and_a_model_of_one_stage_are_refused(
     data = dataclasses.replace(DATA, slices=3)
     other = Config(registry.options("cnncf")(), data)
     with pytest.raises(InputError, match="a run of --model=deepsc, and --model=cnncf was asked"):
-        workdirs.begin(tmp_path / "new", other, store, init_from=run)
+        workdirs.begin(tmp_path / "new", other, store, init_from=(run,))
     workdirs.begin(tmp_path / "cnncf", other, store)
     with pytest.raises(InputError, match="--model=cnncf has no stage that starts from another"):
-        workdirs.begin(tmp_path / "new", other, store, init_from=tmp_path / "cnncf")
+        workdirs.begin(tmp_path / "new", other, store, init_from=(tmp_path / "cnncf",))
     with pytest.raises(InputError, match=r"--init_from=.*nothing: no config\.json found"):
-        workdirs.begin(tmp_path / "new", CONFIG, store, init_from=tmp_path / "nothing")
+        workdirs.begin(tmp_path / "new", CONFIG, store, init_from=(tmp_path / "nothing",))
 
 
 def test_a_pretraining_that_is_not_complete_is_refused(
@@ -173,24 +173,24 @@ def test_a_pretraining_that_is_not_complete_is_refused(
 ) -> None:
     shutil.rmtree(run / "classification" / "4")
     with pytest.raises(InputError, match="classification was trained for 0 of 4 steps: train it"):
-        workdirs.begin(tmp_path / "new", CONFIG, store, init_from=run)
+        workdirs.begin(tmp_path / "new", CONFIG, store, init_from=(run,))
 
 
 def test_what_was_taken_never_changes(
     run: pathlib.Path, store: Store, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "new"
-    record = workdirs.begin(workdir, CONFIG, store, init_from=run)
+    record = workdirs.begin(workdir, CONFIG, store, init_from=(run,))
     checkpoints = Checkpoints(run / "segmentation", writer=True)
     checkpoints.add_record(6, {"score": 0.95})  # the best is another now
     checkpoints.close()
-    assert workdirs.begin(workdir, CONFIG, store, init_from=run) == record
-    for other in (None, tmp_path / "elsewhere"):
+    assert workdirs.begin(workdir, CONFIG, store, init_from=(run,)) == record
+    for other in ((), (tmp_path / "elsewhere",)):
         with pytest.raises(InputError, match=r"run\.json: .* begun with --init_from=.*run: give"):
             workdirs.begin(workdir, CONFIG, store, init_from=other)
     workdirs.begin(tmp_path / "own", CONFIG, store)
     with pytest.raises(InputError, match=r"run\.json: .* begun without --init_from: give"):
-        workdirs.begin(tmp_path / "own", CONFIG, store, init_from=run)
+        workdirs.begin(tmp_path / "own", CONFIG, store, init_from=(run,))
     shutil.move(run / "segmentation" / "6", run / "segmentation" / "3-was")
     shutil.rmtree(run / "segmentation" / "3", ignore_errors=True)
     shutil.move(run / "segmentation" / "3-was", run / "segmentation" / "3")
@@ -206,7 +206,7 @@ def test_results_say_what_the_pretraining_was_of(
 ) -> None:
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"trained_on": "phantoms", "store": "b2"}))
-    record = workdirs.begin(tmp_path / "new", CONFIG, store, init_from=run)
+    record = workdirs.begin(tmp_path / "new", CONFIG, store, init_from=(run,))
     assert record.trained_on == "scans, pre-trained on phantoms"
     facts = json.loads((tmp_path / "new" / "run.json").read_text())
     assert facts["init_from"]["segmentation"]["store"] == "b2"
@@ -237,7 +237,7 @@ def test_stages_that_are_taken_are_not_trained(
 
     def asked(stage: str) -> job.Asked:
         data, workdir = tmp_path / "data", tmp_path / "new"
-        return job.Asked(CONFIG, [], stage, data, workdir, 0, init_from=run)
+        return job.Asked(CONFIG, [], stage, data, workdir, 0, init_from=(run,))
 
     stages = build(CONFIG, "cpu").stages
     assert job.train(asked("all"), stages) == 75

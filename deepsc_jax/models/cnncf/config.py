@@ -10,6 +10,8 @@ from deepsc_jax.config.training import SgdConfig
 
 PATCH_STEP = 16  # of which the sides of a patch are multiples
 GROUPS = 3  # of slices, and channels of an image
+TEACHERS = 4  # TS1 to TS4
+GROUPS_OF_BLOCKS = 4  # of each of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,18 @@ class Training(SgdConfig):
     batch: int = option(32, "code: images in a global batch")
     warmup_steps: int = option(286, "paper: a warm-up. assumed: of one epoch, from a tenth")
     decay_every: int = option(2860, "paper: the rate is divided by ten every 10 epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherTraining(Training):
+    """The stages that train its teachers, one a teacher and fold."""
+
+    steps: int = option(11440, "assumed: as the student's, 40 epochs")
+    batch: int = option(32, "assumed: images in a global batch, as the student's")
+    learning_rate: float = option(1e-2, "assumed: initial learning rate, as the student's")
+    warmup_steps: int = option(286, "assumed: as the student's")
+    decay_every: int = option(2860, "assumed: as the student's")
+    decay: float = option(0.1, "assumed: as the student's")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +58,9 @@ class Options:
     published_blocks: tuple[int, ...] = option(
         (2, 1, 2, 1), "code: blocks of each group of the published variant"
     )
+    published_kernels: Literal["basic", "bottleneck"] = option(
+        "basic", "code: two convolutions a block of the published variant, or three, as TS3 and TS4"
+    )
     mix: Literal["grouped", "full"] = option(
         "grouped",
         "paper: CT becomes three channels by trainable 1x1 kernels. assumed: one for each third of "
@@ -66,6 +83,20 @@ class Options:
     gate_weight: float = option(
         0.3, "assumed: of its classifier's loss while the gate is open; 1 while it is shut"
     )
+    teachers: int = option(
+        0, "paper: 4 teachers, TS1 to TS4; here the first so many of them. assumed: 0, none"
+    )
+    teacher_folds: int = option(
+        5, "paper: 5 folds of the training split's patients, a training of each teacher in each"
+    )
+    distillation_weight: float = option(
+        0.5,
+        "assumed: share of the soft labels' loss, on the grid of code; the rest is the hard ones'",
+    )
+    distillation_temperature: float = option(
+        3.0, "assumed: by which logits of teachers and student are divided, on the grid of code"
+    )
+    teacher: TeacherTraining = dataclasses.field(default_factory=TeacherTraining)
     classification: Training = dataclasses.field(default_factory=Training)
 
     @property
@@ -88,6 +119,7 @@ class Options:
         check_widths(self, ("stage1_widths", "stage2_widths"))
         require(self.stem >= 1, f"stem is {self.stem}: it must be at least 1")
         check_groups(self.published_widths, self.published_blocks)
+        self._check_teachers()
         require(
             data.slices == 1 or self.mix == "full" or data.slices % GROUPS == 0,
             f"slices is {data.slices}: give 1 (an X-ray), a multiple of {GROUPS} (CT), or "
@@ -109,6 +141,28 @@ class Options:
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value:g}: it must not be negative")
         check_platform(platform)
+
+    def _check_teachers(self) -> None:
+        require(
+            0 <= self.teachers <= TEACHERS,
+            f"teachers is {self.teachers}: give 0 to {TEACHERS}, the first so many of TS1 to "
+            f"TS{TEACHERS}",
+        )
+        require(self.teacher_folds >= 2, f"teacher_folds is {self.teacher_folds}: give 2 or more")
+        require(
+            0 <= self.distillation_weight <= 1,
+            f"distillation_weight is {self.distillation_weight:g}: it is a share, of 0 to 1",
+        )
+        require(
+            self.distillation_temperature > 0,
+            f"distillation_temperature is {self.distillation_temperature:g}: it must be above 0",
+        )
+        widths = self.published_widths
+        require(
+            not self.teachers or len(widths) == GROUPS_OF_BLOCKS,
+            f"published_widths is {widths} and teachers is {self.teachers}: their networks have "
+            f"{GROUPS_OF_BLOCKS} groups of blocks: give as many",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,34 @@
 """Distillation: a student learns the fused soft labels of its teachers (Hinton et al. 2015)."""
 
-from collections.abc import Sequence
+import dataclasses
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from deepsc_jax.models.cnncf.config import Options
+from deepsc_jax.models.cnncf.residual import BASIC, BOTTLENECK, TEACHERS
 
 Logits = Float[Array, "batch class"]
 Probabilities = Float[Array, "batch class"]
 
 
-def soft_labels(teachers: Sequence[Logits], temperature: float) -> Probabilities:
+def teachers(options: Options) -> tuple[Options, ...]:
+    """The options of each teacher's network: TS1 to TS4 of the authors' files, as many as asked."""
+    kinds = {BASIC: "basic", BOTTLENECK: "bottleneck"}
+    return tuple(
+        dataclasses.replace(
+            options,
+            variant="published",
+            published_blocks=shape.blocks,
+            published_kernels=kinds[shape.kernels],
+        )
+        for shape in TEACHERS[: options.teachers]
+    )
+
+
+def soft_labels(logits: Float[Array, "batch teacher class"], temperature: float) -> Probabilities:
     """The mean of the teachers' probabilities at `temperature`: of these, not of the logits."""
-    return jnp.mean(jnp.stack([jax.nn.softmax(x / temperature) for x in teachers]), axis=0)
+    return jax.nn.softmax(logits / temperature).mean(axis=1)
 
 
 def distillation_loss(
@@ -29,7 +45,7 @@ def distillation_loss(
 
 
 def student_loss(
-    hard: Float[Array, "batch"], soft: Float[Array, "batch"], alpha: float
+    hard: Float[Array, "batch"], soft: Float[Array, "batch"], weight: float
 ) -> Float[Array, "batch"]:
-    """The share `alpha` of the distillation loss and the rest of the hard labels'."""
-    return (1 - alpha) * hard + alpha * soft
+    """The share `weight` of the distillation loss and the rest of the hard labels'."""
+    return (1 - weight) * hard + weight * soft

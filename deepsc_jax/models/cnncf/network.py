@@ -13,9 +13,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from deepsc_jax.config import Config, DataConfig
-from deepsc_jax.models.cnncf import gate
+from deepsc_jax.models.cnncf import distillation, gate
 from deepsc_jax.models.cnncf.config import GROUPS, Options, Training
-from deepsc_jax.models.cnncf.residual import BASIC, ResNet2D, Shape, head
+from deepsc_jax.models.cnncf.distillation import teachers
+from deepsc_jax.models.cnncf.residual import BASIC, BOTTLENECK, ResNet2D, Shape, head
 from deepsc_jax.models.cnncf.torch_names import TORCH_NAMES
 from deepsc_jax.models.layers.batch_norm import BatchNorm
 from deepsc_jax.models.layers.blocks import EXACT, recomputed
@@ -24,7 +25,17 @@ from deepsc_jax.models.layers.layout import Layout
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.types import PyTree
 
-__all__ = ["CNNCF", "TORCH_NAMES", "build", "evidence_layer", "losses", "notes", "warnings"]
+__all__ = [
+    "CNNCF",
+    "TORCH_NAMES",
+    "build",
+    "evidence_layer",
+    "losses",
+    "notes",
+    "teachers",
+    "warnings",
+    "weighted",
+]
 
 Slices = Float[Array, "batch slices height width 1"]
 
@@ -75,7 +86,8 @@ class CNNCF(nn.Module):
         """
         image = self._image(x[..., 0].astype(self.layout.dtype))
         if self.options.variant == "published":
-            shape = Shape(BASIC, self.options.published_blocks, self.options.published_widths)
+            kernels = BASIC if self.options.published_kernels == "basic" else BOTTLENECK
+            shape = Shape(kernels, self.options.published_blocks, self.options.published_widths)
             network = ResNet2D(shape, self.classes, self.layout)
             nn.share_scope(self, network)
             return network(image, weights, train=train)
@@ -151,12 +163,16 @@ def losses(
     carried: dict[str, PyTree],
     truth: Int[Array, "batch"],
     class_weights: Float[Array, "class"],
+    teacher_logits: Float[Array, "batch teacher class"] | None = None,
 ) -> tuple[dict[str, Float[Array, "batch"]], dict[str, PyTree]]:
     """Each image's terms with their weighted sum `loss`, and what is carried after the step.
 
     `cross_entropy` is of the answer by stage II, times whether the gate is open, and
     `gate_cross_entropy` of the gate's classifier, both times the true class's weight; `gate_open`
     is 1 or 0. The gate is judged by what its classifier gave in this step, on all devices.
+
+    With `teacher_logits`, `distillation` is the loss of their soft labels, of the answer by
+    stage II, times whether the gate is open.
     """
     options = cast(Options, config.model)
     positive = config.data.classes.index(options.positive)
@@ -165,23 +181,43 @@ def losses(
         found = optax.softmax_cross_entropy_with_integer_labels(logits, truth)
         return class_weights[truth] * found
 
+    def of_answer(logits: Array, opened: Array | float) -> tuple[dict[str, Array], Array]:
+        """The terms of an answer, and what they add to the loss."""
+        hard = opened * entropy(logits)
+        if teacher_logits is None:
+            return {"cross_entropy": hard}, hard
+        temperature = options.distillation_temperature
+        fused = distillation.soft_labels(teacher_logits, temperature)
+        soft = opened * distillation.distillation_loss(logits, fused, temperature)
+        total = distillation.student_loss(hard, soft, options.distillation_weight)
+        return {"cross_entropy": hard, "distillation": soft}, total
+
     if options.variant == "published":
-        terms = entropy(out["logits"])
-        return {"cross_entropy": terms, "loss": terms}, carried
+        terms, total = of_answer(out["logits"], 1.0)
+        return {**terms, "loss": total}, carried
     opened = out["open"].astype(class_weights.dtype)
-    of_gate, of_stage2 = entropy(out["stage1_logits"]), opened * entropy(out["stage2_logits"])
+    of_gate = entropy(out["stage1_logits"])
+    terms, of_stage2 = of_answer(out["stage2_logits"], opened)
     share = jnp.where(out["open"], options.gate_weight, 1.0)
     counts = gate.tally(out["stage1_logits"].argmax(axis=-1) == positive, truth == positive)
     state = gate.after_step(
         carried[gate.COLLECTION], device_mesh.shared_sum_over_data(counts)[1], rule(options)
     )
-    terms = {
-        "cross_entropy": of_stage2,
+    terms |= {
         "gate_cross_entropy": of_gate,
         "gate_open": jnp.full_like(of_gate, opened),
         "loss": of_stage2 + share * of_gate,
     }
     return terms, {**carried, gate.COLLECTION: state}
+
+
+def weighted(options: Options, terms: dict[str, Array]) -> dict[str, Array]:
+    """What each of the terms of `losses` adds to `loss`."""
+    soft = options.distillation_weight if "distillation" in terms else 0.0
+    shares: dict[str, Array | float] = {"cross_entropy": 1 - soft, "distillation": soft}
+    if "gate_open" in terms:
+        shares["gate_cross_entropy"] = jnp.where(terms["gate_open"] > 0, options.gate_weight, 1.0)
+    return {name: shares[name] * term for name, term in terms.items() if name in shares}
 
 
 def evidence_layer(options: Options) -> str:

@@ -130,7 +130,7 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
     }
     file = out / f"{name}-{seed}.json"
     if file.exists():
-        return _kept(file, settings)
+        return kept(file, settings, ("metrics", "dsc", "seconds"))
     data, begun = store(arm, out), time.monotonic()
     workdir = out / "runs" / f"{name}-{seed}"
     given = [*settings["data"], *settings["train"]]
@@ -142,20 +142,25 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
         json.loads((place / f"{part}.json").read_text("utf-8")) for part in ("metrics", "scans")
     )
     scores = {row["case"]: row.get("dsc") for row in scans}
-    kept = {"settings": settings, "seconds": seconds, "metrics": metrics, "dsc": scores}
-    write_json(kept, file)
-    return kept
+    result = {"settings": settings, "seconds": seconds, "metrics": metrics, "dsc": scores}
+    write_json(result, file)
+    return result
 
 
-def _kept(file: pathlib.Path, settings: JsonObject) -> JsonObject:
+def kept(file: pathlib.Path, settings: JsonObject, names: Sequence[str]) -> JsonObject:
+    """The result in a file, of these settings and with these entries.
+
+    Raises:
+      InputError: it is damaged, or of other settings.
+    """
     try:
-        kept = json.loads(file.read_text("utf-8"))
-        same = kept["settings"] == settings and kept.keys() >= {"metrics", "dsc", "seconds"}
+        result = json.loads(file.read_text("utf-8"))
+        same = result["settings"] == settings and result.keys() >= set(names)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{file}: not a run's result ({error!r}): remove it") from error
     if not same:
         raise InputError(f"{file}: made with other settings: name another --out, or remove it")
-    return kept
+    return result
 
 
 def store(arm: Arm, out: pathlib.Path) -> pathlib.Path:

@@ -28,7 +28,7 @@ from smallest_cnncf import PATCHES
 
 from deepsc_jax.config import Config, DataConfig
 from deepsc_jax.interop import torch as interop
-from deepsc_jax.models.cnncf import distillation, gate, network, regressor
+from deepsc_jax.models.cnncf import gate, network, regressor
 from deepsc_jax.models.cnncf.config import Options, RegressorOptions
 from deepsc_jax.models.cnncf.residual import BASIC, TEACHERS, ResNet2D, Shape
 from deepsc_jax.models.cnncf.torch_names import RESIDUAL_NAMES
@@ -172,42 +172,6 @@ def test_thirty_steps_in_which_the_gate_opens(dtype: str, within: Any):
         expected = interop.from_torch(left, network.TORCH_NAMES, collection=collection)
         measured[f"{title} at the end"] = (relative(final[collection], expected), bound)
     within("30 steps, CNNCF", dtype, measured)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_distillation(temperature: float, dtype: str, within: Any):
-    student, *teachers = np.random.default_rng(0).normal(0, 3, size=(5, 6, 3))
-    kind = getattr(torch, dtype)
-    of_student = torch.tensor(student, dtype=kind, requires_grad=True)
-    fused = torch.stack([torch.tensor(t, dtype=kind).div(temperature).softmax(1) for t in teachers])
-    loss = torch.nn.functional.kl_div(
-        (of_student / temperature).log_softmax(1), fused.mean(0), reduction="batchmean"
-    )
-    loss = loss * temperature**2
-    loss.backward()
-    assert of_student.grad is not None
-    with jax.enable_x64(dtype == "float64"):
-
-        def ours(logits: Any) -> Any:
-            soft = distillation.soft_labels([jnp.asarray(t, dtype) for t in teachers], temperature)
-            return distillation.distillation_loss(logits, soft, temperature).mean()
-
-        value, gradient = jax.value_and_grad(ours)(jnp.asarray(student, dtype))
-    bound = VALUES[dtype]
-    measured = {
-        "values": (relative(value, loss.detach().numpy()), bound),
-        "input gradients": (relative(gradient, of_student.grad.numpy()), 10 * bound),
-    }
-    within("distillation", dtype, measured)
-
-
-def test_a_hard_label_is_no_special_case_of_distillation():
-    """A teacher's probability of exactly 0 adds nothing."""
-    loss = distillation.distillation_loss(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), 1.0)
-    np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
-    mixed = distillation.student_loss(jnp.array([4.0]), jnp.array([1.0]), 0.25)
-    np.testing.assert_allclose(mixed, 3.25)
 
 
 def monai(shape: Shape, classes: int) -> ResNet:

@@ -55,7 +55,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(options, step))
     for batch in batches:
         slices = standardise(batch["slices"], config)
-        terms = network.terms(slices, batch["label"].long(), class_weights)
+        terms = network.terms(slices, batch["label"].long(), class_weights, batch.get("teachers"))
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()

@@ -1,11 +1,12 @@
 """CNNCF (Liang et al. 2021, Fig. 3a) and, as the authors' code has it, a plain residual network."""
 
 import torch
-from monai.networks.nets.resnet import ResNet, ResNetBlock
+from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
 from torch import Tensor, nn
 
 from deepsc_jax.config import Config
 from deepsc_jax.models.cnncf.config import Options
+from reference.cnncf import distillation
 from reference.cnncf.blocks import Stage, Stem
 from reference.cnncf.gate import Gate
 
@@ -64,17 +65,23 @@ class CNNCF(nn.Module):
         first, second = self(slices)
         return second if self.gate.open else first
 
-    def terms(self, slices: Tensor, label: Tensor, class_weights: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self,
+        slices: Tensor,
+        label: Tensor,
+        class_weights: Tensor,
+        teachers: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Losses, means over the batch; the gate then judges."""
         first, second = self(slices)
-        of_gate, of_stage2 = (_entropy(x, label, class_weights) for x in (first, second))
+        of_gate = _entropy(first, label, class_weights)
+        answer = _taught(self.options, second, label, class_weights, teachers)
         opened = float(self.gate.open)  # times 0, not left out: its decay goes on
         weight = self.options.gate_weight if opened else 1.0
-        terms = {
-            "cross_entropy": opened * of_stage2,
+        terms = {name: opened * x for name, x in answer.items()} | {
             "gate_cross_entropy": of_gate,
             "gate_open": torch.tensor(opened),
-            "loss": opened * of_stage2 + weight * of_gate,
+            "loss": opened * answer["loss"] + weight * of_gate,
         }
         positive = self.positive
         self.gate.judge(first.argmax(1) == positive, label == positive)
@@ -90,7 +97,7 @@ class Published(ResNet):
         options = config.model
         assert isinstance(options, Options)
         super().__init__(
-            ResNetBlock,
+            ResNetBlock if options.published_kernels == "basic" else ResNetBottleneck,
             list(options.published_blocks),
             list(options.published_widths),
             spatial_dims=2,
@@ -109,10 +116,32 @@ class Published(ResNet):
         one = slices.shape[1] == 1
         return self(colours(slices, self.options.pseudo_colour) if one else self.mix(slices))
 
-    def terms(self, slices: Tensor, label: Tensor, class_weights: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self,
+        slices: Tensor,
+        label: Tensor,
+        class_weights: Tensor,
+        teachers: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Losses, means over the batch."""
-        loss = _entropy(self.logits(slices), label, class_weights)
-        return {"cross_entropy": loss, "loss": loss}
+        return _taught(self.options, self.logits(slices), label, class_weights, teachers)
+
+
+def _taught(
+    options: Options,
+    logits: Tensor,
+    label: Tensor,
+    class_weights: Tensor,
+    teachers: Tensor | None,
+) -> dict[str, Tensor]:
+    """Hard labels' loss, and, of a student, its share with that of soft ones."""
+    hard = _entropy(logits, label, class_weights)
+    if teachers is None:
+        return {"cross_entropy": hard, "loss": hard}
+    soft = distillation.loss(logits, teachers, options.distillation_temperature)
+    share = options.distillation_weight
+    loss = (1 - share) * hard + share * soft
+    return {"cross_entropy": hard, "distillation": soft, "loss": loss}
 
 
 def _entropy(logits: Tensor, label: Tensor, class_weights: Tensor) -> Tensor:
