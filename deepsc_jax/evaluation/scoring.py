@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from deepsc_jax.data import preprocess, scans, xrays
+from deepsc_jax.data import preprocess
 from deepsc_jax.data.classes import IDS, OTHER_SIDE
 from deepsc_jax.data.images import Box
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
 from deepsc_jax.evaluation import baselines, centres, image_baselines, indicators
 from deepsc_jax.evaluation.curve import ScanCurve, curve, of_scan
+from deepsc_jax.evaluation.sources import source_case
 from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.predictor import SegmentsScans
 from deepsc_jax.metrics.evidence import Pointing, pointing
@@ -180,42 +181,6 @@ def lung_dice(
         figures[f"{name}_dsc"] = dice(chosen == IDS[name], truth)
         figures[f"{name}_wrong_side"] = float((chosen[truth] == IDS[other]).mean())
     return figures
-
-
-def source_case(
-    store: Store, case: StoredCase, intensity: str, nuisances: dict[str, float] | None = None
-) -> baselines.BaselineCase:
-    """A stored case's values, lesions and lungs on its source's grid.
-
-    Raises:
-      InputError: a source is missing or has changed since the case was prepared.
-    """
-    if store.data.modality == "xray":
-        return _source_xray(case, nuisances or {})
-    with case.unchanged_sources():
-        scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit", store.data.allow)
-        lesion = np.zeros(scan.values.shape, bool)
-        if case.lesion_mask is not None:
-            lesion = scans.load_mask(case.lesion_mask, scan, allow=store.data.allow)
-        if case.lung_mask is not None:
-            lung = scans.load_mask(case.lung_mask, scan, "lung mask", store.data.allow)
-    if case.lung_mask is None:
-        lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
-    return baselines.BaselineCase(
-        scan.values, lesion, lung, scan.spacing_mm, case.label, nuisances or {}
-    )
-
-
-def _source_xray(case: StoredCase, nuisances: dict[str, float]) -> baselines.BaselineCase:
-    """The same of an X-ray, in pixels; all of it counts where its lungs are not known."""
-    with case.unchanged_sources():
-        values = xrays.load_xray(case.scan)
-        lesion, lung = np.zeros(values.shape, bool), np.ones(values.shape, bool)
-        if case.lesion_mask is not None:
-            lesion = xrays.load_mask(case.lesion_mask, values)
-        if case.lung_mask is not None:
-            lung = xrays.load_mask(case.lung_mask, values, "lung mask")
-    return baselines.BaselineCase(values, lesion, lung, (1.0, 1.0, 1.0), case.label, nuisances)
 
 
 def require_baselines(store: Store, split: str) -> None:
