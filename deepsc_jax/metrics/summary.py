@@ -209,7 +209,7 @@ def _segmentation_table(segmentation: JsonObject) -> str:
         for key, (name, decimals) in SEGMENTATION.items()
     ]
     missed = ["missed scans", *(str(group["missed"]) for group in groups.values())]
-    text = _aligned([head, *lines, missed])
+    text = aligned([head, *lines, missed])
     notes = (
         ["missed scans count as DSC = NSD = 0 and have no RMSD"] if segmentation["missed"] else []
     )
@@ -234,7 +234,7 @@ def _classification_table(figures: JsonObject) -> str:
         for name, counts in zip(figures["classes"], figures["confusion"], strict=True)
     ]
     given = ["", *(f"given {name}" for name in figures["classes"])]
-    return f"{_aligned([['diagnosis', scans], *lines])}\n\n{_aligned([given, *confusion])}"
+    return f"{aligned([['diagnosis', scans], *lines])}\n\n{aligned([given, *confusion])}"
 
 
 def _indicator_table(figures: JsonObject) -> str:
@@ -247,7 +247,7 @@ def _indicator_table(figures: JsonObject) -> str:
         cells = ["-" if x is None else f"{x:.3f}" for x in (one["r"], *numbers)]
         rows.append([name, cells[0], between, *cells[1:]])
     note = "of shares of the way from the least to the largest training case"
-    return f"{_aligned(rows)}\n{note}"
+    return f"{aligned(rows)}\n{note}"
 
 
 def _figure(spread: Spread, decimals: int) -> str:
@@ -257,7 +257,8 @@ def _figure(spread: Spread, decimals: int) -> str:
     return mean if spread["sd"] is None else f"{mean} ± {spread['sd']:.{decimals}f}"
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> str:
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines: a head, a rule, and the rest; the first column is text."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells
