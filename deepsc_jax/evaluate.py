@@ -1,31 +1,42 @@
 """Evaluate a trained network on a split of a prepared data set, on every scan's own grid.
 
-    deepsc evaluate --checkpoint=WORKDIR --data_dir=DIR --out=DIR [--baselines]
+    deepsc evaluate --checkpoint=WORKDIR --data_dir=DIR --out=DIR [--against=DIR] [--baselines]
 
 Prints a table and writes OUT/metrics.json (the summary), OUT/scans.json (a row per scan) and
 OUT/report.html, a page of both with curves. With --predictions the page leads to those of the
-scans. With --baselines it also scores what needs no network: of CT the best HU band inside the
-lungs and logistic regressions, all tuned on validation; of X-rays logistic regressions, fitted on
-training; of indicators ridge regressions, fitted on training.
+scans. With --against another evaluation of the same scans, or a run, is compared with it pair by
+pair. With --tune validation is predicted first, to choose temperature and thresholds of evidence.
+With --baselines it also scores what needs no network: of CT the best HU band inside the lungs and
+logistic regressions, all tuned on validation; of X-rays logistic regressions, fitted on training;
+of indicators ridge regressions, fitted on training.
 """
 
+import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
 from deepsc_jax.data.datasets import SPLITS
+from deepsc_jax.data.records import StoredCase
 from deepsc_jax.data.store import Store
+from deepsc_jax.evaluation import against
 from deepsc_jax.inference.options import define_flags as define_options
 from deepsc_jax.inference.options import from_flags
 from deepsc_jax.inference.pages import addresses
-from deepsc_jax.metrics.summary import table
+from deepsc_jax.metrics.intervals import METHODS, Resampling
+from deepsc_jax.metrics.paired import paired, paired_table
+from deepsc_jax.metrics.statistics import RESAMPLES
+from deepsc_jax.metrics.tables import table
 from deepsc_jax.report.evaluation_page import evaluation_page
 from deepsc_jax.report.scan_page import PAGE
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import local_path, own, require_own, require_writable, write_json
 from deepsc_jax.runtime.names import shown
-from deepsc_jax.runtime.types import JsonValue
+from deepsc_jax.runtime.types import JsonObject, JsonValue
+
+STUDIES = ("curves", "sanity")
 
 
 def define_flags() -> None:
@@ -37,17 +48,43 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "predictions", None, "Folder that `predict` wrote: report.html leads to the scans' pages."
     )
+    flags.DEFINE_string(
+        "against",
+        None,
+        "The --out of another evaluation of the same scans, or another run's --workdir, which is "
+        "evaluated too: compared pair by pair, with tests.",
+    )
+    flags.DEFINE_bool(
+        "tune",
+        False,
+        "Predict validation first, to choose the temperature of class probabilities and the "
+        "threshold of each map of evidence.",
+    )
+    flags.DEFINE_list(
+        "evidence",
+        [],
+        f"Some of {', '.join(STUDIES)}. curves: take voxels of most evidence away and put them "
+        "back, 29 predictions a map and scan; sanity: the evidence of networks broken on purpose.",
+    )
+    flags.DEFINE_enum("interval", METHODS[0], METHODS, "How intervals over patients are made.")
+    flags.DEFINE_integer(
+        "resamples", RESAMPLES, "Of each interval and test.", lower_bound=1, upper_bound=1_000_000
+    )
     flags.DEFINE_bool("baselines", False, "Also score what needs no network.")
 
 
 def main() -> None:
     """Evaluate what the flags name."""
     # JAX, which a wrong flag need not wait for.
-    from deepsc_jax.evaluation import baselines, image_baselines, indicators, scoring
+    from deepsc_jax.evaluation import scoring, tuning
+    from deepsc_jax.evaluation.explanation import Studies
     from deepsc_jax.inference import ensemble
 
     options = flags.FLAGS
     data_dir, out = local_path("data_dir", options.data_dir), local_path("out", options.out)
+    unknown = [name for name in options.evidence if name not in STUDIES]
+    if unknown:
+        raise InputError(f"--evidence={unknown[0]}: expected some of {','.join(STUDIES)}")
     require_writable("out", out)
     summary, table_of_scans, page = out / "metrics.json", out / "scans.json", out / PAGE
     for path in (summary, table_of_scans, page):
@@ -58,39 +95,78 @@ def main() -> None:
             f"--predictions={predictions}: no such folder, expected the --out of `predict`: check "
             "the path"
         )
+    other = against.against_path(options.against) if options.against is not None else None
     checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
     predictor = ensemble.load(checkpoints, options.stage, from_flags())
     fold = predictor.fold(options.split)
     store = Store(data_dir / "store", predictor.config.data, fold=fold)
+    cases, classes = store.cases(options.split), store.data.classes
     if options.baselines:
         scoring.require_baselines(store, options.split)
-    smallest_ml = predictor.options.smallest_lesion_ml
-    metrics, rows = scoring.evaluate(
-        predictor, store, options.split, smallest_lesion_ml=smallest_ml
-    )
+    earlier = None
+    if other is not None and against.is_evaluation(other):
+        earlier = against.read_evaluation(other, cases, classes)
+    broken = predictor.broken() if "sanity" in options.evidence else {}
+    if options.tune:
+        tuning.require_tuning(store, options.split)
+    resampling = Resampling(method=options.interval, resamples=options.resamples)
+    plain = scoring.Settings(predictor.options.smallest_lesion_ml, resampling)
+    rival = None
+    if other is not None and earlier is None:
+        rival = ensemble.load([other], None, from_flags())
+        store.require(rival.config.data)
+    tuned = tuning.tune(predictor, store) if options.tune else None
+    studies = Studies(tuned.evidence if tuned else {}, "curves" in options.evidence, broken)
+    settings = dataclasses.replace(plain, tuned=tuned, studies=studies)
+    metrics, rows = scoring.evaluate(predictor, store, options.split, settings)
     metrics |= predictor.facts()
     metrics["evaluated_on"] = store.contents
+    if rival is not None:
+        earlier = scoring.evaluate(rival, store, options.split, plain)
+        earlier[0].update(rival.facts())
     print(table(metrics))
+    if other is not None and earlier is not None:
+        metrics["against"] = _compared(rows, earlier, other, cases, classes, resampling)
+        print(f"\nagainst {shown(other)}\n{paired_table(metrics['against'])}")
     print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
     _write(rows, table_of_scans)
     _write(metrics, summary)
-    cases = {case.name: case.scan for case in store.cases(options.split)}
-    links = addresses(predictions, cases, out) if predictions else {}
+    links = {}
+    if predictions:
+        links = addresses(predictions, {case.name: case.scan for case in cases}, out)
     title = f"Evaluation of the {options.split} split"
     evaluation_page(page, metrics, rows, links, title=title)
     if options.baselines:
-        if store.data.patches != "none":
-            figures = indicators.baselines(store, data_dir, options.split)
-            print(indicators.table(figures))
-        elif store.data.modality == "xray":
-            figures = scoring.score_image_baselines(store, data_dir, options.split)
-            print(image_baselines.table(figures))
-        else:
-            figures = scoring.score_baselines(store, data_dir, options.split)
-            print(baselines.table(figures))
+        figures, text = scoring.baseline_figures(store, data_dir, options.split)
+        print(text)
         metrics["baselines"] = figures
         _write(metrics, summary)
     print(f"wrote {shown(summary)}, {shown(table_of_scans)} and {shown(page)}")
+
+
+def _compared(
+    rows: Sequence[JsonObject],
+    earlier: tuple[JsonObject, Sequence[JsonObject]],
+    other: pathlib.Path,
+    cases: Sequence[StoredCase],
+    classes: Sequence[str],
+    resampling: Resampling,
+) -> JsonObject:
+    """What metrics.json says of the comparison.
+
+    Raises:
+      InputError: the two have no figure in common.
+    """
+    summary, others = earlier
+    found = paired(rows, others, [case.patient for case in cases], classes, resampling)
+    if not found["rows"]:
+        raise InputError(
+            f"--against={other}: gives no figure that this network gives too: compare networks "
+            "that both give lesions, or both classes"
+        )
+    kept = ("trained_on", "networks", "lesion_threshold", "smallest_lesion_ml", "lesion_gate")
+    of_other = {key: summary[key] for key in kept if key in summary}
+    return {"name": shown(other), "other": of_other, "method": "Holm", **found}
 
 
 def _write(document: JsonValue, path: pathlib.Path) -> None:

@@ -22,7 +22,7 @@ from deepsc_jax.metrics.findings import (
     scan_findings,
 )
 from deepsc_jax.metrics.statistics import RESAMPLES
-from deepsc_jax.metrics.summary import aligned
+from deepsc_jax.metrics.tables import aligned
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.names import cell, counted, shown
 from deepsc_jax.runtime.pool import in_parallel

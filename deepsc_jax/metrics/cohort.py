@@ -12,6 +12,7 @@ from scipy.signal import find_peaks
 from deepsc_jax.metrics.comparison import holm, permutation_test
 from deepsc_jax.metrics.findings import HU_EDGES, PERIPHERY_MM, THICKNESSES_MM, ScanFindings
 from deepsc_jax.metrics.intervals import interval
+from deepsc_jax.metrics.scan_figures import defined
 from deepsc_jax.metrics.statistics import RESAMPLES, Rows, rows_of_patients
 from deepsc_jax.runtime.types import JsonObject
 
@@ -295,8 +296,3 @@ def _direction(one: str, other: str) -> int:
     """1 where the classes are the paper's in its order, -1 in the other, else 0."""
     pairs = {("covid-19", "cap"): 1, ("cap", "covid-19"): -1}
     return pairs.get((one.lower(), other.lower()), 0)
-
-
-def defined(value: float) -> float | None:
-    """What JSON holds: None for nan."""
-    return None if math.isnan(value) else value

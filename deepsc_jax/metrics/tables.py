@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from deepsc_jax.metrics.summary import CLASSIFICATION, DETECTION, SEGMENTATION, Spread
+from deepsc_jax.metrics.scan_figures import SEGMENTATION
+from deepsc_jax.metrics.summary import CLASSIFICATION, DETECTION, Spread
 from deepsc_jax.runtime.types import JsonObject
 
 LEGEND = (
