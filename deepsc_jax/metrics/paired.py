@@ -191,21 +191,23 @@ def _row(
     }
 
 
-def rows_of_table(found: JsonObject) -> list[list[str]]:
-    """A head and the rows of what `paired` found, as text."""
-    cells = [["figure", "this", "other", "difference", "interval", "test", "n", "p", "p, Holm's"]]
-    for row in found["rows"]:
+HEAD = ("figure", "test", "n", "this", "other", "difference", "interval", "p", "p, Holm's")
+
+
+def rows_of_table(rows: Sequence[JsonObject]) -> list[list[str]]:
+    """A head and the rows that `paired` found, as text."""
+    cells = [list(HEAD)]
+    for row in rows:
         numbers = [_number(row[key]) for key in ("one", "other", "difference")]
         p = [_number(row[key], 4) for key in ("p", "p_holm")]
-        cells.append([row["figure"], *numbers, ends(row, 3), row["test"], str(row["n"]), *p])
+        cells.append([row["figure"], row["test"], str(row["n"]), *numbers, ends(row, 3), *p])
     return cells
 
 
 def paired_table(found: JsonObject) -> str:
     """What `paired` found, as text to print."""
-    return "\n".join(
-        [aligned(rows_of_table(found)), *(f"left out: {x}" for x in found["left_out"])]
-    )
+    tables = [aligned(rows_of_table(found[key])) for key in ("rows", "evidence") if found[key]]
+    return "\n\n".join(tables + [f"left out: {each}" for each in found["left_out"]])
 
 
 def _number(value: float | None, digits: int = 3) -> str:

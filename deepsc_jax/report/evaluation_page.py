@@ -210,7 +210,7 @@ def _against(metrics: JsonObject) -> str:
         if found[key]:
             head, *rows = rows_of_table(found[key])
             cells = [[html.escape(shown(cell)) for cell in row] for row in rows]
-            parts.append(table([html.escape(each) for each in head], cells, numbers=4, name=name))
+            parts.append(table([html.escape(each) for each in head], cells, numbers=7, name=name))
     parts += [f'<p class="note">Left out: {text(each)}</p>' for each in found["left_out"]]
     return "".join([*parts, "</section>"])
 
