@@ -13,12 +13,12 @@ of indicators ridge regressions, fitted on training.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from deepsc_jax.data.datasets import SPLITS
-from deepsc_jax.data.records import StoredCase
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation import against
 from deepsc_jax.inference.options import define_flags as define_options
@@ -36,7 +36,12 @@ from deepsc_jax.runtime.files import local_path, own, require_own, require_writa
 from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.types import JsonObject, JsonValue
 
+if TYPE_CHECKING:
+    from deepsc_jax.evaluation.scoring import Settings
+
 STUDIES = ("curves", "sanity")
+# Of another evaluation, what metrics.json repeats.
+OF_OTHER = ("trained_on", "networks", "lesion_threshold", "smallest_lesion_ml", "lesion_gate")
 
 
 def define_flags() -> None:
@@ -89,84 +94,91 @@ def main() -> None:
     summary, table_of_scans, page = out / "metrics.json", out / "scans.json", out / PAGE
     for path in (summary, table_of_scans, page):
         require_own(path)
-    predictions = options.predictions and local_path("predictions", options.predictions)
-    if predictions and not predictions.is_dir():
-        raise InputError(
-            f"--predictions={predictions}: no such folder, expected the --out of `predict`: check "
-            "the path"
-        )
+    predictions = _predictions()
     other = against.against_path(options.against) if options.against is not None else None
     checkpoints = [local_path("checkpoint", path) for path in options.checkpoint]
     predictor = ensemble.load(checkpoints, options.stage, from_flags())
     fold = predictor.fold(options.split)
     store = Store(data_dir / "store", predictor.config.data, fold=fold)
-    cases, classes = store.cases(options.split), store.data.classes
+    cases = store.cases(options.split)
     if options.baselines:
         scoring.require_baselines(store, options.split)
-    earlier = None
-    if other is not None and against.is_evaluation(other):
-        earlier = against.read_evaluation(other, cases, classes)
-    broken = predictor.broken() if "sanity" in options.evidence else {}
     if options.tune:
         tuning.require_tuning(store, options.split)
+    broken = predictor.broken() if "sanity" in options.evidence else {}
     resampling = Resampling(method=options.interval, resamples=options.resamples)
     plain = scoring.Settings(predictor.options.smallest_lesion_ml, resampling)
-    rival = None
-    if other is not None and earlier is None:
-        rival = ensemble.load([other], None, from_flags())
-        store.require(rival.config.data)
+    score_other = None if other is None else _other(other, store, plain, fold)
     tuned = tuning.tune(predictor, store) if options.tune else None
     studies = Studies(tuned.evidence if tuned else {}, "curves" in options.evidence, broken)
     settings = dataclasses.replace(plain, tuned=tuned, studies=studies)
     metrics, rows = scoring.evaluate(predictor, store, options.split, settings)
     metrics |= predictor.facts()
     metrics["evaluated_on"] = store.contents
-    if rival is not None:
-        earlier = scoring.evaluate(rival, store, options.split, plain)
-        earlier[0].update(rival.facts())
-    print(table(metrics))
-    if other is not None and earlier is not None:
-        metrics["against"] = _compared(rows, earlier, other, cases, classes, resampling)
-        print(f"\nagainst {shown(other)}\n{paired_table(metrics['against'])}")
-    print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
     _write(rows, table_of_scans)
     _write(metrics, summary)
+    print(table(metrics))
+    if score_other is not None:
+        name, (of_other, others) = shown(options.against), score_other()
+        patients, classes = [case.patient for case in cases], store.data.classes
+        found = paired(rows, others, patients, classes, resampling)
+        kept = {key: of_other[key] for key in OF_OTHER if key in of_other}
+        metrics["against"] = {"name": name, "other": kept, "correction": "Holm", **found}
+        _write(metrics, summary)
+        print(f"\nagainst {name}\n{paired_table(found)}")
+    print("trained on {trained_on}, evaluated on {evaluated_on}".format(**metrics))
     links = {}
     if predictions:
         links = addresses(predictions, {case.name: case.scan for case in cases}, out)
     title = f"Evaluation of the {options.split} split"
     evaluation_page(page, metrics, rows, links, title=title)
     if options.baselines:
-        figures, text = scoring.baseline_figures(store, data_dir, options.split)
-        print(text)
-        metrics["baselines"] = figures
+        metrics["baselines"], text = scoring.baseline_figures(store, data_dir, options.split)
         _write(metrics, summary)
+        print(text)
     print(f"wrote {shown(summary)}, {shown(table_of_scans)} and {shown(page)}")
 
 
-def _compared(
-    rows: Sequence[JsonObject],
-    earlier: tuple[JsonObject, Sequence[JsonObject]],
-    other: pathlib.Path,
-    cases: Sequence[StoredCase],
-    classes: Sequence[str],
-    resampling: Resampling,
-) -> JsonObject:
-    """What metrics.json says of the comparison.
+def _predictions() -> pathlib.Path | None:
+    if not flags.FLAGS.predictions:
+        return None
+    folder = local_path("predictions", flags.FLAGS.predictions)
+    if not folder.is_dir():
+        raise InputError(
+            f"--predictions={folder}: no such folder, expected the --out of `predict`: check the "
+            "path"
+        )
+    return folder
+
+
+def _other(
+    folder: pathlib.Path, store: Store, settings: "Settings", fold: tuple[int, int] | None
+) -> Callable[[], tuple[JsonObject, list[JsonObject]]]:
+    """What gives the summary and the rows of the other side: read now, or, of a run, scored then.
 
     Raises:
-      InputError: the two have no figure in common.
+      InputError: it is of other scans, or a run of other preprocessing or folds.
     """
-    summary, others = earlier
-    found = paired(rows, others, [case.patient for case in cases], classes, resampling)
-    if not found["rows"]:
+    from deepsc_jax.evaluation import scoring
+    from deepsc_jax.inference import ensemble
+
+    split = flags.FLAGS.split
+    if against.is_evaluation(folder):
+        earlier = against.read_evaluation(folder, store.cases(split), store.data.classes)
+        return lambda: earlier
+    rival = ensemble.load([folder], None, from_flags())
+    store.require(rival.config.data)
+    if rival.fold(split) != fold:
         raise InputError(
-            f"--against={other}: gives no figure that this network gives too: compare networks "
-            "that both give lesions, or both classes"
+            f"--against={folder}: has other --folds, so that it was trained on some of --split="
+            f"{split}: give test, or a run of the same"
         )
-    kept = ("trained_on", "networks", "lesion_threshold", "smallest_lesion_ml", "lesion_gate")
-    of_other = {key: summary[key] for key in kept if key in summary}
-    return {"name": shown(other), "other": of_other, "method": "Holm", **found}
+
+    def score() -> tuple[JsonObject, list[JsonObject]]:
+        metrics, rows = scoring.evaluate(rival, store, split, settings)
+        return metrics | rival.facts(), rows
+
+    return score
 
 
 def _write(document: JsonValue, path: pathlib.Path) -> None:

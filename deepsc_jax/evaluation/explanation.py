@@ -188,7 +188,7 @@ def _maps(rows: Sequence[JsonObject], part: str) -> dict[str, list[str]]:
 def _only(
     rows: Sequence[JsonObject], patients: np.ndarray, chosen: Sequence[bool]
 ) -> tuple[list[JsonObject], np.ndarray]:
-    places = np.flatnonzero(chosen)
+    places = np.flatnonzero(chosen).tolist()
     return [rows[i] for i in places], patients[places]
 
 

@@ -64,6 +64,8 @@ def paired(
             resampling,
             left_out,
         )
+    if not any(found):
+        left_out.append("all: there is no figure that both give")
     evidence = [
         _of_scans(
             ("evidence", name, "energy"), f"energy of {name}", rows, others, owners, resampling
@@ -191,7 +193,17 @@ def _row(
     }
 
 
-HEAD = ("figure", "test", "n", "this", "other", "difference", "interval", "p", "p, Holm's")
+HEAD: tuple[str, ...] = (
+    "figure",
+    "test",
+    "n",
+    "this",
+    "other",
+    "difference",
+    "interval",
+    "p",
+    "p, Holm's",
+)
 
 
 def rows_of_table(rows: Sequence[JsonObject]) -> list[list[str]]:

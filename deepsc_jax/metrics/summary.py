@@ -122,7 +122,7 @@ def _lesions(
     labels = np.array([row.get("label", "") for row in rows])
 
     def group(chosen: np.ndarray) -> JsonObject:
-        places = np.flatnonzero(chosen)
+        places = np.flatnonzero(chosen).tolist()
         return _over_lesions([rows[i] for i in places], patients[places], resampling)
 
     figures = group(has)

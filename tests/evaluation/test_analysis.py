@@ -83,6 +83,8 @@ def test_what_is_measured_is_the_phantom(data: pathlib.Path) -> None:
     assert found.count == direct.count
     assert found.lesion_ml == pytest.approx(direct.lesion_ml)
     np.testing.assert_allclose(found.sizes_mm, direct.sizes_mm, rtol=1e-5)
+    assert found.hu_ml is not None
+    assert direct.hu_ml is not None
     np.testing.assert_allclose(found.hu_ml, direct.hu_ml)
 
 

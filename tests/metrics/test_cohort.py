@@ -1,5 +1,7 @@
 """Classes of scans and their differences: figures by hand, and signs as the paper has them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -64,7 +66,7 @@ def test_shares_of_hu_are_of_volume_and_cut_bins_count_in_proportion():
     assert hu_share(scans, scans.every, (-960, -600)) == pytest.approx(0.75)
     assert hu_share(scans, scans.every, (-690, 100)) == pytest.approx(0.75 / 2 + 0.25)
     assert hu_peaks(scans) == [-690, 30]
-    unknown = cohort([scan(1, 0.1), ScanFindings(**vars(scan(1, 0.1)) | {"hu_ml": None})], "ab")
+    unknown = cohort([scan(1, 0.1), dataclasses.replace(scan(1, 0.1), hu_ml=None)], "ab")
     assert np.isnan(hu_share(unknown, unknown.every, (-960, -600)))
     assert hu_peaks(unknown) == []
 

@@ -59,7 +59,7 @@ def test_every_figure_is_tested_and_corrected():
         int(np.sum(given[0] & ~given[1])),
         int(np.sum(given[1] & ~given[0])),
     ]
-    assert rows["AUC, a", DELONG]["p"] == pytest.approx(delong_test(labels, *scores).p)
+    assert rows["AUC, a", DELONG]["p"] == pytest.approx(delong_test(labels, scores[0], scores[1]).p)
     assert [row["figure"] for row in found["evidence"]] == ["energy of evidence_1"]
     text = paired_table(found)
     assert "exact McNemar" in text
@@ -86,6 +86,10 @@ def test_what_one_of_them_lacks_is_not_compared():
     lesions = [{k: v for k, v in row.items() if k in ("case", "label", "dsc")} for row in one]
     found = paired(one, lesions, PATIENTS, CLASSES, HOW)
     assert [row["figure"] for row in found["rows"]] == ["DSC"]
-    assert found["evidence"] == []
+    assert (found["evidence"], found["left_out"]) == ([], [])
+    neither = [{k: v for k, v in row.items() if k in ("case", "label")} for row in one]
+    found = paired(one, neither, PATIENTS, CLASSES, HOW)
+    assert (found["rows"], len(found["left_out"])) == ([], 1)
+    assert paired_table(found) == "left out: all: there is no figure that both give"
     with pytest.raises(ValueError, match="different scans"):
         paired(one, one[::-1], PATIENTS, CLASSES, HOW)
