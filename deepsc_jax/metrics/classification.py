@@ -2,8 +2,8 @@
 
 Macro figures are the plain mean over the classes that the labels contain: a class without a scan
 has no sensitivity, and counting it as 0 (scikit-learn's default) or 1 would be an invention. The
-oracle of all is scikit-learn, which takes a hundred times as long: an interval needs a thousand of
-each.
+oracle of all is scikit-learn, whose F1 of 60 scans takes 65 times as long and whose macro AUC 13
+times: an interval needs a thousand of each.
 """
 
 import math

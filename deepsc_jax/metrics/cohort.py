@@ -232,7 +232,10 @@ def summary(scans: Cohort, *, resamples: int = RESAMPLES, seed: int = 0) -> Json
         found = interval(
             lambda rows: figure(scans, rows), scans.patients, resamples=resamples, seed=seed
         )
-        return {key: defined(getattr(found, key)) for key in ("value", "low", "high")}
+        ends = defined(found.low), defined(found.high)
+        if found.undefined and found.low == found.high:  # of one scan, drawn or not
+            ends = None, None
+        return {"value": defined(found.value), "low": ends[0], "high": ends[1]}
 
     groups = {
         f"{low}-{high}": of(lambda c, rows, ends=(low, high): spread_between(c, rows, *ends))

@@ -50,6 +50,7 @@ def lesion_sizes(classes: Classes) -> str:
         axes.plot(width, length, height, mark, color=colour, markersize=3.5, label=short(name))
     axes.set(xlabel="width, mm", ylabel="length, mm", zlabel="height, mm")
     axes.view_init(20, -55)
+    axes.set_box_aspect(None, zoom=0.85)  # or the label of heights is cut
     return source(figure, axes, "upper left")
 
 
@@ -87,7 +88,7 @@ def spread_by_ratio(classes: Classes, document: JsonObject) -> str:
         groups = document["classes"][name]["spread_by_lvr_percent"]
         known = [i for i, key in enumerate(keys) if groups[key]["value"] is not None]
         values = np.array([groups[keys[i]]["value"] for i in known])
-        ends = np.array([[groups[keys[i]][end] for end in ("low", "high")] for i in known])
+        ends = np.array([[groups[keys[i]][end] for end in ("low", "high")] for i in known], float)
         reach = np.abs(ends.reshape(-1, 2).T - values)
         at = places[known] + place
         axes.bar(at, values, _width(classes), color=colour, label=short(name))

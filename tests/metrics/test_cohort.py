@@ -119,6 +119,9 @@ def test_a_summary_has_intervals_and_curves():
     assert len(curve) == 36
     assert np.all(np.diff(curve) >= 0)
     assert found["spread_by_lvr_percent"]["12-100"]["n"] == 12
+    alone = summary(cohort([scan(2, 0.05, 20.0), scan(2, 0.2)], "ab"), resamples=50)
+    group = {"value": 20, "low": None, "high": None, "n": 1}  # no interval of one scan
+    assert alone["spread_by_lvr_percent"]["4-6"] == group
     assert found["spread_by_lvr_percent"]["4-6"] == {
         "value": None,
         "low": None,
