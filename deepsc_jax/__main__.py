@@ -10,6 +10,7 @@ from deepsc_jax.runtime.output import ended_quietly
 
 COMMANDS = (
     "prepare",
+    "analyze",
     "train",
     "evaluate",
     "predict",

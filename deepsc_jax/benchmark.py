@@ -13,7 +13,9 @@ On a GPU they share its memory, so XLA takes none ahead.
 `--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
 `torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as
 many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`);
-`--peer=forms` ours with each form of its convolutions (`models/layers/convolution.py`).
+`--peer=forms` ours with each form of its convolutions (`models/layers/convolution.py`);
+`--peer=surface_distance`, of `--work=surface`, DeepMind's measures of masks (extra
+`surface_distance`).
 Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
 cache of decoded chunks then.
 

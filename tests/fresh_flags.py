@@ -33,7 +33,7 @@ def fresh(patch: pytest.MonkeyPatch) -> flags.FlagValues:
     """An empty set of flags in the place of `flags.FLAGS`, which is where flags are defined."""
     values = flags.FlagValues()
     patch.setattr(flags, "FLAGS", values)
-    for kind in ("bool", "integer", "float", "string", "enum"):
+    for kind in ("bool", "integer", "float", "string", "enum", "list"):
         define = getattr(flags, f"DEFINE_{kind}")
         patch.setattr(flags, f"DEFINE_{kind}", functools.partial(define, flag_values=values))
     return values

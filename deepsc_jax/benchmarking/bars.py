@@ -71,6 +71,12 @@ BARS: dict[str, Bar] = {
     ),
     "memory_16": Bar((*SEGMENTATION, *CHANNELS[16], "--remat=blocks"), "memory_ratio", 1.0, 0.7),
     "memory_32": Bar((*SEGMENTATION, *CHANNELS[32], "--remat=blocks"), "memory_ratio", 1.0, 0.7),
+    "surface": Bar(
+        ("--work=surface", "--peer=surface_distance", "--scan_size=150,512,512"),
+        "ratio",
+        0.2,
+        0.1,
+    ),
     "monai": Bar(
         ("--flagfile=configs/phantom.flags", "--work=train_segmentation", "--peer=monai"),
         "ratio",

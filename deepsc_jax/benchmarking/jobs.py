@@ -18,7 +18,14 @@ from deepsc_jax.data.classes import IDS
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
 
 Work = Literal[
-    "train", "forward", "inference", "decoding", "loading", "loop", "loop_without_loading"
+    "train",
+    "forward",
+    "inference",
+    "decoding",
+    "loading",
+    "loop",
+    "loop_without_loading",
+    "surface",
 ]
 WORKS: tuple[Work, ...] = typing.get_args(Work)
 STORED: tuple[Work, ...] = ("loading", "loop", "loop_without_loading")  # read a store
@@ -26,6 +33,7 @@ PEERS: dict[str, tuple[Work, ...]] = {
     "torch": ("train", "forward", "inference"),
     "monai": ("train", "inference", "loading"),
     "forms": ("train", "forward", "inference"),
+    "surface_distance": ("surface",),
 }
 INTENSITY = (0.0, 0.15, 0.2)  # of drawn scans: least value, mean and deviation, about
 OURS = ("ours", "forms")  # the sides that are this project's own
@@ -34,7 +42,11 @@ VARIANTS = {
     "monai": ("eager", "channels_last", "compiled"),
     # Ours again, with each form of `models.convolution`.
     "forms": ("native", "banded", "sliced", "folded", "direct"),
+    "surface_distance": ("numpy",),
 }
+TOLERANCES_MM = (1.0, 2.0, 3.0, 5.0)  # of surface Dice
+MASK_SPACING_MM = (1.0, 0.7, 0.7)
+MASK_LESIONS = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +184,24 @@ def draw_scan(size: Ints3, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(values, 0.01, 1) * lung, lesion.astype(np.float32)
 
 
+def draw_masks(size: Ints3) -> tuple[np.ndarray, np.ndarray]:
+    """Lesions of a scan, 4 to 22 voxels of radius, and a prediction that is off by some voxels."""
+    rng = np.random.default_rng(0)
+    pred, truth = np.zeros((2, *size), bool)
+    for _ in range(MASK_LESIONS):
+        middle = rng.uniform(0.2, 0.8, 3) * size
+        radii = np.minimum(rng.uniform(4, 22), np.array(size) / 8) * np.array([0.7, 1, 1])
+        for mask, shift in ((truth, np.zeros(3)), (pred, rng.normal(0, 2, 3))):
+            low = np.maximum(np.floor(middle + shift - radii), 0).astype(int)
+            high = np.minimum(np.ceil(middle + shift + radii) + 1, size).astype(int)
+            axes = np.ogrid[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+            centre = middle + shift
+            parts = [((axis - centre[i]) / radii[i]) ** 2 for i, axis in enumerate(axes)]
+            box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+            mask[box] |= parts[0] + parts[1] + parts[2] <= 1
+    return pred, truth
+
+
 def variants(job: Job, side: str, asked: list[str] | None) -> tuple[str, ...]:
     """A peer's variants of a work, of those that are asked for; loading has one."""
     named = tuple(asked or VARIANTS[side])
@@ -185,6 +215,8 @@ def of_depth(job: Job, depth: int) -> Job:
 
 def counts(job: Job) -> tuple[int, int]:
     """Scans and tiles that one call of the work takes."""
+    if job.work == "surface":
+        return 1, 0
     if job.work == "inference":
         return 1, int(np.prod(job.config.data.tile_counts(job.scan_size[0])))
     return job.scans, job.scans * count_tiles(job.reads, job.config, job.scan_size[0])

@@ -1,8 +1,8 @@
-"""The peers: the PyTorch reference of `tests/reference`, and MONAI's 3D U-Net.
+"""The peers: the PyTorch reference of `tests/reference`, MONAI's 3D U-Net, surface-distance.
 
-Of each there are three variants: eager; channels-last; and compiled, in which every subnet went
-through `torch.compile`. Where ours computes in bfloat16, so do they (AMP). The reference takes the
-scans of a batch one after another, as it was written to be read; but it pools as PyTorch does.
+Of each network there are three variants: eager; channels-last; and compiled, in which every subnet
+went through `torch.compile`. Where ours computes in bfloat16, so do they (AMP). The reference takes
+the scans of a batch one after another, as it was written to be read; but it pools as PyTorch does.
 """
 
 import bisect
@@ -65,6 +65,8 @@ def build(job: Job) -> Built:
     torch.backends.cudnn.benchmark = True  # XLA tries algorithms too
     if job.side == "monai":
         return _monai(job)
+    if job.side == "surface_distance":
+        return _surface_distance(job)
     if not (TESTS / "reference").is_dir():
         raise InputError(f"{TESTS / 'reference'}: not found: run in a checkout of the repository")
     sys.path.insert(0, str(TESTS))
@@ -79,6 +81,27 @@ def build(job: Job) -> Built:
     if job.work == "inference":
         return _inference(job, reference, network)
     return _train(job, reference, network)
+
+
+def _surface_distance(job: Job) -> Built[dict[str, float]]:
+    """DeepMind's own of the same masks; its two mean distances pooled by area, as ours are."""
+    package = importlib.import_module("surface_distance")
+    pred, truth = jobs.draw_masks(job.scan_size)
+
+    def run() -> dict[str, float]:
+        found = package.compute_surface_distances(truth, pred, jobs.MASK_SPACING_MM)
+        areas = found["surfel_areas_gt"].sum(), found["surfel_areas_pred"].sum()
+        average = package.compute_average_surface_distance(found)
+        nsd = {
+            f"NSD {mm:g}": package.compute_surface_dice_at_tolerance(found, mm)
+            for mm in jobs.TOLERANCES_MM
+        }
+        return nsd | {
+            "HD95": package.compute_robust_hausdorff(found, 95),
+            "ASSD": float(np.dot(average, areas) / sum(areas)),
+        }
+
+    return Built(run, dict)
 
 
 def environment(_config: Config) -> JsonObject:

@@ -74,7 +74,7 @@ def _share_of_peak(ours: Measured) -> float | None:
 
 def _devices(ours: Measured) -> int:
     """Devices that the work uses; inference and loading take one."""
-    if ours.job.work in ("inference", "loading"):
+    if ours.job.work in ("inference", "loading", "surface"):
         return 1
     platform = ours.job.config.platform
     return platform.data_devices * platform.space or ours.environment["devices"]

@@ -22,6 +22,7 @@ from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.batch import Batch as HostBatch
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
+from deepsc_jax.metrics.surface import surface_distances
 from deepsc_jax.models.layers.layout import resolve_dtype
 from deepsc_jax.planning import compiled, flops, targets
 from deepsc_jax.runtime import compiler, device_mesh
@@ -70,13 +71,18 @@ def build(job: Job) -> Built:
         except ValueError as error:
             raise InputError(str(error)) from error
         job = dataclasses.replace(job, config=config)
-    if job.work not in ("inference", "loading"):  # as `predict` and `train` do
+    if job.work not in ("inference", "loading", "surface"):  # as `predict` and `train` do
         device_mesh.use_cpu_cores(job.config.platform, [job.scans])
     if job.work == "loading":
         return _loading(job)
     if job.work in ("loop", "loop_without_loading"):
         return _loop(job, loads=job.work == "loop")
-    others = {"forward": _forward, "inference": _inference, "decoding": _decoding}
+    others = {
+        "forward": _forward,
+        "inference": _inference,
+        "decoding": _decoding,
+        "surface": _surface,
+    }
     return others.get(job.work, _train)(job)
 
 
@@ -86,7 +92,7 @@ def count_flops(job: Job) -> dict[str, int]:
     By kind of product; empty for a work that computes nothing. Whole-scan inference is counted as
     the forward pass of all tiles.
     """
-    if job.work in ("loading", "decoding"):
+    if job.work in ("loading", "decoding", "surface"):
         return {}
     platform = job.config.platform
     plain = PlatformConfig(
@@ -170,6 +176,18 @@ def _system(config: Config, name: str) -> tuple[System, Stage]:
     system = build_system(config)
     stage = system.stage(name)
     return system.of(stage), stage
+
+
+def _surface(job: Job) -> Built[dict[str, float]]:
+    """NSD at four tolerances, HD95 and ASSD of the masks of one scan."""
+    pred, truth = jobs.draw_masks(job.scan_size)
+
+    def run() -> dict[str, float]:
+        found = surface_distances(pred, truth, jobs.MASK_SPACING_MM)
+        nsd = {f"NSD {mm:g}": found.normalized_dice(mm) for mm in jobs.TOLERANCES_MM}
+        return nsd | {"HD95": found.hausdorff_mm(), "ASSD": found.average_mm()}
+
+    return Built(run, dict)
 
 
 def _weights(job: Job, system: System) -> Variables:

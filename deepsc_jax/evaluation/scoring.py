@@ -8,27 +8,54 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
-from deepsc_jax.data import preprocess, scans, xrays
+from deepsc_jax.data import preprocess
 from deepsc_jax.data.classes import IDS, OTHER_SIDE
 from deepsc_jax.data.images import Box
 from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store, StoredCase
-from deepsc_jax.evaluation import baselines, centres, image_baselines, indicators
+from deepsc_jax.evaluation import baselines, centres, explanation, image_baselines, indicators
+from deepsc_jax.evaluation.against import digest_of
 from deepsc_jax.evaluation.curve import ScanCurve, curve, of_scan
+from deepsc_jax.evaluation.explanation import Studies
+from deepsc_jax.evaluation.sources import source_case
+from deepsc_jax.evaluation.tuning import Tuned
 from deepsc_jax.inference.masks import lesion_mask
 from deepsc_jax.inference.predictor import SegmentsScans
-from deepsc_jax.metrics.evidence import Pointing, pointing
+from deepsc_jax.metrics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    scale_by_temperature,
+)
+from deepsc_jax.metrics.intervals import Resampling
 from deepsc_jax.metrics.overlap import dice
-from deepsc_jax.metrics.summary import per_scan, spread, summarise
+from deepsc_jax.metrics.scan_figures import per_scan
+from deepsc_jax.metrics.summary import class_arrays, summarise
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.types import JsonObject
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a split is evaluated.
+
+    Attributes:
+      smallest_lesion_ml: connected lesions below it are removed from masks.
+      resampling: of the intervals.
+      tuned: what was chosen on validation.
+      studies: what is asked of evidence.
+    """
+
+    smallest_lesion_ml: float = 0.0
+    resampling: Resampling = dataclasses.field(default_factory=Resampling)
+    tuned: Tuned | None = None
+    studies: Studies = dataclasses.field(default_factory=Studies)
+
+
 def evaluate(
-    predictor: SegmentsScans, store: Store, split: str, *, smallest_lesion_ml: float = 0.0
+    predictor: SegmentsScans, store: Store, split: str, settings: Settings | None = None
 ) -> tuple[dict, list[dict]]:
     """The summary of a split and one row per scan.
 
@@ -41,11 +68,12 @@ def evaluate(
       predictor: the trained network.
       store: the data set.
       split: of it.
-      smallest_lesion_ml: connected lesions below it are removed from masks.
+      settings: how.
 
     Raises:
       InputError: the split is empty, or the store was made with other preprocessing.
     """
+    settings = settings or Settings()
     store.require(predictor.config.data)
     cases = store.cases(split)
     if not cases:
@@ -53,30 +81,40 @@ def evaluate(
     rows, curves, matched = [], list[ScanCurve](), list[centres.Matched]()
     with Progress(f"evaluate {split}", len(cases), lines=True) as progress:
         for case in cases:
-            rows.append(_row(predictor, store, case, curves, matched, smallest_lesion_ml))
+            rows.append(_row(predictor, store, case, curves, matched, settings))
             progress.advance()
-    labels = np.array([case.label for case in cases])
-    probabilities = [list(row["probabilities"].values()) for row in rows if "probabilities" in row]
-    summary = summarise(
-        [row for row in rows if "has_lesion" in row],
-        labels if probabilities else None,
-        np.array(probabilities) if probabilities else None,
-        store.data.classes,
-    )
+    patients, classes = [case.patient for case in cases], store.data.classes
+    how = settings.resampling
+    summary = summarise(rows, classes, patients=patients, resampling=how)
     if curves:
         summary["curve"] = curve(curves)
     if "values" in rows[0]:
         values = np.array([list(row["values"].values()) for row in rows])
         summary["indicators"] = indicators.figures(store, cases, values)
-    pointing_at = [row["evidence"] for row in rows if "evidence" in row]
-    if pointing_at:
-        summary["evidence"] = evidence_figures(pointing_at)
+    summary |= explanation.summarised(rows, patients, classes, how)
+    if settings.tuned is not None:
+        summary["tuned"] = settings.tuned.facts()
+        if settings.tuned.temperature is not None:
+            summary["classes"]["temperature"] = _at_temperature(rows, classes, settings.tuned)
     if matched:
         summary["centres"] = centre_figures(matched)
     sides = [row["lungs"] for row in rows if "lungs" in row]
     if sides:
         summary["lungs"] = {name: float(np.mean([s[name] for s in sides])) for name in sides[0]}
-    return summary, rows
+    return summary | {"split": split, "scans_sha256": digest_of(cases)}, rows
+
+
+def _at_temperature(rows: list[JsonObject], classes: Sequence[str], tuned: Tuned) -> JsonObject:
+    """Calibration of probabilities at the temperature of validation."""
+    assert tuned.temperature is not None
+    labels, probabilities = class_arrays(rows, classes)
+    scaled = scale_by_temperature(probabilities, tuned.temperature)
+    return {
+        "temperature": tuned.temperature,
+        "scans": tuned.scans,
+        "ece": expected_calibration_error(labels, scaled),
+        "brier": brier_score(labels, scaled),
+    }
 
 
 def _row(
@@ -85,59 +123,42 @@ def _row(
     case: StoredCase,
     curves: list[ScanCurve],
     matched: list[centres.Matched],
-    smallest_ml: float,
+    settings: Settings,
 ) -> JsonObject:
     """The figures of one scan; its curve is added to `curves`, pairs of centres to `matched`."""
     volume = store.read(case.name, "volume")
     prediction = predictor(volume)
     row: JsonObject = {"case": case.name, "label": store.data.classes[case.label]}
-    truth = None
+    if prediction.classes is not None:
+        named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
+        row["probabilities"] = dict(named)
+    truth = lesion = None
     if case.lesions_known and (prediction.lesion is not None or prediction.evidence):
         truth = source_case(store, case, predictor.config.data.intensity)
     if prediction.lesion is not None and truth is not None:
         lungs = volume > 0 if store.data.mask == "lungs" else None
         probability = preprocess.to_source(prediction.lesion, case.grid, lungs)
         inside = np.ones_like(truth.lung) if lungs is None else truth.lung
+        smallest_ml = settings.smallest_lesion_ml
         lesion = lesion_mask(
             probability, inside, predictor.threshold, truth.spacing_mm, smallest_ml
         )
         row |= per_scan(lesion, truth.lesion, truth.lung, truth.spacing_mm)
         voxel_ml = float(np.prod(truth.spacing_mm)) / 1000
         curves.append(of_scan(probability, inside, truth.lesion, voxel_ml))
-    if truth is not None and truth.lesion.any() and prediction.evidence:
-        row["evidence"] = {
-            name: _pointing(preprocess.to_source(evidence, case.grid), truth)
-            for name, evidence in prediction.evidence.items()
-        }
+    if truth is not None and prediction.evidence:
+        scan = explanation.Scan(case, volume, prediction, truth, lesion)
+        row |= explanation.of_scan(scan, predictor, settings.studies)
     if case.boxes and prediction.evidence:
         heat = next(iter(prediction.evidence.values()))[0]
         given = centres.salient_centres(centres.on_grid(heat))
         matched.append(centres.match(_box_centres(case), given))
     if OTHER_SIDE.keys() <= prediction.volumes.keys() and case.lung_mask is not None:
         row["lungs"] = lung_dice(prediction, store.read(case.name, "classes"))
-    if prediction.classes is not None:
-        named = zip(store.data.classes, prediction.classes.tolist(), strict=True)
-        row["probabilities"] = dict(named)
     if prediction.values:
         row["values"] = dict(prediction.values)
         row["targets"] = dict(zip(store.data.indicators, case.targets, strict=True))
     return row
-
-
-def _pointing(
-    evidence: Float[np.ndarray, "depth height width"], truth: baselines.BaselineCase
-) -> dict[str, float | None]:
-    """`evidence.pointing`, None where a figure is not defined."""
-    figures = pointing(evidence, truth.lesion, truth.lung)._asdict()
-    return {name: None if math.isnan(x) else x for name, x in figures.items()}
-
-
-def evidence_figures(rows: Sequence[dict[str, dict[str, float | None]]]) -> JsonObject:
-    """The spread over scans with lesions of every figure of `Pointing`, by map."""
-    return {
-        name: {key: spread([row[name][key] for row in rows]) for key in Pointing._fields}
-        for name in rows[0]
-    }
 
 
 def _box_centres(case: StoredCase) -> centres.Points:
@@ -184,42 +205,6 @@ def lung_dice(
     return figures
 
 
-def source_case(
-    store: Store, case: StoredCase, intensity: str, nuisances: dict[str, float] | None = None
-) -> baselines.BaselineCase:
-    """A stored case's values, lesions and lungs on its source's grid.
-
-    Raises:
-      InputError: a source is missing or has changed since the case was prepared.
-    """
-    if store.data.modality == "xray":
-        return _source_xray(case, nuisances or {})
-    with case.unchanged_sources():
-        scan = scans.load_scan(case.scan, "hu" if intensity == "hu" else "unit", store.data.allow)
-        lesion = np.zeros(scan.values.shape, bool)
-        if case.lesion_mask is not None:
-            lesion = scans.load_mask(case.lesion_mask, scan, allow=store.data.allow)
-        if case.lung_mask is not None:
-            lung = scans.load_mask(case.lung_mask, scan, "lung mask", store.data.allow)
-    if case.lung_mask is None:
-        lung = preprocess.to_source(store.read(case.name, "lung"), case.grid) >= 0.5
-    return baselines.BaselineCase(
-        scan.values, lesion, lung, scan.spacing_mm, case.label, nuisances or {}
-    )
-
-
-def _source_xray(case: StoredCase, nuisances: dict[str, float]) -> baselines.BaselineCase:
-    """The same of an X-ray, in pixels; all of it counts where its lungs are not known."""
-    with case.unchanged_sources():
-        values = xrays.load_xray(case.scan)
-        lesion, lung = np.zeros(values.shape, bool), np.ones(values.shape, bool)
-        if case.lesion_mask is not None:
-            lesion = xrays.load_mask(case.lesion_mask, values)
-        if case.lung_mask is not None:
-            lung = xrays.load_mask(case.lung_mask, values, "lung mask")
-    return baselines.BaselineCase(values, lesion, lung, (1.0, 1.0, 1.0), case.label, nuisances)
-
-
 def require_baselines(store: Store, split: str) -> None:
     """Refuse a store that cannot tune the baselines, before anything is scored.
 
@@ -259,6 +244,22 @@ def require_baselines(store: Store, split: str) -> None:
             f"--baselines: no case of split {split} in {store.path} has known lesions, at least 1 "
             "expected: add lesion masks, or leave --baselines out"
         )
+
+
+def baseline_figures(store: Store, data_dir: pathlib.Path, split: str) -> tuple[JsonObject, str]:
+    """What needs no network on such data, and the lines that say it.
+
+    Raises:
+      InputError: see `require_baselines`.
+    """
+    if store.data.patches != "none":
+        figures = indicators.baselines(store, data_dir, split)
+        return figures, indicators.table(figures)
+    if store.data.modality == "xray":
+        figures = score_image_baselines(store, data_dir, split)
+        return figures, image_baselines.table(figures)
+    figures = score_baselines(store, data_dir, split)
+    return figures, baselines.table(figures)
 
 
 def score_image_baselines(

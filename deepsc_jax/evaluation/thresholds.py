@@ -9,7 +9,7 @@ from jaxtyping import Float
 from deepsc_jax.data import preprocess
 from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.curve import marked_voxels
-from deepsc_jax.evaluation.scoring import source_case
+from deepsc_jax.evaluation.sources import source_case
 from deepsc_jax.inference import predictor as predictors
 from deepsc_jax.inference.predictor import SegmentsScans
 from deepsc_jax.metrics.overlap import THRESHOLDS, best_threshold

@@ -18,6 +18,7 @@ from deepsc_jax.inference.options import PredictionOptions
 from deepsc_jax.inference.predictor import Predictor
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
+from deepsc_jax.systems.system import Predict
 
 
 class Ensemble:
@@ -51,6 +52,22 @@ class Ensemble:
             image = np.ascontiguousarray(volume[..., ::-1])
             said += [mirrored(member(image)) for member in self._members]
         return gated(mean(said), self.config.data.lesion_free_id, self.options.lesion_gate)
+
+    def broken(self) -> dict[str, Predict]:
+        """The network broken on purpose, by what was done to it.
+
+        Raises:
+          InputError: there are several networks, or its system knows no way.
+        """
+        if len(self._members) > 1:
+            raise InputError("--evidence=sanity: is of one network: give one with --checkpoint")
+        found = self._members[0].broken()
+        if not found:
+            raise InputError(
+                f"--evidence=sanity: the {self._members[0].stage.name} stage of "
+                f"--model={self.config.name} has no part to break: leave it out"
+            )
+        return found
 
     def fold(self, split: str) -> tuple[int, int] | None:
         """`TrainConfig.folds` of the networks, by which `split` is read; None for test.

@@ -17,7 +17,7 @@ from deepsc_jax.inference.network import Network
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build
-from deepsc_jax.systems.system import Stage, System, Variables, initial
+from deepsc_jax.systems.system import Predict, Stage, System, Variables, initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import has_checkpoint, load_variables
@@ -65,6 +65,10 @@ class Predictor:
     def __call__(self, volume: Float[np.ndarray, "depth height width"]) -> Prediction:
         """Predict one preprocessed scan (`preprocess.Prepared.volume`)."""
         return self._predict(volume)
+
+    def broken(self) -> dict[str, Predict]:
+        """The same network broken on purpose, in each way that its system knows, by name."""
+        return self._system.broken(self.stage, self.variables, whole_scans=self.whole_scans)
 
     @property
     def network(self) -> Network:

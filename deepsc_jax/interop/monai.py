@@ -27,7 +27,7 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.evaluation.scoring import evaluate
 from deepsc_jax.evaluation.thresholds import choose_threshold
 from deepsc_jax.geometry.sampling import cut_tiles, tile_corners
-from deepsc_jax.metrics.summary import table
+from deepsc_jax.metrics.tables import table
 from deepsc_jax.models import registry
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError

@@ -25,8 +25,10 @@ from deepsc_jax.metrics.classification import (
     macro_specificity,
 )
 from deepsc_jax.metrics.overlap import dice, sensitivity, specificity
-from deepsc_jax.metrics.summary import per_scan, summarise, table
+from deepsc_jax.metrics.scan_figures import per_scan
+from deepsc_jax.metrics.summary import summarise
 from deepsc_jax.metrics.surface import normalized_surface_dice, root_mean_square_surface_distance
+from deepsc_jax.metrics.tables import table
 
 __all__ = [
     "accuracy",

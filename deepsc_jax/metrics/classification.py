@@ -1,35 +1,35 @@
 """Figures of the three-way diagnosis, from the class probabilities of every scan.
 
 Macro figures are the plain mean over the classes that the labels contain: a class without a scan
-has no sensitivity, and counting it as 0 (scikit-learn's default) or 1 would be an invention.
+has no sensitivity, and counting it as 0 (scikit-learn's default) or 1 would be an invention. The
+oracle of all is scikit-learn, whose F1 of 60 scans takes 65 times as long and whose macro AUC 13
+times: an interval needs a thousand of each.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn import metrics
 
-from deepsc_jax.metrics.statistics import confusion, pr_area, roc_area
+from deepsc_jax.metrics.statistics import pr_area, roc_area
 
 Labels = Int[np.ndarray, "scans"]
 Probabilities = Float[np.ndarray, "scans classes"]
+Rows = Float[np.ndarray, "classes"]
 
 
 def accuracy(labels: Labels, probabilities: Probabilities) -> float:
     """The share of scans whose most probable class is their label."""
-    labels, probabilities = check_scores(labels, probabilities)
-    return float(metrics.accuracy_score(labels, probabilities.argmax(axis=1)))
+    counts = confusion_matrix(labels, probabilities)
+    return float(np.trace(counts) / counts.sum())
 
 
 def macro_sensitivity(labels: Labels, probabilities: Probabilities) -> float:
     """The mean over classes of the share of the class's scans that are given it (recall)."""
-
-    def recall(is_class: np.ndarray, given: np.ndarray, _: np.ndarray) -> float:
-        return float(metrics.recall_score(is_class, given))
-
-    return _macro(recall, labels, probabilities)
+    cells = _cells(labels, probabilities)
+    return float(np.mean(cells.tp / (cells.tp + cells.fn)))
 
 
 def macro_specificity(labels: Labels, probabilities: Probabilities) -> float:
@@ -37,11 +37,9 @@ def macro_specificity(labels: Labels, probabilities: Probabilities) -> float:
 
     nan if all scans are of one class: there are no others.
     """
-
-    def recall_of_others(is_class: np.ndarray, given: np.ndarray, _: np.ndarray) -> float:
-        return math.nan if is_class.all() else float(metrics.recall_score(~is_class, ~given))
-
-    return _macro(recall_of_others, labels, probabilities)
+    cells = _cells(labels, probabilities)
+    others = cells.tn + cells.fp
+    return float(np.mean(cells.tn / others)) if others.all() else math.nan
 
 
 def macro_precision(labels: Labels, probabilities: Probabilities) -> float:
@@ -50,20 +48,14 @@ def macro_precision(labels: Labels, probabilities: Probabilities) -> float:
     0 for a class that is given to no scan but has some, as its sensitivity and F1 are: were it left
     out, never answering a class would raise the mean.
     """
-
-    def precision(is_class: np.ndarray, given: np.ndarray, _: np.ndarray) -> float:
-        return confusion(is_class, given).precision if given.any() else 0.0
-
-    return _macro(precision, labels, probabilities)
+    cells = _cells(labels, probabilities)
+    return float(np.mean(cells.tp / np.maximum(cells.tp + cells.fp, 1)))
 
 
 def macro_f1(labels: Labels, probabilities: Probabilities) -> float:
     """The mean over classes of the harmonic mean of precision and recall."""
-
-    def f1(is_class: np.ndarray, given: np.ndarray, _: np.ndarray) -> float:
-        return float(metrics.f1_score(is_class, given))
-
-    return _macro(f1, labels, probabilities)
+    cells = _cells(labels, probabilities)
+    return float(np.mean(2 * cells.tp / (2 * cells.tp + cells.fp + cells.fn)))
 
 
 def macro_auc(labels: Labels, probabilities: Probabilities) -> float:
@@ -71,19 +63,15 @@ def macro_auc(labels: Labels, probabilities: Probabilities) -> float:
 
     nan if all scans are of one class.
     """
-
-    def auc(is_class: np.ndarray, _: np.ndarray, probability: np.ndarray) -> float:
-        return math.nan if is_class.all() else float(metrics.roc_auc_score(is_class, probability))
-
-    return _macro(auc, labels, probabilities)
+    return _over_present(class_auc, labels, probabilities)
 
 
-def class_auc(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, "classes"]:
+def class_auc(labels: Labels, probabilities: Probabilities) -> Rows:
     """The area under each class's one-versus-rest ROC curve; nan where all or none are of it."""
     return _of_classes(roc_area, labels, probabilities)
 
 
-def class_auprc(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, "classes"]:
+def class_auprc(labels: Labels, probabilities: Probabilities) -> Rows:
     """The average precision of each class against the rest; nan where no scan is of it.
 
     A class that is guessed has its share of the scans, not 0.5.
@@ -93,7 +81,7 @@ def class_auprc(labels: Labels, probabilities: Probabilities) -> Float[np.ndarra
 
 def macro_auprc(labels: Labels, probabilities: Probabilities) -> float:
     """The mean of `class_auprc` over the classes that the labels contain."""
-    return float(np.nanmean(class_auprc(labels, probabilities)))
+    return _over_present(class_auprc, labels, probabilities)
 
 
 def cohen_kappa(labels: Labels, probabilities: Probabilities) -> float:
@@ -101,10 +89,10 @@ def cohen_kappa(labels: Labels, probabilities: Probabilities) -> float:
 
     Unweighted: the classes have no order.
     """
-    labels, given = _answers(labels, probabilities)
-    if len(np.unique(np.concatenate([labels, given]))) == 1:
+    right, by_chance, real, given = _agreement(confusion_matrix(labels, probabilities))
+    if np.count_nonzero(real + given) == 1:
         return math.nan
-    return float(metrics.cohen_kappa_score(labels, given))
+    return float((right - by_chance) / (1 - by_chance))
 
 
 def matthews(labels: Labels, probabilities: Probabilities) -> float:
@@ -112,10 +100,11 @@ def matthews(labels: Labels, probabilities: Probabilities) -> float:
 
     0 if all scans are given one class; nan if they are all of one, to which nothing correlates.
     """
-    labels, given = _answers(labels, probabilities)
-    if len(np.unique(labels)) == 1:
+    right, by_chance, real, given = _agreement(confusion_matrix(labels, probabilities))
+    if np.count_nonzero(real) == 1:
         return math.nan
-    return float(metrics.matthews_corrcoef(labels, given))
+    variances = (1 - np.square(real).sum()) * (1 - np.square(given).sum())
+    return float((right - by_chance) / math.sqrt(variances)) if variances > 0 else 0.0
 
 
 def confusion_matrix(
@@ -123,33 +112,46 @@ def confusion_matrix(
 ) -> Int[np.ndarray, "classes classes"]:
     """Counts of scans: row = label, column = most probable class."""
     labels, probabilities = check_scores(labels, probabilities)
-    classes = np.arange(probabilities.shape[1])
-    return metrics.confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes)
+    classes = probabilities.shape[1]
+    cells = labels * classes + probabilities.argmax(axis=1)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
-def _macro(
-    measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
-    labels: Labels,
-    probabilities: Probabilities,
+class _Cells(NamedTuple):
+    """Of each class that the labels contain, against the rest."""
+
+    tp: Int[np.ndarray, "class"]
+    fp: Int[np.ndarray, "class"]
+    fn: Int[np.ndarray, "class"]
+    tn: Int[np.ndarray, "class"]
+
+
+def _cells(labels: Labels, probabilities: Probabilities) -> _Cells:
+    counts = confusion_matrix(labels, probabilities)
+    right, real, given = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    others = counts.sum() - real - given + right
+    present = real > 0
+    return _Cells(*(cells[present] for cells in (right, given - right, real - right, others)))
+
+
+def _agreement(counts: Int[np.ndarray, "classes classes"]) -> tuple[float, float, Rows, Rows]:
+    """Shares of scans: given their label; given it by chance; of each label; given each class."""
+    shares = counts / counts.sum()
+    real, given = shares.sum(axis=1), shares.sum(axis=0)
+    return float(np.trace(shares)), float(real @ given), real, given
+
+
+def _over_present(
+    measure: Callable[[Labels, Probabilities], Rows], labels: Labels, probabilities: Probabilities
 ) -> float:
-    """The mean of measure(scan is of class, scan is given class, class's probability)."""
-    labels, probabilities = check_scores(labels, probabilities)
-    given = probabilities.argmax(axis=1)
-    return float(
-        np.mean([measure(labels == c, given == c, probabilities[:, c]) for c in np.unique(labels)])
-    )
+    return float(measure(labels, probabilities)[np.unique(labels)].mean())
 
 
 def _of_classes(
     measure: Callable[[np.ndarray, np.ndarray], float], labels: Labels, probabilities: Probabilities
-) -> Float[np.ndarray, "classes"]:
+) -> Rows:
     labels, probabilities = check_scores(labels, probabilities)
     return np.array([measure(labels == c, row) for c, row in enumerate(probabilities.T)])
-
-
-def _answers(labels: Labels, probabilities: Probabilities) -> tuple[Labels, Labels]:
-    labels, probabilities = check_scores(labels, probabilities)
-    return labels, probabilities.argmax(axis=1)
 
 
 def check_scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

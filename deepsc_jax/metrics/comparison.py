@@ -1,4 +1,4 @@
-"""Two runs on the same patients: is the difference more than chance?
+"""Two runs on the same patients, or two groups of patients: is a difference more than chance?
 
 McNemar's exact test is in `statistics`. Of several comparisons the p are Holm's (`holm`).
 """
@@ -12,7 +12,14 @@ from jaxtyping import Float, Shaped
 from scipy import stats
 
 from deepsc_jax.metrics.intervals import Interval, of_resamples
-from deepsc_jax.metrics.statistics import RESAMPLES, Decisions, Rows, Scores, bootstrap
+from deepsc_jax.metrics.statistics import (
+    RESAMPLES,
+    Bootstrap,
+    Decisions,
+    Rows,
+    Scores,
+    bootstrap,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +119,60 @@ def paired_bootstrap(
     rarer = min(np.sum(defined <= 0), np.sum(defined >= 0)) + 1
     p = min(2 * rarer / (len(defined) + 1), 1.0) if len(defined) else math.nan
     return Difference(ends.value, ends, float(p))
+
+
+def permutation_test(
+    figure: Callable[[Rows], float],
+    first: Sequence[Rows],
+    second: Sequence[Rows],
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """A figure of one group of patients less that of another, who have nothing to do with them.
+
+    The interval is percentile, over resamples of the patients of each group by itself. p is the
+    share of the ways to deal the patients into groups of these sizes that give as large a
+    difference, either way; one more is counted there, so that it is never 0. Ways, or resamples,
+    where the figure is undefined are left out; p is nan where it is undefined as it stands.
+
+    Args:
+      figure: of some cases, given by their rows.
+      first: the rows of each patient of the one group.
+      second: of the other.
+      level: of the interval.
+      resamples: drawn for each.
+      seed: of the draws.
+
+    Raises:
+      ValueError: a group has no patient.
+    """
+    if not (len(first) and len(second)):
+        raise ValueError(f"{len(first)} and {len(second)} patients: expected some in both groups")
+    rng, count = np.random.default_rng(seed), len(first)
+    patients = [*first, *second]
+
+    def difference(chosen: Rows, others: Rows) -> float:
+        one, other = (np.concatenate([patients[i] for i in group]) for group in (chosen, others))
+        return figure(one) - figure(other)
+
+    every = np.arange(len(patients))
+    value = difference(every[:count], every[count:])
+    drawn, dealt = np.empty((2, resamples))
+    for i in range(resamples):
+        sizes = ((0, count), (count, len(second)))
+        drawn[i] = difference(*(start + rng.integers(size, size=size) for start, size in sizes))
+        order = rng.permutation(every)
+        dealt[i] = difference(order[:count], order[count:])
+    spread = Bootstrap(drawn)
+    low, high = spread.interval(level)
+    ends = Interval(value, low, high, level, "percentile", resamples, spread.undefined)
+    defined = dealt[~np.isnan(dealt)]
+    # Sums in another order differ by rounding: a tie is one.
+    beyond = np.sum(np.abs(defined) >= abs(value) * (1 - 1e-9))
+    p = math.nan if math.isnan(value) else (beyond + 1) / (len(defined) + 1)
+    return Difference(value, ends, float(p))
 
 
 def holm(p_values: Sequence[float]) -> Float[np.ndarray, "comparison"]:

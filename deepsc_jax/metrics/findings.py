@@ -1,16 +1,21 @@
 """The measures of lesions in section III.B of the paper: count, volume, periphery, spread, size.
 
-One implementation, used by the phantoms' lesion grower, by their tests and by the baselines.
-Arrays are (D, H, W), spacings (D, H, W) in mm. Needs neither jax nor a file.
+One implementation, used by the phantoms' lesion grower, by their tests, by the baselines and by
+`analyze`. Arrays are (D, H, W), spacings (D, H, W) in mm. Needs neither jax nor a file.
 """
+
+import dataclasses
 
 import cc3d
 import edt
 import numpy as np
+from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
 
 MIN_COMPONENT_ML = 0.1
 PERIPHERY_MM = 10.0
+THICKNESSES_MM = tuple(range(36))  # Fig. 1(i)
+HU_EDGES = np.arange(-1040, 421, 20)  # of the distribution; what is beyond counts in the last bins
 
 
 def voxel_ml(spacing_mm) -> float:
@@ -71,14 +76,16 @@ def lesion_spread(labels: np.ndarray, spacing_mm) -> float:
     return float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
-def depth_in_lung(lung: np.ndarray, spacing_mm) -> np.ndarray:
-    """In-plane distance in mm of each voxel's centre to the nearest centre outside the lung mask.
+def depth_in_lung(lung: np.ndarray, spacing_mm, *, volumetric: bool = False) -> np.ndarray:
+    """Distance in mm of each voxel's centre to the nearest centre outside the lung mask.
 
     Taken slice by slice. Eroding a slice with a disc of radius r keeps exactly the voxels with a
-    distance above r. 0 outside the lung; float32 (D, H, W).
+    distance above r; `volumetric`, a ball erodes the volume, so that domes and bases are near the
+    border too. 0 outside the lung; float32 (D, H, W).
     """
     # A slice distance far beyond any chest makes the 3D transform a stack of 2D ones.
-    anisotropy = (1e5, float(spacing_mm[1]), float(spacing_mm[2]))
+    depth_mm = float(spacing_mm[0]) if volumetric else 1e5
+    anisotropy = (depth_mm, float(spacing_mm[1]), float(spacing_mm[2]))
     return edt.edt(np.ascontiguousarray(lung), anisotropy=anisotropy, black_border=False)
 
 
@@ -101,3 +108,74 @@ def peripheral_ratio(lesion: np.ndarray, lung: np.ndarray, spacing_mm) -> float:
 def lesion_volume_ratio(lesion: np.ndarray, lung: np.ndarray) -> float:
     """LVR: lesion volume over lung volume (finding 2)."""
     return np.count_nonzero(lesion) / max(np.count_nonzero(lung), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanFindings:
+    """The findings of one scan; without a lesion, ratios but the LVR are nan.
+
+    Attributes:
+      lesion_ml, lung_ml: volumes of the masks; of lesions, of those that count.
+      lvr: their ratio.
+      outside_lung: share of the lesions' voxels that are not in the lung mask.
+      sizes_mm: of each lesion's bounding box along (D, H, W): height, length, width.
+      spread_mm: `lesion_spread`.
+      plr: the peripheral ratio at each of `THICKNESSES_MM`.
+      hu_ml: lesion volume between `HU_EDGES`; None of images that are not in HU.
+    """
+
+    lesion_ml: float
+    lung_ml: float
+    lvr: float
+    outside_lung: float
+    sizes_mm: Float[np.ndarray, "lesion 3"]
+    spread_mm: float
+    plr: Float[np.ndarray, "thickness"]
+    hu_ml: Float[np.ndarray, "bin"] | None
+
+    @property
+    def count(self) -> int:
+        """The number of lesions."""
+        return len(self.sizes_mm)
+
+
+def scan_findings(
+    lesion: Bool[np.ndarray, "D H W"],
+    lung: Bool[np.ndarray, "D H W"],
+    hu: Float[np.ndarray, "D H W"] | None,
+    spacing_mm: tuple[float, float, float],
+    *,
+    min_ml: float = MIN_COMPONENT_ML,
+    volumetric: bool = False,
+) -> ScanFindings:
+    """The findings of one scan.
+
+    Args:
+      lesion: its lesion mask.
+      lung: its lung mask.
+      hu: its values; None where they are not in HU.
+      spacing_mm: voxel size (D, H, W) in mm.
+      min_ml: connected lesions below it are left out of every figure.
+      volumetric: erode the lung by a ball, and not slice by slice by a disc as the paper does.
+    """
+    labels = label_components(lesion, spacing_mm, min_ml)
+    kept, ml = labels > 0, voxel_ml(spacing_mm)
+    total = np.count_nonzero(kept)
+    inside = kept & lung
+    depths = np.sort(depth_in_lung(lung, spacing_mm, volumetric=volumetric)[inside])
+    # As float32, which depths are in: at exactly a thickness a voxel is within it.
+    reached = np.searchsorted(depths, np.asarray(THICKNESSES_MM, np.float32), side="right")
+    hu_ml = None
+    if hu is not None:
+        values = np.clip(hu[kept], HU_EDGES[0], HU_EDGES[-1])
+        hu_ml = np.histogram(values, HU_EDGES)[0] * ml
+    return ScanFindings(
+        lesion_ml=total * ml,
+        lung_ml=np.count_nonzero(lung) * ml,
+        lvr=lesion_volume_ratio(kept, lung),
+        outside_lung=1 - np.count_nonzero(inside) / total if total else np.nan,
+        sizes_mm=lesion_sizes(labels, spacing_mm),
+        spread_mm=lesion_spread(labels, spacing_mm) if total else np.nan,
+        plr=reached / total if total else np.full(len(THICKNESSES_MM), np.nan),
+        hu_ml=hu_ml,
+    )

@@ -36,6 +36,29 @@ class Interval:
     undefined: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+    """How intervals of many figures are made alike; `interval` says what these are."""
+
+    level: float = 0.95
+    method: str = "percentile"
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    def of(self, figure: Callable[[Rows], float], patients: Shaped[np.ndarray, "case"]) -> Interval:
+        """A figure's interval; nan without a case."""
+        if not len(patients):
+            return Interval(math.nan, math.nan, math.nan, self.level, self.method, 0, 0)
+        return interval(
+            figure,
+            patients,
+            level=self.level,
+            method=self.method,
+            resamples=self.resamples,
+            seed=self.seed,
+        )
+
+
 def interval(
     figure: Callable[[Rows], float],
     patients: Shaped[np.ndarray, "case"],

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
-from sklearn import metrics
 
 RESAMPLES = 1000  # Liang et al. 2021
 THRESHOLDS = np.arange(201) / 200  # of their curves
@@ -112,17 +111,28 @@ def curves(truth: Decisions, scores: Scores) -> Curves:
 
 
 def roc_area(truth: Decisions, scores: Scores) -> float:
-    """The area under the ROC curve at all thresholds; nan for one class alone."""
-    if np.all(truth) or not np.any(truth):
+    """The area under the ROC curve at all thresholds, ties half; nan for one class alone."""
+    positive, negative = np.count_nonzero(truth), np.count_nonzero(~np.asarray(truth))
+    if not (positive and negative):
         return math.nan
-    return float(metrics.roc_auc_score(truth, scores))
+    above = stats.rankdata(scores)[truth].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * negative))
 
 
 def pr_area(truth: Decisions, scores: Scores) -> float:
-    """The average precision at all thresholds; nan without a positive case."""
+    """The average precision at all thresholds; nan without a positive case.
+
+    The sum over thresholds of precision times what sensitivity gains there.
+    """
     if not np.any(truth):
         return math.nan
-    return float(metrics.average_precision_score(truth, scores))
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    ranked = np.asarray(scores)[order]
+    last = np.append(ranked[1:] != ranked[:-1], True)  # of the cases of one score
+    found = np.cumsum(np.asarray(truth)[order])[last]
+    called = np.flatnonzero(last) + 1
+    gained = np.diff(found, prepend=0) / found[-1]
+    return float(gained @ (found / called))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,265 +1,272 @@
-"""From single scans to `metrics.json` and the printed table.
+"""From single scans to `metrics.json`.
 
 Undefined figures are None (`null` in JSON), never a number and never left out.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from deepsc_jax.config import CLASSES
-from deepsc_jax.metrics import classification
-from deepsc_jax.metrics.overlap import dice, sensitivity, specificity
-from deepsc_jax.metrics.surface import normalized_surface_dice, root_mean_square_surface_distance
+from deepsc_jax.metrics import calibration, classification
+from deepsc_jax.metrics.comparison import delong_area
+from deepsc_jax.metrics.intervals import Interval, Resampling
+from deepsc_jax.metrics.lesionwise import SIZES_ML, Detection, detection, detection_by_size
+from deepsc_jax.metrics.scan_figures import SEGMENTATION, defined, single_lesions
+from deepsc_jax.metrics.statistics import Rows
 from deepsc_jax.runtime.types import JsonObject
 
-NSD_TOLERANCE_MM = 3.0
-# Key in metrics.json, and how the table prints it: name, decimals.
-SEGMENTATION = {
-    "dsc": ("DSC", 3),
-    "sensitivity": ("sensitivity", 3),
-    "specificity": ("specificity, lung", 3),
-    "specificity_scan": ("specificity, scan", 3),
-    "nsd": (f"NSD at {NSD_TOLERANCE_MM:g} mm", 3),
-    "rmsd_mm": ("RMSD, mm", 1),
-}
 # Key in metrics.json, how the table prints it, and its measure.
 CLASSIFICATION = {
     "accuracy": ("accuracy", classification.accuracy),
     "sensitivity": ("sensitivity, macro", classification.macro_sensitivity),
     "specificity": ("specificity, macro", classification.macro_specificity),
+    "precision": ("precision, macro", classification.macro_precision),
     "f1": ("F1, macro", classification.macro_f1),
     "auc": ("AUC, macro", classification.macro_auc),
+    "auprc": ("AUPRC, macro", classification.macro_auprc),
+    "kappa": ("Cohen's kappa", classification.cohen_kappa),
+    "mcc": ("Matthews' correlation", classification.matthews),
+    "ece": ("calibration error (ECE)", calibration.expected_calibration_error),
+    "brier": ("Brier score", calibration.brier_score),
 }
-LEGEND = "mean ± standard deviation over scans; RMSD: root mean square distance of the surfaces"
-
-
-class ScanFigures(TypedDict):
-    """The segmentation figures of a scan; None where one is not defined (`per_scan`)."""
-
-    dsc: float | None
-    sensitivity: float | None
-    specificity: float | None
-    specificity_scan: float | None
-    nsd: float | None
-    rmsd_mm: float | None
-    has_lesion: bool
-    missed: bool
-    lesion_ml: float
-    predicted_ml: float
-    false_positive_ml: float
+# Of single lesions: key in metrics.json, and how the table prints it.
+DETECTION = {
+    "sensitivity": "lesions found",
+    "false_positives_a_scan": "false lesions a scan",
+    "f1": "F1 of lesions",
+    "segmentation_quality": "mean IoU of those found",
+    "panoptic_quality": "panoptic quality",
+}
+Patients = Sequence[str]
 
 
 class Spread(TypedDict):
-    """A figure over scans: `n` of them have it."""
+    """A figure over scans: `n` of them have it.
+
+    `low` and `high` are the ends of the mean's interval; `method` is there where that is of another
+    kind than asked for.
+    """
 
     mean: float | None
     sd: float | None
     n: int
-
-
-def per_scan(
-    pred: Bool[np.ndarray, "D H W"],
-    truth: Bool[np.ndarray, "D H W"],
-    lung: Bool[np.ndarray, "D H W"],
-    spacing_mm: Sequence[float],
-    tolerance_mm: float = NSD_TOLERANCE_MM,
-) -> ScanFigures:
-    """The segmentation figures of one scan, a row for `summarise` once it has a `label`.
-
-    Args:
-        pred: the predicted lesion mask.
-        truth: the true lesion mask.
-        lung: the lung mask, over which `specificity` is taken.
-        spacing_mm: voxel spacing in (D, H, W) order, mm.
-        tolerance_mm: of the normalised surface Dice.
-
-    Returns:
-        `dsc`, `sensitivity`, `specificity` (over the lung), `specificity_scan`, `nsd` as shares;
-        `rmsd_mm`; `lesion_ml`, `predicted_ml`, `false_positive_ml` in ml; `has_lesion`: the truth
-        has one; `missed`: it has one and nothing was predicted, so that `dsc` and `nsd` are 0 and
-        `rmsd_mm` is None. Without a lesion `dsc`, `sensitivity`, `nsd`, `rmsd_mm` are None.
-
-    Raises:
-        ValueError: the masks are not boolean volumes of one shape, or a spacing is not positive.
-    """
-    has_lesion = bool(truth.any())
-    voxel_ml = math.prod(spacing_mm) / 1000
-    row: ScanFigures = {
-        "dsc": dice(pred, truth) if has_lesion else None,
-        "sensitivity": _defined(sensitivity(pred, truth)),
-        "specificity": _defined(specificity(pred, truth, lung)),
-        "specificity_scan": _defined(specificity(pred, truth)),
-        "nsd": None,
-        "rmsd_mm": None,
-        "has_lesion": has_lesion,
-        "missed": has_lesion and not pred.any(),
-        "lesion_ml": float(np.count_nonzero(truth) * voxel_ml),
-        "predicted_ml": float(np.count_nonzero(pred) * voxel_ml),
-        "false_positive_ml": float(np.count_nonzero(pred & ~truth) * voxel_ml),
-    }
-    if has_lesion:
-        row["nsd"] = normalized_surface_dice(pred, truth, spacing_mm, tolerance_mm)
-        row["rmsd_mm"] = _defined(root_mean_square_surface_distance(pred, truth, spacing_mm))
-    return row
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    method: NotRequired[str]
 
 
 def summarise(
-    rows: Sequence[JsonObject] = (),
-    labels: Int[np.ndarray, "scans"] | None = None,
-    probabilities: Float[np.ndarray, "scans classes"] | None = None,
+    rows: Sequence[JsonObject],
     classes: Sequence[str] = CLASSES,
+    *,
+    patients: Patients | None = None,
+    resampling: Resampling | None = None,
 ) -> JsonObject:
     """The content of `metrics.json`.
 
-    `lesions` holds each figure of `per_scan` as `{"mean", "sd", "n"}` over the scans that have
-    truth lesions (n: of them, those where it is defined; sd: sample standard deviation, None for
-    n < 2), `missed` (scans with lesions and nothing predicted), the same again for the scans of
-    each class that has lesions (`covid-19`, `cap`), and `lesion_free` for the others: share of
-    scans with any false positive voxel, and their ml. `classes` holds the figures of the one
-    run (sd is None), `confusion` (rows: label; columns: given class) and `classes`.
+    `lesions` holds each figure of `per_scan` as a `Spread` over the scans that have truth lesions
+    (n: of them, those where it is defined; sd: sample standard deviation, None for n < 2), `missed`
+    (scans with lesions and nothing predicted), the same again for the scans of each class that has
+    lesions (`covid-19`, `cap`), `lesion_free` for the others: share of scans with any false
+    positive voxel, and their ml; and `detection` of single lesions. `classes` holds the figures of
+    the one run (sd is None), those of each class against the rest (`by_class`), `confusion` (rows:
+    label; columns: given class) and `classes`. `intervals` says how the intervals were made.
 
     Args:
-        rows: one `per_scan` of each scan, with its class name as `label` where it has one.
-        labels: the true class ids; left out for a segmentation-only run.
-        probabilities: the class probabilities, a row per label.
+        rows: of each scan its class name as `label`, the figures of `per_scan` where its lesions
+            are known and were segmented, and `probabilities`, by class, where it was classified.
         classes: the class names, by id.
-
-    Raises:
-        ValueError: labels and probabilities do not fit each other.
+        patients: whose each scan is; by default each has a patient of its own.
+        resampling: of the intervals.
     """
+    resampling = resampling or Resampling()
+    owners = np.arange(len(rows)) if patients is None else np.asarray(patients)
     document: JsonObject = {}
-    if rows:
-        with_lesions = [row for row in rows if row["has_lesion"]]
-        segmentation = _over_lesions(with_lesions)
-        for name in classes:
-            of_class = [row for row in with_lesions if row.get("label") == name]
-            if of_class:
-                segmentation[name] = _over_lesions(of_class)
-        segmentation["lesion_free"] = _over_lesion_free(
-            [row for row in rows if not row["has_lesion"]]
+    segmented = [i for i, row in enumerate(rows) if "has_lesion" in row]
+    if segmented:
+        document["lesions"] = _lesions(
+            [rows[i] for i in segmented], owners[segmented], classes, resampling
         )
-        document["lesions"] = segmentation
-    if labels is not None and probabilities is not None:
-        document["classes"] = {
-            key: {"mean": _defined(measure(labels, probabilities)), "sd": None, "n": len(labels)}
-            for key, (_, measure) in CLASSIFICATION.items()
-        } | {
-            "confusion": classification.confusion_matrix(labels, probabilities).tolist(),
-            "classes": list(classes),
-        }
+    classified = [i for i, row in enumerate(rows) if "probabilities" in row]
+    if classified:
+        labels, probabilities = class_arrays([rows[i] for i in classified], classes)
+        document["classes"] = _classes(
+            labels, probabilities, owners[classified], classes, resampling
+        )
+    if document:
+        method = dataclasses.asdict(resampling)
+        document["intervals"] = method | {"over": "patients", "patients": len(np.unique(owners))}
     return document
 
 
-def table(metrics: JsonObject) -> str:
-    """What `summarise` returned, as text to print."""
-    parts = []
-    if "lesions" in metrics:
-        parts.append(_segmentation_table(metrics["lesions"]))
-    if "classes" in metrics:
-        parts.append(_classification_table(metrics["classes"]))
-    if "indicators" in metrics:
-        parts.append(_indicator_table(metrics["indicators"]))
-    return "\n\n".join(parts)
+def class_arrays(
+    rows: Sequence[JsonObject], classes: Sequence[str]
+) -> tuple[Int[np.ndarray, "scans"], Float[np.ndarray, "scans classes"]]:
+    """The class ids and the probabilities of rows that have both by name."""
+    labels = np.array([classes.index(row["label"]) for row in rows])
+    return labels, np.array([[row["probabilities"][name] for name in classes] for row in rows])
 
 
-def _over_lesions(rows: Sequence[JsonObject]) -> JsonObject:
-    figures: JsonObject = {key: spread([row[key] for row in rows]) for key in SEGMENTATION}
+def _lesions(
+    rows: Sequence[JsonObject],
+    patients: np.ndarray,
+    classes: Sequence[str],
+    resampling: Resampling,
+) -> JsonObject:
+    has = np.array([row["has_lesion"] for row in rows])
+    labels = np.array([row.get("label", "") for row in rows])
+
+    def group(chosen: np.ndarray) -> JsonObject:
+        places = np.flatnonzero(chosen).tolist()
+        return _over_lesions([rows[i] for i in places], patients[places], resampling)
+
+    figures = group(has)
+    for name in classes:
+        if np.any(has & (labels == name)):
+            figures[name] = group(has & (labels == name))
+    free = [row for row in rows if not row["has_lesion"]]
+    figures["lesion_free"] = _over_lesion_free(free, patients[~has], resampling)
+    figures["detection"] = _detection(rows, patients, resampling)
+    return figures
+
+
+def _over_lesions(
+    rows: Sequence[JsonObject], patients: np.ndarray, resampling: Resampling
+) -> JsonObject:
+    figures: JsonObject = {
+        key: spread([row[key] for row in rows], patients, resampling) for key in SEGMENTATION
+    }
     return figures | {"n": len(rows), "missed": sum(row["missed"] for row in rows)}
 
 
-def _over_lesion_free(rows: Sequence[JsonObject]) -> JsonObject:
+def _over_lesion_free(
+    rows: Sequence[JsonObject], patients: np.ndarray, resampling: Resampling
+) -> JsonObject:
     false_positive_ml = [row["false_positive_ml"] for row in rows]
     with_false_positives = sum(volume > 0 for volume in false_positive_ml)
     return {
         "n": len(rows),
         "with_false_positives": with_false_positives,
         "share": with_false_positives / len(rows) if rows else None,
-        "false_positive_ml": spread(false_positive_ml),
-        "specificity": spread([row["specificity"] for row in rows]),
+        "false_positive_ml": spread(false_positive_ml, patients, resampling),
+        "specificity": spread([row["specificity"] for row in rows], patients, resampling),
     }
 
 
-def spread(values: Sequence[float | None]) -> Spread:
-    """The mean and sample deviation of those that are defined."""
-    defined = [value for value in values if value is not None]
+def _detection(
+    rows: Sequence[JsonObject], patients: np.ndarray, resampling: Resampling
+) -> JsonObject:
+    """Single lesions of all scans, found and not, and by the lesion's size."""
+    scans = [single_lesions(row) for row in rows]
+    # Sums over scans are those of their counts: no lesion is matched again in a resample.
+    counts = np.array([dataclasses.astuple(detection([scan])) for scan in scans])
+
+    def figure(name: str) -> Callable[[Rows], float]:
+        return lambda chosen: getattr(Detection(*counts[chosen].sum(axis=0)), name)
+
+    figures: JsonObject = _counted(detection(scans))
+    for key in DETECTION:
+        figures[key] = _shown(resampling.of(figure(key), patients), resampling)
+    sizes = zip(SIZES_ML[:-1], SIZES_ML[1:], detection_by_size(scans), strict=True)
+    figures["by_size_ml"] = [
+        {"from": low, "to": None if math.isinf(high) else high}
+        | _counted(each)
+        | {key: defined(getattr(each, key)) for key in DETECTION}
+        for low, high, each in sizes
+    ]
+    return figures
+
+
+def _counted(found: Detection) -> JsonObject:
+    names = ("found", "missed", "false_positives", "scans", "lesion_free")
+    return {name: getattr(found, name) for name in names}
+
+
+def _classes(
+    labels: Int[np.ndarray, "scans"],
+    probabilities: Float[np.ndarray, "scans classes"],
+    patients: np.ndarray,
+    classes: Sequence[str],
+    resampling: Resampling,
+) -> JsonObject:
+    figures: JsonObject = {}
+    for key, (_, measure) in CLASSIFICATION.items():
+        found = resampling.of(
+            lambda rows, of=measure: of(labels[rows], probabilities[rows]), patients
+        )
+        shown = _shown(found, resampling)
+        figures[key] = {"mean": shown.pop("value"), "sd": None, "n": len(labels)} | shown
+    alone = len(np.unique(patients)) == len(patients)
+    by_class = {
+        name: _one_class(labels == i, probabilities[:, i], patients, resampling, alone=alone)
+        for i, name in enumerate(classes)
+    }
+    return figures | {
+        "by_class": by_class,
+        "confusion": classification.confusion_matrix(labels, probabilities).tolist(),
+        "classes": list(classes),
+    }
+
+
+def _one_class(
+    truth: Bool[np.ndarray, "scans"],
+    scores: Float[np.ndarray, "scans"],
+    patients: np.ndarray,
+    resampling: Resampling,
+    *,
+    alone: bool,
+) -> JsonObject:
+    """A class against the rest: DeLong's interval of the AUC where scans are independent."""
+
+    def of(area: Callable[[np.ndarray, np.ndarray], float]) -> Interval:
+        return resampling.of(lambda rows: area(truth[rows], scores[rows]), patients)
+
+    few = min(np.count_nonzero(truth), np.count_nonzero(~truth)) < 2
+    if alone and not few:
+        auc = delong_area(truth, scores).interval(resampling.level)
+    else:
+        auc = of(classification.roc_area)
     return {
-        "mean": float(np.mean(defined)) if defined else None,
-        "sd": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
-        "n": len(defined),
+        "n": int(truth.sum()),
+        "auc": _shown(auc, resampling),
+        "auprc": _shown(of(classification.pr_area), resampling),
     }
 
 
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _segmentation_table(segmentation: JsonObject) -> str:
-    groups = {"all": segmentation} | {
-        name: group
-        for name, group in segmentation.items()
-        if isinstance(group, Mapping) and "dsc" in group
+def spread(
+    values: Sequence[float | None],
+    patients: Sequence[str] | np.ndarray | None = None,
+    resampling: Resampling | None = None,
+) -> Spread:
+    """The mean and sample deviation of those that are defined; with an interval, given patients."""
+    known = [i for i, value in enumerate(values) if value is not None]
+    x = np.array([values[i] for i in known], float)
+    found: Spread = {
+        "mean": float(x.mean()) if known else None,
+        "sd": float(x.std(ddof=1)) if len(known) > 1 else None,
+        "n": len(known),
     }
-    head = ["lesions", *(f"{name} (n={group['n']})" for name, group in groups.items())]
-    lines = [
-        [name, *(_figure(group[key], decimals) for group in groups.values())]
-        for key, (name, decimals) in SEGMENTATION.items()
-    ]
-    missed = ["missed scans", *(str(group["missed"]) for group in groups.values())]
-    text = _aligned([head, *lines, missed])
-    notes = (
-        ["missed scans count as DSC = NSD = 0 and have no RMSD"] if segmentation["missed"] else []
-    )
-    return "\n".join([text, LEGEND, *notes, _lesion_free_line(segmentation["lesion_free"])])
+    if patients is None or resampling is None:
+        return found
+    if not known:
+        found["low"] = found["high"] = None
+        return found
+    ends = resampling.of(lambda rows: float(x[rows].mean()), np.asarray(patients)[known])
+    shown = _shown(ends, resampling)
+    found["low"], found["high"] = shown["low"], shown["high"]
+    if "method" in shown:
+        found["method"] = shown["method"]
+    return found
 
 
-def _lesion_free_line(free: JsonObject) -> str:
-    if not free["n"]:
-        return "no lesion-free scans"
-    volume = _figure(free["false_positive_ml"], 1)
-    return (
-        f"lesion-free scans: {free['with_false_positives']} of {free['n']} with false positives, "
-        f"{volume} ml a scan"
-    )
-
-
-def _classification_table(figures: JsonObject) -> str:
-    scans = f"all (n={figures['accuracy']['n']})"
-    lines = [[name, _figure(figures[key], 3)] for key, (name, _) in CLASSIFICATION.items()]
-    confusion = [
-        [f"is {name}", *map(str, counts)]
-        for name, counts in zip(figures["classes"], figures["confusion"], strict=True)
-    ]
-    given = ["", *(f"given {name}" for name in figures["classes"])]
-    return f"{_aligned([['diagnosis', scans], *lines])}\n\n{_aligned([given, *confusion])}"
-
-
-def _indicator_table(figures: JsonObject) -> str:
-    rows = [[f"indicator (n={figures['n']})", "r", "95 % of r", "R²", "MAE", "MSE"]]
-    named = figures["each"] | {"mean of each": figures["mean"], "all pooled": figures["pooled"]}
-    for name, one in (named | {"constant, pooled": figures["constant"]}).items():
-        ends = [one.get(key) for key in ("r_low", "r_high")]
-        between = "" if None in ends else "{:.2f} to {:.2f}".format(*ends)
-        numbers = [one.get(key) for key in ("r2", "mae", "mse")]
-        cells = ["-" if x is None else f"{x:.3f}" for x in (one["r"], *numbers)]
-        rows.append([name, cells[0], between, *cells[1:]])
-    note = "of shares of the way from the least to the largest training case"
-    return f"{_aligned(rows)}\n{note}"
-
-
-def _figure(spread: Spread, decimals: int) -> str:
-    if spread["mean"] is None:
-        return "-"
-    mean = f"{spread['mean']:.{decimals}f}"
-    return mean if spread["sd"] is None else f"{mean} ± {spread['sd']:.{decimals}f}"
-
-
-def _aligned(cells: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+def _shown(found: Interval, resampling: Resampling) -> JsonObject:
+    """A figure and its interval; how that was made where it is not as asked for."""
+    shown: JsonObject = {key: defined(getattr(found, key)) for key in ("value", "low", "high")}
+    if found.method != resampling.method:
+        shown["method"] = found.method
+    return shown

@@ -39,8 +39,8 @@ def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) ->
         truth, scores = labels == index, probabilities[:, index]
         if truth.any() and not truth.all():
             false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-            _curve(axes, index, false, true, f"{_short(name)}: AUC {roc_area(truth, scores):.3f}")
-    return _source(figure, axes)
+            _curve(axes, index, false, true, f"{short(name)}: AUC {roc_area(truth, scores):.3f}")
+    return source(figure, axes)
 
 
 def precision_recall(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> str:
@@ -51,8 +51,8 @@ def precision_recall(labels: Labels, probabilities: Probabilities, classes: Sequ
         if truth.any():
             precision, recall, _ = precision_recall_curve(truth, scores)
             area = pr_area(truth, scores)
-            _curve(axes, index, recall, precision, f"{_short(name)}: {area:.3f}", "steps-pre")
-    return _source(figure, axes)
+            _curve(axes, index, recall, precision, f"{short(name)}: {area:.3f}", "steps-pre")
+    return source(figure, axes)
 
 
 def reliability_curve(labels: Labels, probabilities: Probabilities) -> str:
@@ -68,7 +68,7 @@ def reliability_curve(labels: Labels, probabilities: Probabilities) -> str:
         axes.annotate(str(scans), (x, y), place, textcoords="offset points", ha="center", size=9)
     error = expected_calibration_error(labels, probabilities)
     axes.plot([], [], "o-", color="#0072B2", label=f"scans counted; ECE {error:.3f}")
-    return _source(figure, axes)
+    return source(figure, axes)
 
 
 def dice_distribution(scores: Mapping[str, Sequence[float]]) -> str:
@@ -85,12 +85,12 @@ def dice_distribution(scores: Mapping[str, Sequence[float]]) -> str:
         spread = np.linspace(-0.18, 0.18, len(dots)) if len(dots) > 1 else np.zeros(len(dots))
         colour, _, mark = STYLES[(place - 1) % len(STYLES)]
         axes.plot(place + spread, dots, mark, color=colour, alpha=0.65, markersize=5)
-    labels = [f"{_short(n)}\nn = {len(v)}" for n, v in zip(names, values, strict=True)]
+    labels = [f"{short(n)}\nn = {len(v)}" for n, v in zip(names, values, strict=True)]
     axes.set_xticks(places, labels)
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("DSC")
     axes.grid(alpha=0.3, axis="y")
-    return _source(figure, None)
+    return source(figure, None)
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
@@ -111,15 +111,16 @@ def _curve(
     axes.plot(x, y, color=colour, linestyle=line, linewidth=2, drawstyle=steps, label=label)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A class's name, drawn; a long one cut."""
     said = SHORT.get(name, SPELLED_OUT.get(name, drawn(name)))
     return said if len(said) <= 24 else f"{said[:23]}…"
 
 
-def _source(figure: Figure, axes: Axes | None) -> str:
-    if axes is not None:
-        axes.legend(loc="lower right", fontsize=9, framealpha=0.9)
+def source(figure: Figure, axes: Axes | None, legend: str = "lower right") -> str:
+    """A figure as an address for `src`, with a legend of `axes` at a place of theirs."""
+    if axes is not None and axes.get_legend_handles_labels()[0]:
+        axes.legend(loc=legend, fontsize=9, framealpha=0.9)
     figure.tight_layout()
     drawing = io.StringIO()
     # Of the same figure the same bytes: neither a date nor random names of its parts.

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deepsc_jax import __version__
-from deepsc_jax.metrics import summary
+from deepsc_jax.metrics.paired import rows_of_table
+from deepsc_jax.metrics.scan_figures import NSD_TOLERANCE_MM
+from deepsc_jax.metrics.tables import table as printed
 from deepsc_jax.report import evaluation_figures as figures
-from deepsc_jax.report.document import asset, document, facts, text
+from deepsc_jax.report.document import asset, document, facts, table, text
 from deepsc_jax.runtime.files import own
 from deepsc_jax.runtime.names import counted, shown
 from deepsc_jax.runtime.types import JsonObject
@@ -19,7 +21,8 @@ from deepsc_jax.runtime.types import JsonObject
 # Key of a row, its head, decimals.
 COLUMNS = {
     "dsc": ("DSC", 3),
-    "nsd": (f"NSD, {summary.NSD_TOLERANCE_MM:g} mm", 3),
+    "nsd": (f"NSD, {NSD_TOLERANCE_MM:g} mm", 3),
+    "hd95_mm": ("HD95, mm", 1),
     "rmsd_mm": ("RMSD, mm", 1),
     "lesion_ml": ("Lesion, ml", 1),
     "predicted_ml": ("Predicted, ml", 1),
@@ -28,6 +31,10 @@ COLUMNS = {
 ORDER = (
     "Worst first: scans given another class, then those with lesions by their DSC, then those "
     "without by what was marked in them. A column's head sorts by it."
+)
+AGAINST = (
+    "This evaluation less the other, of the same scans. The paired bootstrap resamples patients; "
+    "Holm's p are over all rows of a table."
 )
 
 
@@ -56,6 +63,7 @@ def evaluation_page(
             '<main class="one">',
             f'<div class="panels"><section><h2>Figures</h2>{_printed(metrics)}</section>',
             f"<div>{_confusion(metrics)}{_made_from(metrics, len(rows))}</div></div>",
+            _against(metrics),
             f"<section><h2>Curves</h2>{_panels(rows)}</section>",
             f"<section><h2>Scans</h2>{_scans(sorted(rows, key=badness), links)}</section>",
             "</main>",
@@ -189,6 +197,24 @@ def _confusion(metrics: JsonObject) -> str:
     )
 
 
+def _against(metrics: JsonObject) -> str:
+    """The comparison with another evaluation of the same scans, where there was one."""
+    if "against" not in metrics:
+        return ""
+    found = metrics["against"]
+    parts = [
+        f"<section><h2>Against {text(found['name'])}</h2>",
+        f'<p class="note">{html.escape(AGAINST)}</p>',
+    ]
+    for key, name in (("rows", "against"), ("evidence", "against-evidence")):
+        if found[key]:
+            head, *rows = rows_of_table(found[key])
+            cells = [[html.escape(shown(cell)) for cell in row] for row in rows]
+            parts.append(table([html.escape(each) for each in head], cells, numbers=7, name=name))
+    parts += [f'<p class="note">Left out: {text(each)}</p>' for each in found["left_out"]]
+    return "".join([*parts, "</section>"])
+
+
 def _made_from(metrics: JsonObject, scans: int) -> str:
     pairs = [("Scans", str(scans)), ("Evaluated on", text(str(metrics["evaluated_on"])))]
     pairs.append(("Trained on", text(str(metrics["trained_on"]))))
@@ -206,5 +232,5 @@ def _made_from(metrics: JsonObject, scans: int) -> str:
 
 def _printed(metrics: JsonObject) -> str:
     """The table that the command prints."""
-    lines = "\n".join(html.escape(shown(line)) for line in summary.table(metrics).splitlines())
+    lines = "\n".join(html.escape(shown(line)) for line in printed(metrics).splitlines())
     return f'<pre class="figures">{lines}</pre>'

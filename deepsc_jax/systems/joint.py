@@ -173,3 +173,23 @@ class Joint(System):
     ) -> Predict:
         """The network over a whole scan, in bounded memory."""
         return JointPredictor(self.network, stage, variables, whole_scans=whole_scans)
+
+    def broken(
+        self, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ) -> dict[str, Predict]:
+        """`random_head`, the last matrix as it was initialised; `no_lesions`: its input is zero."""
+        if "classes" not in stage.learns:
+            return {}
+        classifier = variables["params"]["classifier"]
+        key = jax.random.key(self.config.train.seed)
+        head = jax.nn.initializers.lecun_normal()(key, classifier["kernel"].shape)
+        params = {**variables["params"], "classifier": {**classifier, "kernel": head}}
+        whole = {"whole_scans": whole_scans}
+        found: dict[str, Predict] = {
+            "random_head": JointPredictor(self.network, stage, {"params": params}, **whole)
+        }
+        if "lesions" in stage.learns:
+            found["no_lesions"] = JointPredictor(
+                self.network, stage, variables, sees_lesions=False, **whole
+            )
+        return found

@@ -27,11 +27,21 @@ SHARED = ("scan_features", "scan_lesion")  # what tiles add up to on the slice g
 
 
 class JointPredictor:
-    """A stage's network, ready for any number of scans."""
+    """A stage's network, ready for any number of scans.
+
+    With `sees_lesions=False` the lesions that it found are kept from its classifier.
+    """
 
     def __init__(
-        self, network: DeepSC, stage: Stage, variables: Variables, *, whole_scans: bool = False
+        self,
+        network: DeepSC,
+        stage: Stage,
+        variables: Variables,
+        *,
+        whole_scans: bool = False,
+        sees_lesions: bool = True,
     ):
+        self._sees_lesions = sees_lesions
         self._network, self._stage, self._variables = network, stage, variables
         self._data, self._whole_scans = network.data, whole_scans
         jit = functools.partial(
@@ -63,7 +73,7 @@ class JointPredictor:
             scan_lesion = jnp.zeros((*features.shape[:-1], 1), features.dtype)
         else:
             features = self._mix(self._variables, features, sums["scan_features"])
-            scan_lesion = sums["scan_lesion"]
+            scan_lesion = sums["scan_lesion"] * self._sees_lesions
         out = self._classify(self._variables, features, scan_lesion, slices)
         masks = self._evidence_masks(out["evidence"], depth, volume)
         return Prediction(volumes, np.asarray(out["probabilities"][0]), masks)

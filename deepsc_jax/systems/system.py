@@ -287,6 +287,17 @@ class System(abc.ABC):
             tile, so that norms see what they saw, the extent of a scan.
         """
 
+    def broken(
+        self, stage: Stage, variables: Variables, *, whole_scans: bool = False
+    ) -> dict[str, Predict]:
+        """Networks that are broken on purpose, by what was done to them: here none.
+
+        Evidence that stays as it is when a network no longer knows what it learnt explains nothing.
+        Arguments as of `predictor`.
+        """
+        del stage, variables, whole_scans
+        return {}
+
     def stage(self, name: str) -> Stage:
         """The stage of that name."""
         return next(stage for stage in self.stages if stage.name == name)

@@ -59,7 +59,7 @@ def test_an_unknown_command_is_refused_in_one_line():
     done = deepsc("learn", "--seed=1")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: learn: expected one of prepare, train, ")
+    assert line.startswith("error: learn: expected one of prepare, analyze, ")
 
 
 def test_the_version_is_told():

@@ -147,6 +147,21 @@ WRONG: dict[tuple[str, ...], str] = {
     ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=foreign"): "foreign/metrics.json",
     ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=file"): "--out: file",
     ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=gs://bucket/o"): "gs://bucket/o",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=e", "--against=empty"): (
+        "--against=empty: neither"
+    ),
+    (
+        "evaluate",
+        "--checkpoint=empty",
+        "--data_dir=data",
+        "--out=e",
+        "--evidence=x",
+    ): "--evidence=x",
+    ("evaluate", "--checkpoint=empty", "--data_dir=data", "--out=e", "--interval=x"): "interval",
+    ("analyze",): "--data_dir",
+    ("analyze", "--data_dir=none", "--out=o"): "none/store",
+    ("analyze", "--data_dir=data", "--out=file"): "--out: file",
+    ("analyze", "--data_dir=data", "--out=o", "--periphery=x"): "periphery",
     ("predict", "--checkpoint=empty", "--scans=tables", "--out=o"): "predictions.csv",
     ("predict",): "--checkpoint",
     ("predict", "--checkpoint=none", "--scan=text.nii", "--out=o"): "none: no config.json",

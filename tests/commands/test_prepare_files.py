@@ -9,7 +9,7 @@ import pytest
 from preparing import DATA, SIZE, run
 
 from deepsc_jax.data import datasets, preparation, records, store
-from deepsc_jax.evaluation import scoring
+from deepsc_jax.evaluation import sources
 from deepsc_jax.phantoms.writing import write_phantoms
 from deepsc_jax.runtime.errors import InputError
 
@@ -44,7 +44,7 @@ def test_a_source_that_changed_or_went_missing_is_named(source_case, tmp_path, k
     (record,) = store.Store(tmp_path / "store").cases()
     assert set(record.sums) == set(records.SOURCES)
     opened = store.Store(tmp_path / "store")
-    assert scoring.source_case(opened, record, "hu").lesion.any()
+    assert sources.source_case(opened, record, "hu").lesion.any()
     path = getattr(source_case, kind)
     content, before = path.read_bytes(), path.stat()
     # The same image in other bytes; what cannot be read; another image that cannot fit.
@@ -53,12 +53,12 @@ def test_a_source_that_changed_or_went_missing_is_named(source_case, tmp_path, k
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         words = f"own: its {kind.replace('_', ' ')} {path} has changed since it was prepared"
         with pytest.raises(InputError, match=words):
-            scoring.source_case(opened, record, "hu")
+            sources.source_case(opened, record, "hu")
     path.unlink()
     with pytest.raises(InputError, match=f"{path} is gone since it was prepared"):
-        scoring.source_case(opened, record, "hu")
+        sources.source_case(opened, record, "hu")
     path.write_bytes(content)
-    assert scoring.source_case(opened, record, "hu").lesion.any()
+    assert sources.source_case(opened, record, "hu").lesion.any()
 
 
 @pytest.mark.parametrize(

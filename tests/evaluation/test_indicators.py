@@ -12,7 +12,7 @@ from smallest_cnncf import PATCHES
 from deepsc_jax.data.records import StoredCase
 from deepsc_jax.data.store import Store, write_index
 from deepsc_jax.evaluation import indicators
-from deepsc_jax.metrics.summary import table
+from deepsc_jax.metrics.tables import table
 from deepsc_jax.runtime.errors import InputError
 
 DATA = dataclasses.replace(

@@ -173,3 +173,12 @@ def test_networks_of_several_folds_are_evaluated_on_test_alone() -> None:
     assert both.fold("test") is None
     with pytest.raises(InputError, match=r"--split=validation: the networks .* different folds"):
         both.fold("validation")
+
+
+def test_one_network_is_broken_at_a_time_and_one_that_can_be() -> None:
+    with pytest.raises(InputError, match="--evidence=sanity: is of one network"):
+        ensemble(Member(), Member()).broken()
+    member = Member(stage=SYSTEM.stage("segmentation"))
+    member.broken = dict  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match="the segmentation stage of --model=deepsc has no part"):
+        ensemble(member).broken()

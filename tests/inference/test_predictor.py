@@ -125,3 +125,21 @@ def test_a_network_trained_on_whole_scans_sees_a_deeper_one_as_one_tile(
         np.testing.assert_allclose(mask, expected.evidence[name], atol=1e-4)
     assert (np.abs(tiled.lesion - found.lesion).max() > 1e-3) == (depth > 8)
     assert whole.network.digest != predictor_of(params, config=ONE_TILE).network.digest
+
+
+def test_a_network_broken_on_purpose_is_another_in_that_alone(params: Any) -> None:
+    whole, scan = predictor_of(params), volume(20)
+    broken = whole.broken()
+    assert broken.keys() == {"random_head", "no_lesions"}
+    expected = whole(scan)
+    for name, predict in broken.items():
+        found = predict(scan)
+        assert found.lesion is not None
+        assert expected.lesion is not None
+        np.testing.assert_array_equal(found.lesion, expected.lesion, name)
+        assert found.classes is not None
+        assert expected.classes is not None
+        assert np.abs(found.classes - expected.classes).max() > 1e-4, name
+        assert not np.allclose(found.evidence["evidence_3"], expected.evidence["evidence_3"])
+    assert predictor_of(params, "classification").broken().keys() == {"random_head"}
+    assert predictor_of(params, "segmentation").broken() == {}

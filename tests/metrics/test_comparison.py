@@ -7,7 +7,13 @@ import pytest
 from scipy import stats
 
 from deepsc_jax.metrics import statistics
-from deepsc_jax.metrics.comparison import delong_area, delong_test, holm, paired_bootstrap
+from deepsc_jax.metrics.comparison import (
+    delong_area,
+    delong_test,
+    holm,
+    paired_bootstrap,
+    permutation_test,
+)
 
 # Hanley and McNeil, Radiology 1982, table I: ratings 1 to 5 of 58 normal and 51 abnormal images.
 NORMAL, ABNORMAL = (33, 6, 6, 11, 2), (3, 2, 2, 11, 33)
@@ -98,3 +104,37 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.5, 0.6]), [1, 1])
     np.testing.assert_allclose(holm([0.02, math.nan, 0.01]), [0.02, math.nan, 0.02])
     assert holm([]).size == 0
+
+
+def mean_of(values: np.ndarray):
+    return lambda rows: float(values[rows].mean())
+
+
+def test_permutation_counts_the_ways_to_deal_patients():
+    """Against scipy's exact test: all 252 ways to deal ten patients into two fives."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=10) + np.repeat([0.9, 0.0], 5)
+    patients = [np.array([i]) for i in range(10)]
+    found = permutation_test(mean_of(values), patients[:5], patients[5:], resamples=4000)
+    exact = stats.permutation_test(
+        (values[:5], values[5:]), lambda a, b: a.mean() - b.mean(), n_resamples=1000
+    )
+    assert found.difference == pytest.approx(exact.statistic)
+    # Four standard errors of a share of 4,000 draws.
+    assert found.p == pytest.approx(exact.pvalue, abs=4 * np.sqrt(0.25 / 4000))
+    assert found.interval.low < found.difference < found.interval.high
+
+
+def test_permutation_keeps_the_scans_of_a_patient_together():
+    """Two patients of many scans each: however far apart, two ways to deal say nothing."""
+    values = np.repeat([0.0, 1.0], 50)
+    groups = [[np.arange(50)], [np.arange(50, 100)]]
+    assert permutation_test(mean_of(values), *groups, resamples=200).p == 1
+
+
+def test_permutation_of_what_is_undefined_has_no_p():
+    patients = [np.array([i]) for i in range(4)]
+    found = permutation_test(lambda _: math.nan, patients[:2], patients[2:], resamples=10)
+    assert math.isnan(found.p)
+    with pytest.raises(ValueError, match="0 and 2 patients"):
+        permutation_test(mean_of(np.zeros(4)), [], patients[2:])

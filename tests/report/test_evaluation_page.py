@@ -3,10 +3,12 @@
 import pathlib
 from typing import Any
 
-import numpy as np
 import pytest
 from pages import HOSTILE, Parsed
 
+from deepsc_jax.metrics.intervals import Resampling
+from deepsc_jax.metrics.paired import HEAD, paired
+from deepsc_jax.metrics.scan_figures import SEGMENTATION
 from deepsc_jax.metrics.summary import summarise
 from deepsc_jax.report.evaluation_page import badness, evaluation_page
 from deepsc_jax.runtime.errors import InputError
@@ -17,7 +19,7 @@ CLASSES = ("covid-19", "cap", "non-pneumonia")
 def row(
     case: str, label: str, given: str, dsc: float | None, false_ml: float = 0
 ) -> dict[str, Any]:
-    figures = dict.fromkeys(("sensitivity", "specificity", "specificity_scan", "nsd", "rmsd_mm"))
+    figures = dict.fromkeys(SEGMENTATION)
     return {
         "case": case,
         "label": label,
@@ -25,6 +27,7 @@ def row(
         "dsc": dsc,
         "has_lesion": dsc is not None,
         "missed": dsc == 0,
+        "single_lesions": {"truth_ml": [], "iou": [], "unpaired_ml": []},
         "lesion_ml": 10.0 if dsc is not None else 0.0,
         "predicted_ml": 5.0,
         "false_positive_ml": false_ml,
@@ -42,9 +45,7 @@ ROWS = [
 
 
 def metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    labels = np.array([CLASSES.index(each["label"]) for each in rows])
-    probabilities = np.array([list(each["probabilities"].values()) for each in rows])
-    return summarise(rows, labels, probabilities, CLASSES) | {
+    return summarise(rows, CLASSES, resampling=Resampling(resamples=5)) | {
         "trained_on": "phantoms",
         "evaluated_on": "phantoms",
     }
@@ -74,12 +75,28 @@ def test_the_page_has_every_scan_the_curves_and_links_where_there_are_pages(
 
 def test_a_network_of_lesions_alone_has_a_page_without_classes(tmp_path: pathlib.Path) -> None:
     rows = [{k: v for k, v in each.items() if k != "probabilities"} for each in ROWS]
-    figures = summarise(rows) | {"trained_on": "scans", "evaluated_on": "scans"}
+    figures = summarise(rows, resampling=Resampling(resamples=5)) | {
+        "trained_on": "scans",
+        "evaluated_on": "scans",
+    }
     evaluation_page(tmp_path / "report.html", figures, rows, {}, title="Test")
     page = Parsed((tmp_path / "report.html").read_text("utf-8"))
     assert len([t for t, _ in page.tags if t == "img"]) == 1
     assert "Confusion" not in page.texts
     assert "Given" not in page.texts
+
+
+def test_a_comparison_has_a_table(tmp_path: pathlib.Path) -> None:
+    names, few = [each["case"] for each in ROWS], Resampling(resamples=5)
+    against = {"name": HOSTILE, "other": {}, **paired(ROWS, ROWS, names, CLASSES, few)}
+    evaluation_page(
+        tmp_path / "report.html", metrics(ROWS) | {"against": against}, ROWS, {}, title="T"
+    )
+    page = Parsed((tmp_path / "report.html").read_text("utf-8"))
+    assert [a for t, a in page.tags if t == "table" and a.get("id") == "against"]
+    assert set(HEAD) <= set(page.texts)
+    assert {"paired bootstrap", "exact McNemar"} <= set(page.texts)
+    assert len(page.scripts) == 1
 
 
 def test_names_neither_run_nor_lead_anywhere(tmp_path: pathlib.Path) -> None:
