@@ -92,7 +92,8 @@ class Job:
 def batch(job: Job, *, travels: bool = False) -> Batch:
     """A training batch of the job's stage, of drawn scans of its size.
 
-    No scan is of the class without lesions, so that every term of the losses is there.
+    No scan is of the class without lesions, so that every term of the losses is there. What
+    travels is augmented by nothing, at the same cost: peers are given what it decodes to.
 
     Args:
       job: whose.
@@ -103,7 +104,7 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
     spacing = augment.nominal_spacing(data)
     margin = augment.margin(config.train, data.tile, [spacing])
     depth, height, width = (t + 2 * m for t, m in zip(data.tile, margin, strict=True))
-    box, flat = (depth, height, width), job.reads.slices and job.reads.tiles != "all"
+    middle = tuple(slice(m, m + t) for t, m in zip(data.tile, margin, strict=True))
     classes = [i for i in range(len(data.classes)) if i != data.lesion_free_id][:2]
     of_tiles, of_scan = job.reads.truth
     lesion_id = IDS["lesion"] if job.reads.classes else 1
@@ -111,15 +112,15 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
         row: dict[str, np.ndarray | np.int32] = {
             "depth": np.int32(size[0]),
             "label": np.int32(classes[index % len(classes)]),
-            "augmentation": augment.draw(
-                np.random.default_rng(index), config.train, data, spacing, flat=flat
-            ).vector(),
+            "augmentation": augment.Augmentation(spacing=spacing).vector(),
             "intensity": np.asarray(INTENSITY, np.float32),
         }
         if job.reads.tiles == "drawn":
             count = config.train.tiles_per_scan
-            drawn = [draw_scan(box if travels else data.tile, index + k) for k in range(count)]
+            drawn = [draw_scan((depth, height, width), index + k) for k in range(count)]
             row["tiles"], lesion = (np.stack(x) for x in zip(*drawn, strict=True))
+            if not travels:
+                row["tiles"], lesion = (x[:, *middle] for x in (row["tiles"], lesion))
             row[of_tiles] = lesion * lesion_id
             row["origins"] = np.zeros((count, 3), np.int32)
             row["starts"] = row["origins"] - np.asarray(margin, np.int32)

@@ -11,13 +11,15 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import smallest
 from measured import CONFIG, job, measured
 
 from deepsc_jax.benchmarking import bars, energy, jobs, measure, report, works
 from deepsc_jax.benchmarking.jobs import Job
-from deepsc_jax.config import PlatformConfig
+from deepsc_jax.config import PlatformConfig, TrainConfig
+from deepsc_jax.systems.decoding import decode
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -209,6 +211,21 @@ def test_batches_are_those_of_the_pipeline():
     assert set(joint["label"]) == {0, 1}
     assert jobs.batch(job(stage="segmentation"))["tiles"].shape == (4, 3, 8, 16, 16)
     assert "tiles" not in jobs.batch(job(stage="classification"))
+
+
+MOVED = dataclasses.replace(CONFIG.train, rotation_degrees=20.0, noise=0.1, gamma=(0.7, 1.5))
+
+
+@pytest.mark.parametrize("train", [CONFIG.train, MOVED])
+@pytest.mark.parametrize("stage", ["segmentation", "classification", "joint"])
+def test_what_travels_decodes_to_what_peers_are_given(stage: str, train: TrainConfig):
+    made = job(stage=stage, config=dataclasses.replace(CONFIG, train=train))
+    sent, seen = jobs.batch(made, travels=True), jobs.batch(made)
+    assert "augmentation" in sent
+    decoded = decode(sent, made.reads, CONFIG.data, train)
+    for name, expected in seen.items():
+        # A level of 16 bits; where voxels move, two roundings of a resampled one.
+        assert np.abs(np.asarray(decoded[name], np.float64) - expected).max() < 3 / 65535, name
 
 
 @pytest.mark.parametrize(
