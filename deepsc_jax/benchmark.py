@@ -10,9 +10,11 @@ inputs, and the first results must agree. All have the allocator settings of `tr
 (`entry.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
 On a GPU they share its memory, so XLA takes none ahead.
 
-`--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
-`torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as
-many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`);
+`--peer=torch` is PyTorch (extra `torch`, in a checkout) in all ways of `benchmarking/torch_ways.py`
+or some of them (`--variants`): the network of `tests/peers`, which computes what the reference does
+and was written to be fast, or the reference where there is none. `--screen=2` times each way once
+and gives turns to the best two. `--peer=monai` is MONAI's 3D U-Net with as many FLOPs as ours,
+trained by its own loss, and its sliding-window inference (extra `monai`);
 `--peer=forms` ours with each form of its convolutions (`models/layers/convolution.py`).
 Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
 cache of decoded chunks then.
@@ -75,6 +77,13 @@ def define_flags() -> None:
         + "; ".join(f"{side}: {', '.join(names)}" for side, names in jobs.VARIANTS.items()),
     )
     flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
+    flags.DEFINE_integer(
+        "screen",
+        0,
+        "Time each variant once, alone, and give turns to so many of the fastest of each peer; 0: "
+        "to all.",
+        lower_bound=0,
+    )
     flags.DEFINE_list(
         "scan_size",
         None,
@@ -162,7 +171,8 @@ def _compare(made: list[Job], sides: list[str], document: JsonObject) -> None:
     data_dir = _data_dir(made)
     for job in made:
         measured = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides, document)
-        document["rows"] += report.rows(measured, flags.FLAGS.repeats)
+        rows = report.rows(measured, flags.FLAGS.repeats)
+        document["rows"] += rows
         _save(document)
     print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
     print(report.table(document["rows"]))
@@ -235,14 +245,15 @@ def _measure_beside(job: Job, sides: list[str], document: JsonObject) -> list[Me
         for variant in jobs.variants(job, side, flags.FLAGS.variants)
     ]
     _tell(f"{job.title}: ours" + "".join(f", {other.name}" for other in beside))
-    measured, left_out = measure([job, *beside], flags.FLAGS.repeats, _tell)
-    for name, reason in left_out.items():
+    table = measure([job, *beside], flags.FLAGS.repeats, _tell, flags.FLAGS.screen)
+    document.setdefault("screened", []).extend(table.screened)
+    for name, reason in table.left_out.items():
         _tell(f"{job.title}: {name} is left out: {reason}")
         left = {"work": job.title, "peer": name, "reason": reason}
         document.setdefault("left_out", []).append(left)
-    for one in measured:
+    for one in table.measured:
         document["environment"] |= one.environment
-    return measured
+    return table.measured
 
 
 def _config_and_size() -> tuple[Config, jobs.Ints3]:
@@ -284,9 +295,10 @@ def _known(name: str, names: Sequence[Name], flag: str) -> Name:
 
 def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
     for side in sides:
-        if side != "forms" and importlib.util.find_spec(side) is None:
+        package = jobs.PACKAGES.get(side, side)
+        if side != "forms" and importlib.util.find_spec(package) is None:
             raise InputError(
-                f"--peer={side}: {side} was not found: pip install 'deepsc_jax[{side}]'"
+                f"--peer={side}: {package} was not found: pip install 'deepsc_jax[{package}]'"
             )
         if not set(works) & set(jobs.PEERS[side]):
             raise InputError(

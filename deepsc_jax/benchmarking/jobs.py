@@ -16,6 +16,7 @@ from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Batch, Field, Reads, count_tiles, fields, seen
 from deepsc_jax.data.classes import IDS
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
+from deepsc_jax.runtime.errors import InputError
 
 Work = Literal[
     "train", "forward", "inference", "decoding", "loading", "loop", "loop_without_loading"
@@ -25,16 +26,28 @@ STORED: tuple[Work, ...] = ("loading", "loop", "loop_without_loading")  # read a
 PEERS: dict[str, tuple[Work, ...]] = {
     "torch": ("train", "forward", "inference"),
     "monai": ("train", "inference", "loading"),
+    "dynunet": ("train", "forward", "inference"),
     "forms": ("train", "forward", "inference"),
 }
 INTENSITY = (0.0, 0.15, 0.2)  # of drawn scans: least value, mean and deviation, about
 OURS = ("ours", "forms")  # the sides that are this project's own
+PACKAGES = {"dynunet": "monai"}  # of a peer, where it has another name
+COMPILED = ("compiled", "compiled_channels_last", "max_autotune")
+WAYS = (
+    *("eager", "layers", "one_by_one", "channels_last", *COMPILED),
+    *("checkpointed", "processes"),
+)
 VARIANTS = {
-    "torch": ("eager", "channels_last", "compiled"),
-    "monai": ("eager", "channels_last", "compiled"),
+    "torch": WAYS,
+    "dynunet": WAYS,
+    "monai": ("eager", "channels_last", *COMPILED),
     # Ours again, with each form of `models.convolution`.
     "forms": ("native", "banded", "sliced", "folded", "direct"),
 }
+
+
+class InapplicableError(InputError):
+    """A variant is none of a work, or of this device: it is left out and named."""
 
 
 @dataclasses.dataclass(frozen=True)

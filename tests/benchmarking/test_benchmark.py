@@ -302,7 +302,7 @@ def test_a_batch_that_devices_do_not_divide_is_one_line():
 
 
 def test_the_width_of_monais_network_is_the_nearest_in_flops():
-    peers = importlib.import_module("deepsc_jax.benchmarking.peers")
+    peers = importlib.import_module("deepsc_jax.benchmarking.monai_networks")
     tile = (8, 16, 16)
     one, other = (
         peers.nearest_width(tile, 1, peers._unet_flops(w, tile, True), trains=True) for w in (3, 12)
