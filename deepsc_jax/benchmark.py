@@ -19,6 +19,12 @@ trained by its own loss, and its sliding-window inference (extra `monai`);
 Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
 cache of decoded chunks then.
 
+`--work=unet3d` is the 3D U-Net that MLPerf Training had, as configs/mlperf_unet3d.flags has it: a
+step on synthetic data and, apart, the loop with its loader. `--peer=dynunet` is MONAI's of the same
+shape. It is unverified, the benchmark is retired, and the figures are not comparable as an MLPerf
+result. A smaller one: --tile=64,64,64 --working_size=64,64 --depth_bucket=64
+--working_spacing_mm=5,5,5.
+
 Instead of a table of works: `--devices=1,2,4,8`, weak and strong scaling of the train steps;
 `--growth=voxels,channels,scans,devices --out=DIR`, how a train step's time grows, as growth.json
 and growth.png with the exponents; `--first_prediction=SCAN --checkpoint=RUN`, what a first
@@ -43,7 +49,7 @@ from typing import TypeVar
 
 from absl import flags
 
-from deepsc_jax.benchmarking import cold_start, growth, jobs, report, scaling
+from deepsc_jax.benchmarking import cold_start, growth, jobs, mlperf, report, scaling
 from deepsc_jax.benchmarking.environment import environment
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
@@ -67,7 +73,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "work",
         ["train"],
-        f"What to time: of {', '.join(jobs.WORKS)}; train_STAGE is a train step of that stage.",
+        f"What to time: of {', '.join(jobs.WORKS)}; train_STAGE is a train step of that stage; "
+        f"{mlperf.WORK}, alone, is MLPerf's 3D U-Net.",
     )
     flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
     flags.DEFINE_list(
@@ -99,6 +106,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for growth.json and growth.png.")
     flags.DEFINE_string("first_prediction", None, "A scan to predict from nothing.")
     flags.DEFINE_string("checkpoint", None, "A training run's --workdir, for that.")
+    flags.DEFINE_string("mlperf_log", None, "Of unet3d: file for events of mlperf-logging.")
     flags.DEFINE_string("json", None, "File for the rows, with the environment.")
 
 
@@ -108,6 +116,11 @@ def main() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # folders are removed
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output_file("json", flags.FLAGS.json)
+    if flags.FLAGS.mlperf_log:
+        if flags.FLAGS.work != [mlperf.WORK]:
+            raise InputError(f"--mlperf_log: it is of --work={mlperf.WORK}")
+        output_file("mlperf_log", flags.FLAGS.mlperf_log)
+        mlperf.require_logging()
     document: JsonObject = {"environment": environment()}
     if flags.FLAGS.first_prediction:
         if (
@@ -172,10 +185,17 @@ def _compare(made: list[Job], sides: list[str], document: JsonObject) -> None:
     for job in made:
         measured = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides, document)
         rows = report.rows(measured, flags.FLAGS.repeats)
+        if flags.FLAGS.work == [mlperf.WORK]:
+            rows = [row | mlperf.sample_rates(row) for row in rows]
         document["rows"] += rows
         _save(document)
     print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
     print(report.table(document["rows"]))
+    if flags.FLAGS.work == [mlperf.WORK]:
+        print(mlperf.table(document["rows"]))
+        if flags.FLAGS.mlperf_log:
+            path = local_path("mlperf_log", flags.FLAGS.mlperf_log)
+            mlperf.write_log(path, made[0].config, document["rows"])
 
 
 def _scaling(made: list[Job], document: JsonObject) -> None:
@@ -279,7 +299,8 @@ def _works(config: Config) -> list[tuple[jobs.Work, Stage]]:
     chosen = stages_of(config, flags.FLAGS.stage or "all")[-1]
     known = (*jobs.WORKS, *(f"train_{name}" for name in stages))
     works: list[tuple[jobs.Work, Stage]] = []
-    for text in flags.FLAGS.work:
+    asked = flags.FLAGS.work
+    for text in mlperf.WORKS if asked == [mlperf.WORK] else asked:
         of_stage = stages.get(_known(text, known, "work").removeprefix("train_"))
         works.append(
             ("train", of_stage) if of_stage else (_known(text, jobs.WORKS, "work"), chosen)
@@ -344,7 +365,7 @@ def _tell(text: str) -> None:
 
 def run() -> None:
     """Run this command."""
-    entry.run(main, define_flags, CONFIG.parse, trains=True)
+    entry.run(main, define_flags, lambda argv: CONFIG.parse(mlperf.expanded(argv)), trains=True)
 
 
 if __name__ == "__main__":
