@@ -132,8 +132,7 @@ def utilisation(busy: float, first: float, voxels: int, peak: int) -> str:
     parts = []
     if voxels:
         parts.append(f"{voxels / max(busy - first, 1e-9):.3g} voxels/s")
-    if busy:
-        parts.append(f"{first / busy:.0%} of its time on the first scan of a shape, compiling")
+    parts.append(f"{first / busy:.0%} of its time on the first scan of a shape, compiling")
     return "the network: " + ", ".join([*parts, f"at most {peak / 2**20:.0f} MiB"])
 
 
@@ -260,8 +259,11 @@ def main() -> int:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
     line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, named.left_out)
-    used = utilisation(batch.busy_seconds, batch.first_seconds, batch.voxels, peak_bytes())
-    lines = [line, used, *without_page(outcomes), *whereabouts(outcomes, out, table)]
+    if batch.busy_seconds:
+        line += "\n" + utilisation(
+            batch.busy_seconds, batch.first_seconds, batch.voxels, peak_bytes()
+        )
+    lines = [line, *without_page(outcomes), *whereabouts(outcomes, out, table)]
     print("\n".join(lines), flush=True)
     if len(outcomes) < len(wanted):
         left = counted(len(wanted) - len(outcomes), "scan")
