@@ -7,12 +7,14 @@ three. The data are not: drawn scans of `train_segmentation`, phantoms in the `l
 import importlib
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 from deepsc_jax.benchmarking.report import Row
 from deepsc_jax.config import Config
 from deepsc_jax.config import flags as config_flags
 from deepsc_jax.runtime.errors import InputError
+from deepsc_jax.runtime.files import own
 from deepsc_jax.runtime.types import JsonObject
 
 WORK = "unet3d"
@@ -65,9 +67,17 @@ def write_log(path: pathlib.Path, config: Config, rows: Sequence[Row]) -> None:
     """Write the figures of ours as events of `mlperf-logging`, with what they are not."""
     mllog = importlib.import_module("mlperf_logging.mllog")
     constants = importlib.import_module("mlperf_logging.mllog.constants")
-    path.unlink(missing_ok=True)  # it would be added to
-    mllog.config(filename=str(path), default_namespace="deepsc_jax")
-    logger = mllog.get_mllogger()
+    with own(path) as partial:
+        mllog.config(filename=str(partial), default_namespace="deepsc_jax")
+        logger = mllog.get_mllogger()
+        for key, value, metadata in _events(constants, config, rows):
+            logger.event(key=key, value=value, metadata=metadata)
+
+
+def _events(
+    constants: ModuleType, config: Config, rows: Sequence[Row]
+) -> Iterator[tuple[str, object, JsonObject]]:
+    """Key, value and metadata of each."""
     stage = config.stage("segmentation")
     facts = {
         constants.SUBMISSION_BENCHMARK: WORK,
@@ -79,7 +89,7 @@ def write_log(path: pathlib.Path, config: Config, rows: Sequence[Row]) -> None:
         constants.SEED: config.train.seed,
     }
     for key, value in facts.items():
-        logger.event(key=key, value=value)
+        yield key, value, {}
     for row in {row["work"]: row for row in rows}.values():
         figures = {
             "throughput": row["scans_per_s"],
@@ -87,4 +97,4 @@ def write_log(path: pathlib.Path, config: Config, rows: Sequence[Row]) -> None:
             "compile_seconds": row["compile_s"],
             "mfu": row["share_of_peak"],
         }
-        logger.event(key="tracked_stats", value=figures, metadata={"step": 0, "work": row["work"]})
+        yield "tracked_stats", figures, {"step": 0, "work": row["work"]}
