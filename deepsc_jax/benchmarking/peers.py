@@ -63,6 +63,7 @@ def build(job: Job) -> Built:
       InapplicableError: the variant is none of this work.
     """
     torch.backends.cudnn.benchmark = True  # XLA tries algorithms too
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as XLA by default
     if job.side == "monai":
         return monai_loading.build(job) if job.work == "loading" else monai_networks.build(job)
     if not (TESTS / "reference").is_dir():
