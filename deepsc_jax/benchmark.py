@@ -10,14 +10,22 @@ inputs, and the first results must agree. All have the allocator settings of `tr
 (`entry.ALLOCATOR`), with which PyTorch is faster too, but for our inference: `predict` has none.
 On a GPU they share its memory, so XLA takes none ahead.
 
-`--peer=torch` is the reference of `tests/reference`, eager, channels-last and compiled (extra
-`torch`, in a checkout), or some of them (`--variants`); `--peer=monai` MONAI's 3D U-Net with as
-many FLOPs as ours, trained by its own loss, and its sliding-window inference (extra `monai`);
+`--peer=torch` is PyTorch (extra `torch`, in a checkout) in all ways of `benchmarking/torch_ways.py`
+or some of them (`--variants`): the network of `tests/peers`, which computes what the reference does
+and was written to be fast, or the reference where there is none. `--screen=2` times each way once
+and gives turns to the best two. `--peer=monai` is MONAI's 3D U-Net with as many FLOPs as ours,
+trained by its own loss, and its sliding-window inference (extra `monai`);
 `--peer=forms` ours with each form of its convolutions (`models/layers/convolution.py`);
 `--peer=surface_distance`, of `--work=surface`, DeepMind's measures of masks (extra
 `surface_distance`).
 Loading and the loop read `--data_dir`, or phantoms made for the occasion; what they read is in the
 cache of decoded chunks then.
+
+`--work=unet3d` is the 3D U-Net that MLPerf Training had, as configs/mlperf_unet3d.flags has it: a
+step on synthetic data and, apart, the loop with its loader. `--peer=dynunet` is MONAI's of the same
+shape. It is unverified, the benchmark is retired, and the figures are not comparable as an MLPerf
+result. A smaller one: --tile=64,64,64 --working_size=64,64 --depth_bucket=64
+--working_spacing_mm=5,5,5.
 
 Instead of a table of works: `--devices=1,2,4,8`, weak and strong scaling of the train steps;
 `--growth=voxels,channels,scans,devices --out=DIR`, how a train step's time grows, as growth.json
@@ -43,7 +51,7 @@ from typing import TypeVar
 
 from absl import flags
 
-from deepsc_jax.benchmarking import cold_start, growth, jobs, report, scaling
+from deepsc_jax.benchmarking import cold_start, growth, jobs, mlperf, report, scaling
 from deepsc_jax.benchmarking.environment import environment
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.benchmarking.measure import Measured, measure
@@ -67,7 +75,8 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "work",
         ["train"],
-        f"What to time: of {', '.join(jobs.WORKS)}; train_STAGE is a train step of that stage.",
+        f"What to time: of {', '.join(jobs.WORKS)}; train_STAGE is a train step of that stage; "
+        f"{mlperf.WORK}, alone, is MLPerf's 3D U-Net.",
     )
     flags.DEFINE_list("peer", [], f"Whom to time beside it: of {', '.join(jobs.PEERS)}.")
     flags.DEFINE_list(
@@ -77,6 +86,13 @@ def define_flags() -> None:
         + "; ".join(f"{side}: {', '.join(names)}" for side, names in jobs.VARIANTS.items()),
     )
     flags.DEFINE_integer("repeats", 5, "Timed turns of each, at least 5.", lower_bound=5)
+    flags.DEFINE_integer(
+        "screen",
+        0,
+        "Time each variant once, alone, and give turns to so many of the fastest of each peer; 0: "
+        "to all.",
+        lower_bound=0,
+    )
     flags.DEFINE_list(
         "scan_size",
         None,
@@ -92,6 +108,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for growth.json and growth.png.")
     flags.DEFINE_string("first_prediction", None, "A scan to predict from nothing.")
     flags.DEFINE_string("checkpoint", None, "A training run's --workdir, for that.")
+    flags.DEFINE_string("mlperf_log", None, "Of unet3d: file for events of mlperf-logging.")
     flags.DEFINE_string("json", None, "File for the rows, with the environment.")
 
 
@@ -101,6 +118,11 @@ def main() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # folders are removed
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output_file("json", flags.FLAGS.json)
+    if flags.FLAGS.mlperf_log:
+        if flags.FLAGS.work != [mlperf.WORK]:
+            raise InputError(f"--mlperf_log: it is of --work={mlperf.WORK}")
+        output_file("mlperf_log", flags.FLAGS.mlperf_log)
+        mlperf.require_logging()
     document: JsonObject = {"environment": environment()}
     if flags.FLAGS.first_prediction:
         if (
@@ -164,10 +186,18 @@ def _compare(made: list[Job], sides: list[str], document: JsonObject) -> None:
     data_dir = _data_dir(made)
     for job in made:
         measured = _measure_beside(dataclasses.replace(job, data_dir=data_dir), sides, document)
-        document["rows"] += report.rows(measured, flags.FLAGS.repeats)
+        rows = report.rows(measured, flags.FLAGS.repeats)
+        if flags.FLAGS.work == [mlperf.WORK]:
+            rows = [row | mlperf.sample_rates(row) for row in rows]
+        document["rows"] += rows
         _save(document)
     print("  ".join(f"{name}: {value}" for name, value in document["environment"].items()))
     print(report.table(document["rows"]))
+    if flags.FLAGS.work == [mlperf.WORK]:
+        print(mlperf.table(document["rows"]))
+        if flags.FLAGS.mlperf_log:
+            path = local_path("mlperf_log", flags.FLAGS.mlperf_log)
+            mlperf.write_log(path, made[0].config, document["rows"])
 
 
 def _scaling(made: list[Job], document: JsonObject) -> None:
@@ -237,14 +267,15 @@ def _measure_beside(job: Job, sides: list[str], document: JsonObject) -> list[Me
         for variant in jobs.variants(job, side, flags.FLAGS.variants)
     ]
     _tell(f"{job.title}: ours" + "".join(f", {other.name}" for other in beside))
-    measured, left_out = measure([job, *beside], flags.FLAGS.repeats, _tell)
-    for name, reason in left_out.items():
+    table = measure([job, *beside], flags.FLAGS.repeats, _tell, flags.FLAGS.screen)
+    document.setdefault("screened", []).extend(table.screened)
+    for name, reason in table.left_out.items():
         _tell(f"{job.title}: {name} is left out: {reason}")
         left = {"work": job.title, "peer": name, "reason": reason}
         document.setdefault("left_out", []).append(left)
-    for one in measured:
+    for one in table.measured:
         document["environment"] |= one.environment
-    return measured
+    return table.measured
 
 
 def _config_and_size() -> tuple[Config, jobs.Ints3]:
@@ -270,7 +301,8 @@ def _works(config: Config) -> list[tuple[jobs.Work, Stage]]:
     chosen = stages_of(config, flags.FLAGS.stage or "all")[-1]
     known = (*jobs.WORKS, *(f"train_{name}" for name in stages))
     works: list[tuple[jobs.Work, Stage]] = []
-    for text in flags.FLAGS.work:
+    asked = flags.FLAGS.work
+    for text in mlperf.WORKS if asked == [mlperf.WORK] else asked:
         of_stage = stages.get(_known(text, known, "work").removeprefix("train_"))
         works.append(
             ("train", of_stage) if of_stage else (_known(text, jobs.WORKS, "work"), chosen)
@@ -286,9 +318,10 @@ def _known(name: str, names: Sequence[Name], flag: str) -> Name:
 
 def _require_peers(sides: list[str], works: list[jobs.Work]) -> None:
     for side in sides:
-        if side != "forms" and importlib.util.find_spec(side) is None:
+        package = jobs.PACKAGES.get(side, side)
+        if side != "forms" and importlib.util.find_spec(package) is None:
             raise InputError(
-                f"--peer={side}: {side} was not found: pip install 'deepsc_jax[{side}]'"
+                f"--peer={side}: {package} was not found: pip install 'deepsc_jax[{package}]'"
             )
         if not set(works) & set(jobs.PEERS[side]):
             raise InputError(
@@ -334,7 +367,7 @@ def _tell(text: str) -> None:
 
 def run() -> None:
     """Run this command."""
-    entry.run(main, define_flags, CONFIG.parse, trains=True)
+    entry.run(main, define_flags, lambda argv: CONFIG.parse(mlperf.expanded(argv)), trains=True)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def main() -> None:
     _write(metrics, summary)
     print(table(metrics))
     if score_other is not None:
-        name, (of_other, others) = shown(options.against), score_other()
+        name, (of_other, others) = shown(str(options.against)), score_other()
         patients, classes = [case.patient for case in cases], store.data.classes
         found = paired(rows, others, patients, classes, resampling)
         kept = {key: of_other[key] for key in OF_OTHER if key in of_other}

@@ -127,6 +127,15 @@ def summary(
     return line
 
 
+def utilisation(busy: float, first: float, voxels: int, peak: int) -> str:
+    """A line on the network: `voxels` in `busy` less `first` seconds; `peak` bytes of memory."""
+    parts = []
+    if voxels:
+        parts.append(f"{voxels / max(busy - first, 1e-9):.3g} voxels/s")
+    parts.append(f"{first / busy:.0%} of its time on the first scan of a shape, compiling")
+    return "the network: " + ", ".join([*parts, f"at most {peak / 2**20:.0f} MiB"])
+
+
 def whereabouts(
     outcomes: Sequence[Outcome], out: pathlib.Path, table: pathlib.Path | None
 ) -> list[str]:
@@ -210,6 +219,7 @@ def main() -> int:
     """Predict the scans; 1, or FILE_SYSTEM, if one of them could not be predicted."""
     from deepsc_jax.inference import ensemble
     from deepsc_jax.runtime import exit_codes
+    from deepsc_jax.runtime.memory import peak_bytes
 
     options = flags.FLAGS
     out = local_path("out", options.out)
@@ -249,6 +259,10 @@ def main() -> int:
         print(f"note: {shown(note)}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
     line = summary(outcomes, len(wanted), seconds, batch.busy_seconds, named.left_out)
+    if batch.busy_seconds:
+        line += "\n" + utilisation(
+            batch.busy_seconds, batch.first_seconds, batch.voxels, peak_bytes()
+        )
     lines = [line, *without_page(outcomes), *whereabouts(outcomes, out, table)]
     print("\n".join(lines), flush=True)
     if len(outcomes) < len(wanted):

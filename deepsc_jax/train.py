@@ -48,11 +48,30 @@ def define_flags() -> None:
         "Seconds after which a step that has not ended hangs: the job ends, to be started again; "
         "compiling and validating do not count. 0 waits for ever.",
     )
+    flags.DEFINE_string(
+        "profile_steps",
+        None,
+        "FIRST:LAST, such as 20:25: these steps of each stage are traced, for xprof, into "
+        "WORKDIR/profile/STAGE.",
+    )
+    flags.register_validator(
+        "profile_steps",
+        lambda text: text is None or _steps(text) is not None,
+        "expected FIRST:LAST, two whole numbers from 1 on, the first no greater",
+    )
     flags.register_validator(
         "step_timeout",
         lambda seconds: 0 <= seconds <= MOST_SECONDS,  # and a number
         f"expected seconds, at most {MOST_SECONDS:g}; 0 waits for ever",
     )
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    """The first and the last step; None if `text` does not say them."""
+    first, _, last = text.partition(":")
+    if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+        return None
+    return (int(first), int(last)) if 1 <= int(first) <= int(last) else None
 
 
 def main() -> int:
@@ -68,6 +87,7 @@ def main() -> int:
         workdir=local_path("workdir", options.workdir),
         step_timeout=options.step_timeout,
         init_from=tuple(local_path("init_from", run) for run in options.init_from),
+        profile=None if options.profile_steps is None else _steps(options.profile_steps),
     )
     return job.run(asked, options.coordinator, options.num_processes, options.process_id)
 

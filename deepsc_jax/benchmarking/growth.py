@@ -90,7 +90,7 @@ def _side_by_side(
             place = pathlib.Path(folder, str(number))
             place.mkdir()
             apart.append(dataclasses.replace(job, folder=place))
-        return measure(apart, repeats, tell)[0]
+        return measure(apart, repeats, tell).measured
 
 
 def curves(

@@ -16,6 +16,7 @@ from deepsc_jax.data.arrays import LEVELS
 from deepsc_jax.data.batch import Batch, Field, Reads, count_tiles, fields, seen
 from deepsc_jax.data.classes import IDS
 from deepsc_jax.geometry.sampling import cut_tiles, slice_indices, tile_corners
+from deepsc_jax.runtime.errors import InputError
 
 Work = Literal[
     "train",
@@ -32,14 +33,22 @@ STORED: tuple[Work, ...] = ("loading", "loop", "loop_without_loading")  # read a
 PEERS: dict[str, tuple[Work, ...]] = {
     "torch": ("train", "forward", "inference"),
     "monai": ("train", "inference", "loading"),
+    "dynunet": ("train", "forward", "inference"),
     "forms": ("train", "forward", "inference"),
     "surface_distance": ("surface",),
 }
 INTENSITY = (0.0, 0.15, 0.2)  # of drawn scans: least value, mean and deviation, about
 OURS = ("ours", "forms")  # the sides that are this project's own
+PACKAGES = {"dynunet": "monai"}  # of a peer, where it has another name
+COMPILED = ("compiled", "compiled_channels_last", "max_autotune")
+WAYS = (
+    *("eager", "layers", "one_by_one", "channels_last", *COMPILED),
+    *("checkpointed", "processes"),
+)
 VARIANTS = {
-    "torch": ("eager", "channels_last", "compiled"),
-    "monai": ("eager", "channels_last", "compiled"),
+    "torch": WAYS,
+    "dynunet": WAYS,
+    "monai": ("eager", "channels_last", *COMPILED),
     # Ours again, with each form of `models.convolution`.
     "forms": ("native", "banded", "sliced", "folded", "direct"),
     "surface_distance": ("numpy",),
@@ -47,6 +56,10 @@ VARIANTS = {
 TOLERANCES_MM = (1.0, 2.0, 3.0, 5.0)  # of surface Dice
 MASK_SPACING_MM = (1.0, 0.7, 0.7)
 MASK_LESIONS = 25
+
+
+class InapplicableError(InputError):
+    """A variant is none of a work, or of this device: it is left out and named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +117,8 @@ class Job:
 def batch(job: Job, *, travels: bool = False) -> Batch:
     """A training batch of the job's stage, of drawn scans of its size.
 
-    No scan is of the class without lesions, so that every term of the losses is there.
+    No scan is of the class without lesions, so that every term of the losses is there. What
+    travels is augmented by nothing, at the same cost: peers are given what it decodes to.
 
     Args:
       job: whose.
@@ -115,7 +129,7 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
     spacing = augment.nominal_spacing(data)
     margin = augment.margin(config.train, data.tile, [spacing])
     depth, height, width = (t + 2 * m for t, m in zip(data.tile, margin, strict=True))
-    box, flat = (depth, height, width), job.reads.slices and job.reads.tiles != "all"
+    middle = tuple(slice(m, m + t) for t, m in zip(data.tile, margin, strict=True))
     classes = [i for i in range(len(data.classes)) if i != data.lesion_free_id][:2]
     of_tiles, of_scan = job.reads.truth
     lesion_id = IDS["lesion"] if job.reads.classes else 1
@@ -123,17 +137,17 @@ def batch(job: Job, *, travels: bool = False) -> Batch:
         row: dict[str, np.ndarray | np.int32] = {
             "depth": np.int32(size[0]),
             "label": np.int32(classes[index % len(classes)]),
-            "augmentation": augment.draw(
-                np.random.default_rng(index), config.train, data, spacing, flat=flat
-            ).vector(),
+            "augmentation": augment.Augmentation(spacing=spacing).vector(),
             "intensity": np.asarray(INTENSITY, np.float32),
             "teachers": np.zeros((job.reads.teachers, len(data.classes)), np.float32),
             "targets": np.arange(len(data.indicators), dtype=np.float32),
         }
         if job.reads.tiles == "drawn":
             count = config.train.tiles_per_scan
-            drawn = [draw_scan(box if travels else data.tile, index + k) for k in range(count)]
+            drawn = [draw_scan((depth, height, width), index + k) for k in range(count)]
             row["tiles"], lesion = (np.stack(x) for x in zip(*drawn, strict=True))
+            if not travels:
+                row["tiles"], lesion = (x[:, *middle] for x in (row["tiles"], lesion))
             row[of_tiles] = lesion * lesion_id
             row["origins"] = np.zeros((count, 3), np.int32)
             row["starts"] = row["origins"] - np.asarray(margin, np.int32)

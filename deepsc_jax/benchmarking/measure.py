@@ -13,7 +13,7 @@ from typing import Protocol
 
 import jax
 
-from deepsc_jax.benchmarking.jobs import OURS, Job
+from deepsc_jax.benchmarking.jobs import COMPILED, OURS, Job
 from deepsc_jax.runtime import entry
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
@@ -133,7 +133,7 @@ def _warm_worker(job: Job) -> Worker:
     counted, ours or `torch.compile`'s; that of the form `direct` is, which cannot be kept on disk.
     """
     worker = Worker(job)
-    if "left_out" in worker.ready or (job.side not in OURS and job.variant != "compiled"):
+    if "left_out" in worker.ready or (job.side not in OURS and job.variant not in COMPILED):
         return worker
     worker.close()
     warm = Worker(job)
@@ -155,17 +155,24 @@ def interleave(
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of the turns of one worker, in order."""
+    """Seconds of a step in the turns of one worker, in order, and in each call of all turns."""
 
     turns: tuple[float, ...]
     median: float
     low: float
     high: float
+    calls: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Times":
+    def of(cls, seconds: Sequence[float], calls: Sequence[float] = ()) -> "Times":
         """With their median, least and greatest."""
-        return cls(tuple(seconds), statistics.median(seconds), min(seconds), max(seconds))
+        calls = tuple(calls) or tuple(seconds)
+        return cls(tuple(seconds), statistics.median(seconds), min(seconds), max(seconds), calls)
+
+    def percentile(self, percent: int) -> float:
+        """Of the calls: the least that so many percent of them do not exceed."""
+        ordered = sorted(self.calls)
+        return ordered[max(-(-len(ordered) * percent // 100), 1) - 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,24 +194,50 @@ class Measured:
         return (self.end["peak_bytes"] if device is None else device) / 2**20
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a comparison found.
+
+    Attributes:
+      measured: ours first.
+      left_out: by name, the reason of each that was left out.
+      screened: of each that was timed once, its name and seconds, compiling apart.
+    """
+
+    measured: list[Measured]
+    left_out: dict[str, str]
+    screened: list[JsonObject] = dataclasses.field(default_factory=list)
+
+
 def measure(
-    jobs: Sequence[Job], repeats: int, tell: Callable[[str], None] = lambda _: None
-) -> tuple[list[Measured], dict[str, str]]:
+    jobs: Sequence[Job],
+    repeats: int,
+    tell: Callable[[str], None] = lambda _: None,
+    screen: int = 0,
+) -> Table:
     """Time the jobs side by side; the first of them is ours, which leaves weights for the others.
 
-    `tell` is told how far it is.
-
-    Returns the measured jobs, and the reason of each that was left out, by name.
+    `tell` is told how far it is. With `screen`, each is timed once, alone, and so many of the
+    fastest of each side take part in the rounds.
 
     Raises:
-      InputError: a job cannot be built or dies, or a peer's first result is not ours.
+      InputError: a job cannot be built or dies, or of a side no variant's first result is ours.
     """
+    screened: list[JsonObject] = []
+    left_out: dict[str, str] = {}
+    compiling: dict[str, float] = {}
+    if screen:
+        screened, left_out = _screened(jobs, tell)
+        for job in jobs:
+            if not any(row["peer"].split()[0] == job.side for row in screened):
+                raise InputError(left_out[job.name])
+        compiling = {row["peer"]: row["compile_s"] for row in screened}
+        jobs = [jobs[0], *_fastest(jobs[1:], screened, screen)]
     with workers(jobs, tell) as built:
-        left_out = {w.job.name: w.ready["left_out"] for w in built if "left_out" in w.ready}
+        left_out |= {w.job.name: w.ready["left_out"] for w in built if "left_out" in w.ready}
         built = [worker for worker in built if "left_out" not in worker.ready]
-        for worker in built:
-            if worker.job.side != "ours":
-                require_agreement(worker.job, built[0].ready, worker.ready)
+        left_out |= _disagreeing(built)
+        built = [worker for worker in built if worker.job.name not in left_out]
         longs = [worker.ready.pop("long") for worker in built]
         for worker in built:  # alike, and none where one takes long
             worker.again = not any(longs)
@@ -212,35 +245,85 @@ def measure(
         measured = []
         for worker, taken in zip(built, turns, strict=True):
             joules = [turn["joules"] for turn in taken]
+            worker.ready["compile_s"] = compiling.get(worker.job.name, worker.ready["compile_s"])
             measured.append(
                 Measured(
                     worker.job,
-                    Times.of([turn["seconds"] for turn in taken]),
+                    Times.of(
+                        [turn["seconds"] for turn in taken],
+                        [seconds for turn in taken for seconds in turn.get("calls", ())],
+                    ),
                     None if None in joules else statistics.median(joules),
                     end=worker.end(),
                     **worker.ready,
                 )
             )
-    return measured, left_out
+    return Table(measured, left_out, screened)
 
 
-def require_agreement(peer: Job, ours: JsonObject, theirs: JsonObject) -> None:
-    """Refuse to compare two works that do not compute the same: their first results differ.
+def _screened(
+    jobs: Sequence[Job], tell: Callable[[str], None]
+) -> tuple[list[JsonObject], dict[str, str]]:
+    """A row of each job that was timed once, one process after another; why others were not."""
+    rows: list[JsonObject] = []
+    left_out: dict[str, str] = {}
+    ours: JsonObject = {}
+    for job in jobs:
+        with contextlib.closing(Worker(job)) as worker:
+            ours = ours or worker.ready
+            reason = worker.ready.get("left_out") or disagreement(job, ours, worker.ready)
+            if reason:
+                left_out[job.name] = reason
+                continue
+            seconds = worker.turn()["seconds"]
+        row = {"work": job.title, "peer": job.name, "seconds": seconds}
+        rows.append(row | {"compile_s": worker.ready["compile_s"]})
+        tell(f"  {job.name}: {seconds:.4g} s, timed once")
+    return rows, left_out
+
+
+def _fastest(jobs: Sequence[Job], rows: Sequence[JsonObject], most: int) -> list[Job]:
+    """Those of each side that took the least time."""
+    seconds = {row["peer"]: row["seconds"] for row in rows}
+    chosen = []
+    for side in dict.fromkeys(job.side for job in jobs):
+        timed = [job for job in jobs if job.side == side and job.name in seconds]
+        chosen += sorted(timed, key=lambda job: seconds[job.name])[:most]
+    return chosen
+
+
+def _disagreeing(built: Sequence[Worker]) -> dict[str, str]:
+    """Why peers do not count, by name.
+
+    Raises:
+      InputError: no variant of a side computes what ours does.
+    """
+    ours, *others = built
+    reasons = {w.job.name: disagreement(w.job, ours.ready, w.ready) for w in others}
+    for side in dict.fromkeys(worker.job.side for worker in others):
+        of_side = [reasons[worker.job.name] for worker in others if worker.job.side == side]
+        if of_side and all(of_side):
+            raise InputError(of_side[0])
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def disagreement(peer: Job, ours: JsonObject, theirs: JsonObject) -> str:
+    """Why the times of two works say nothing: their first results differ; empty if they do not.
+
+    By more than 1e-3, or with bfloat16 5e-2, of the greater.
 
     Args:
       peer: the peer's job.
       ours: what our worker said when it was ready.
       theirs: what the peer's said.
-
-    Raises:
-      InputError: by more than 1e-3, or with bfloat16 5e-2, of the greater.
     """
     bound = 1e-3 if ours["environment"]["compute_dtype"] == "float32" else 5e-2
     for name in ours["summary"].keys() & theirs["summary"].keys():
         own, other = ours["summary"][name], theirs["summary"][name]
         if not abs(own - other) <= bound * max(abs(own), abs(other)):
-            raise InputError(
+            return (
                 f"--work={peer.work}: {name} is {own:.6g} and {other:.6g} by {peer.name}, "
                 f"equal to {bound:g} expected: they do not compute the same, so their times say "
                 "nothing (make parity looks closer)"
             )
+    return ""

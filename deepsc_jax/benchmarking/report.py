@@ -8,6 +8,7 @@ from deepsc_jax.benchmarking.measure import Measured
 from deepsc_jax.runtime.types import JsonObject
 
 Row = JsonObject
+PERCENTILES = (50, 90, 99)  # of the seconds of a step, over all calls
 MEMORY = (
     "MiB: the most a process held during its timed runs, of the device where it tells, else of\n"
     "the host beyond what it held after its imports, without the pages of libraries."
@@ -45,6 +46,8 @@ def _ours(ours: Measured, repeats: int) -> Row:
         "ours_min_s": ours.times.low,
         "ours_max_s": ours.times.high,
         "ours_turns_s": list(ours.times.turns),
+        **{f"ours_p{percent}_s": ours.times.percentile(percent) for percent in PERCENTILES},
+        "ours_calls": len(ours.times.calls),
         "ours_peak_mib": ours.peak_mib,
         "ours_idle_mib": ours.end["idle_bytes"] / 2**20,
         "ours_host_peak_mib": ours.end["peak_bytes"] / 2**20,
@@ -126,7 +129,7 @@ def table(rows: Sequence[Row]) -> str:
         MEMORY,
         "",
         f"{'ours':22}{'compile s':>10}{'scans/s':>9}{'tiles/s':>9}{'GFLOP':>9}{'GFLOP/s':>9}"
-        f"{'of peak':>9}{'joules':>8}  {'peer GFLOP':>20}",
+        f"{'of peak':>9}{'joules':>8}{'p50 s':>9}{'p90 s':>9}{'p99 s':>9}  {'peer GFLOP':>20}",
     ]
     for row in {row["work"]: row for row in rows}.values():
         beside = [r for r in rows if r["work"] == row["work"] and r["peer"]]
@@ -136,7 +139,8 @@ def table(rows: Sequence[Row]) -> str:
             f"{row['work']:22}{row['compile_s']:10.1f}{row['scans_per_s']:9.3g}"
             f"{row['tiles_per_s']:9.3g}{row['flops'] / 1e9:9.1f}{row['tflops_per_s'] * 1e3:9.1f}"
             f"{_or_dash(row['share_of_peak'], '.0%'):>9}{_or_dash(row['energy_j'], '.0f'):>8}"
-            f"  {peers or '-':>20}"
+            + "".join(f"{row[f'ours_p{percent}_s']:9.4g}" for percent in PERCENTILES)
+            + f"  {peers or '-':>20}"
         )
     sources = {row["peak_from"] for row in rows if row["flops"]}
     energy = [ENERGY] if any(row["energy_j"] is not None for row in rows) else []

@@ -12,11 +12,10 @@ such file, it is the high-water mark of the process's whole life.
 """
 
 import importlib
+import itertools
 import math
 import os
-import pathlib
 import pickle
-import resource
 import sys
 import time
 import traceback
@@ -25,8 +24,8 @@ from types import ModuleType
 from typing import TypeVar
 
 from deepsc_jax.benchmarking import energy, environment
-from deepsc_jax.benchmarking.jobs import OURS, Job
-from deepsc_jax.runtime import compiler
+from deepsc_jax.benchmarking.jobs import COMPILED, OURS, InapplicableError, Job
+from deepsc_jax.runtime import compiler, memory
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
 
@@ -49,12 +48,14 @@ def main() -> None:
     module = importlib.import_module(f"deepsc_jax.benchmarking.{side}")
     try:
         module.import_late(job)
-        before = _held("VmRSS")
+        before = memory.held("VmRSS")
         timed = Timed(module, job)
-    except InputError as error:  # a form may be another device's
-        return reply(left_out=str(error)) if job.side == "forms" else reply(error=str(error))
+    except InapplicableError as error:
+        return reply(left_out=str(error))
+    except InputError as error:
+        return reply(error=str(error))
     except Exception as error:
-        if job.variant != "compiled":
+        if job.variant not in COMPILED:
             raise
         traceback.print_exc()
         # torch.compile names its backend in the first line, and what it raised in the second.
@@ -85,9 +86,9 @@ class Timed:
         warm, _ = _seconds(self._run)
         self._calls = max(1, math.ceil(TURN_SECONDS / max(warm, 1e-6)))
         compiler.give_back_memory()
-        _reset_peak()
+        memory.reset_peak()
         self._module.reset_peak_device_bytes()
-        self._idle = _held("VmRSS")
+        self._idle = memory.held("VmRSS")
         self._run()  # touches again what was given back
         self._meter = energy.Meter()
         self.ready = {
@@ -98,7 +99,7 @@ class Timed:
         }
 
     def turn(self, *, again: bool) -> JsonObject:
-        """Seconds, and joules where they are told, of one step of the work.
+        """Seconds, and joules where they are told, of one step; `calls`, those of each call.
 
         `again` after an untimed run: the first step after some seconds of waiting for the others
         took half as long again, since a system may take back memory that idles.
@@ -107,21 +108,23 @@ class Timed:
             self._run()
         steps = self._calls * max(len(self._built.depths), 1)
         before = self._meter.joules()
-        begun = time.perf_counter()
+        marks = [time.perf_counter()]
         for _ in range(self._calls):
             self._run()
-        seconds = time.perf_counter() - begun
+            marks.append(time.perf_counter())
+        seconds = marks[-1] - marks[0]
+        each = [(b - a) * self._calls / steps for a, b in itertools.pairwise(marks)]
         after = self._meter.joules()
         joules = None if before is None or after is None else (after - before) / steps
         self._module.give_back_device()  # a peer may need it
-        return {"seconds": seconds / steps, "joules": joules}
+        return {"seconds": seconds / steps, "joules": joules, "calls": each}
 
     def end(self, before: int) -> JsonObject:
         """What is known after the last turn; what takes memory itself comes last."""
-        peak, device = _held("VmHWM"), self._module.peak_device_bytes()
+        peak, device = memory.held("VmHWM"), self._module.peak_device_bytes()
         source, rates = self._module.peak_rates()
         return {
-            "peak_bytes": peak - before,
+            "peak_bytes": peak - before + self._built.more_bytes(),
             "idle_bytes": self._idle - before,
             "device_bytes": device,
             "rates_from": source,
@@ -136,29 +139,6 @@ def _seconds(run: Callable[[], Out]) -> tuple[float, Out]:
     begun = time.perf_counter()
     out = run()
     return time.perf_counter() - begun, out
-
-
-def _held(resident: str) -> int:
-    """Bytes of memory, now (`VmRSS`) or at most (`VmHWM`), that are no pages of files.
-
-    Where the system does not tell, the most that was ever resident.
-    """
-    status = pathlib.Path("/proc/self/status")
-    if not status.exists():
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    whole, files = (int(fields[name].split()[0]) for name in (resident, "RssFile"))
-    return (whole - files) * 1024
-
-
-def _reset_peak() -> None:
-    if sys.platform != "linux":
-        return
-    try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:  # a container may forbid it
-        print(f"the peak memory is that of the whole process: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

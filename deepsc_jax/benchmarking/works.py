@@ -15,8 +15,8 @@ from absl import flags
 from jax.sharding import Mesh
 
 from deepsc_jax.benchmarking import jobs
-from deepsc_jax.benchmarking.jobs import Job
-from deepsc_jax.config import Config, PlatformConfig
+from deepsc_jax.benchmarking.jobs import InapplicableError, Job
+from deepsc_jax.config import Config
 from deepsc_jax.data import pipeline
 from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.batch import Batch as HostBatch
@@ -24,9 +24,8 @@ from deepsc_jax.data.prediction import Prediction
 from deepsc_jax.data.store import Store
 from deepsc_jax.metrics.surface import surface_distances
 from deepsc_jax.models.layers.layout import resolve_dtype
-from deepsc_jax.planning import compiled, flops, targets
+from deepsc_jax.planning import compiled, flops, model_flops, targets
 from deepsc_jax.runtime import compiler, device_mesh
-from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.types import JsonObject
 from deepsc_jax.systems.building import build as build_system
 from deepsc_jax.systems.decoding import decode
@@ -49,12 +48,14 @@ class Built(Generic[Out]):
       flops: counts those of one step, by kind of product (`targets.PRODUCTS`), or none.
       depths: where a call takes several steps, the slices of each one's scans; what is reported is
         per step.
+      more_bytes: at most held by other processes that belong to it.
     """
 
     run: Callable[[], Out]
     summary: Callable[[Out], dict[str, float]]
     flops: Callable[[], Mapping[str, float]] = dict
     depths: tuple[int, ...] = ()
+    more_bytes: Callable[[], int] = lambda: 0
 
 
 def import_late(job: Job) -> None:
@@ -68,8 +69,8 @@ def build(job: Job) -> Built:
         platform = dataclasses.replace(job.config.platform, conv_form=job.variant)
         try:
             config = dataclasses.replace(job.config, platform=platform)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        except ValueError as error:  # a form may be another device's
+            raise InapplicableError(str(error)) from error
         job = dataclasses.replace(job, config=config)
     if job.work not in ("inference", "loading", "surface"):  # as `predict` and `train` do
         device_mesh.use_cpu_cores(job.config.platform, [job.scans])
@@ -94,16 +95,10 @@ def count_flops(job: Job) -> dict[str, int]:
     """
     if job.work in ("loading", "decoding", "surface"):
         return {}
-    platform = job.config.platform
-    plain = PlatformConfig(
-        data_devices=1, compute_dtype=platform.compute_dtype, conv_form="native", remat="none"
-    )
-    system, stage = _system(dataclasses.replace(job.config, platform=plain), job.stage)
     depth = job.scan_size[0]
     if job.work not in ("forward", "inference"):
-        mesh = device_mesh.make_mesh(plain)
-        traced = compiled.trace(system, stage.name, mesh, job.scans, depth)
-        return dict(flops.count(traced.jaxpr))
+        return model_flops.of_step(job.config, job.stage, job.scans, depth)
+    system, stage = _system(model_flops.plain(job.config), job.stage)
     whole = dataclasses.replace(stage, reads=stage.reads.whole())
     shapes = compiled.batch_shapes(system.config, whole, jobs.counts(job)[0], depth)
     variables = jax.eval_shape(lambda: initial(system))
@@ -147,15 +142,14 @@ def peak_rates() -> tuple[str, dict[str, float]]:
     Of a known chip as published; of a CPU, all its cores on a large float32 matrix product now.
     Empty for another chip.
     """
-    kind, platform = jax.devices()[0].device_kind, jax.devices()[0].platform
-    if platform == "cpu":
+    first = jax.devices()[0]
+    if first.platform == "cpu":
         rate = matrix_product_rate()
         return "a float32 matrix product on this machine", dict.fromkeys(targets.PRODUCTS, rate)
-    words = kind.lower().replace("v5 lite", "v5e").split()
-    for name, chip in targets.CHIPS.items():
-        if any(word.startswith(name) for word in words):
-            return f"published for {chip.title}", dict(chip.peaks)
-    return f"unknown for {kind}", {}
+    chip = model_flops.published_chip()
+    if chip is None:
+        return f"unknown for {first.device_kind}", {}
+    return f"published for {chip.title}", dict(chip.peaks)
 
 
 def matrix_product_rate(side: int = 2048) -> float:

@@ -62,7 +62,7 @@ class ConfigFlags:
           flags.Error, ValueError: in one line, what is wrong with which flag.
         """
         given, argv = argv, expanded(argv)
-        name = _last_value(argv, "model") or self._default
+        name = last_value(argv, "model") or self._default
         wants_help = any(text in usage.HELP for text in argv[1:])
         if name not in self._models:
             raise flags.Error(f"--model={name}: expected one of {', '.join(self._models)}")
@@ -209,7 +209,8 @@ def _found(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _last_value(argv: Sequence[str], flag: str) -> str | None:
+def last_value(argv: Sequence[str], flag: str) -> str | None:
+    """What `argv`, expanded, gives a flag last; None where it does not."""
     last = None
     for text, after in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = text.partition("=")

@@ -91,6 +91,12 @@ class TrainConfig:
         "training and validation are split anew, fold I, from 0, being validation; assumed: by a "
         "hash of the patient, class by class; empty for the splits as they are",
     )
+    optimizer: Literal["adam", "sgd"] = option(
+        "adam",
+        "paper: adam (V-A.3); assumed: or sgd, with Nesterov's momentum; a model whose stages have "
+        "an SGD of their own takes no notice",
+    )
+    momentum: float = option(0.9, "assumed: momentum of sgd")
     adam_b1: float = option(0.9, "paper: first-order momentum of Adam")
     adam_b2: float = option(0.999, "paper: second-order momentum of Adam")
     adam_eps: float = option(1e-8, "assumed: epsilon of Adam, torch's default")

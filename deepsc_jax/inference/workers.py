@@ -61,6 +61,8 @@ class BatchInference:
 
     Attributes:
       busy_seconds: how long the network took, from volume to result, compiling included.
+      first_seconds: of these, on the first scan of each shape, for which it compiles.
+      voxels: of the scans after the first of their shape.
 
     Args:
       predictor: the network.
@@ -79,7 +81,9 @@ class BatchInference:
         overwrite: bool,
         allow: Collection[str] = (),
     ):
-        self.busy_seconds = 0.0
+        self.busy_seconds = self.first_seconds = 0.0
+        self.voxels = 0
+        self._shapes: set[tuple[int, ...]] = set()
         self._predictor, self._count = predictor, workers
         self._options = _Options(
             out=out, network=predictor.network, overwrite=overwrite, allow=allow
@@ -147,7 +151,13 @@ class BatchInference:
             try:
                 return self._predictor(volume)
             finally:
-                self.busy_seconds += time.monotonic() - begun
+                seconds = time.monotonic() - begun
+                self.busy_seconds += seconds
+                if volume.shape in self._shapes:
+                    self.voxels += volume.size
+                else:
+                    self._shapes.add(volume.shape)
+                    self.first_seconds += seconds
 
     def _attend(self, todo: "queue.SimpleQueue[Request]") -> None:
         """What a thread does: start a worker, and see requests through it while there are any."""

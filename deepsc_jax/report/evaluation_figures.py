@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,6 +28,7 @@ STYLES = (
 )
 SHORT = {"covid-19": "COVID-19", "cap": "CAP"}
 
+Corner = Literal["lower right", "upper right", "upper left"]
 Labels = Int[np.ndarray, "scans"]
 Probabilities = Float[np.ndarray, "scans classes"]
 
@@ -117,7 +119,7 @@ def short(name: str) -> str:
     return said if len(said) <= 24 else f"{said[:23]}…"
 
 
-def source(figure: Figure, axes: Axes | None, legend: str = "lower right") -> str:
+def source(figure: Figure, axes: Axes | None, legend: Corner = "lower right") -> str:
     """A figure as an address for `src`, with a legend of `axes` at a place of theirs."""
     if axes is not None and axes.get_legend_handles_labels()[0]:
         axes.legend(loc=legend, fontsize=9, framealpha=0.9)

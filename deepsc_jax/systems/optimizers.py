@@ -34,6 +34,24 @@ def learning_rate(train: TrainConfig, stage: StageOptions) -> optax.Schedule:
     return rate
 
 
+def chosen(train: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The one that `train.optimizer` names."""
+    return adam(train, schedule) if train.optimizer == "adam" else sgd(train, schedule)
+
+
+def sgd(train: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """SGD with Nesterov's momentum; `weight_decay` of kernels is added to their gradients.
+
+    As `torch.optim.SGD(nesterov=True)`.
+    """
+    steps: list[optax.GradientTransformation] = []
+    if train.clip_norm:
+        steps.append(optax.clip_by_global_norm(train.clip_norm))
+    if train.weight_decay:
+        steps.append(optax.add_decayed_weights(train.weight_decay, mask=_kernels))
+    return optax.chain(*steps, optax.sgd(schedule, momentum=train.momentum, nesterov=True))
+
+
 def adam(train: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Adam; AdamW (Loshchilov and Hutter 2019) with `weight_decay`; clipped by `clip_norm`.
 

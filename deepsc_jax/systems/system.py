@@ -248,11 +248,11 @@ class System(abc.ABC):
         of_stage = self.config.stage(stage.name)
         if isinstance(of_stage, SgdConfig):
             return optax.with_extra_args_support(sgd.sgd(of_stage))
-        adam = optimizers.adam(self.config.train, self.learning_rate(stage))
+        chosen = optimizers.chosen(self.config.train, self.learning_rate(stage))
         plateau = self.plateau(stage)
         if plateau is None:
-            return optax.with_extra_args_support(adam)
-        return optax.chain(adam, reduction(plateau, of_stage.learning_rate))
+            return optax.with_extra_args_support(chosen)
+        return optax.chain(chosen, reduction(plateau, of_stage.learning_rate))
 
     def rate_taken(self, stage: Stage, step: Array, opt_state: optax.OptState) -> Array:
         """The learning rate of a step, given the optimizer's state after it."""

@@ -37,6 +37,7 @@ class Asked:
       workdir: where checkpoints and logs go.
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
       init_from: the folders of runs whose pre-trainings take the place of this one's.
+      profile: the first and the last step of each stage that are traced.
     """
 
     config: Config
@@ -46,6 +47,7 @@ class Asked:
     workdir: pathlib.Path
     step_timeout: float
     init_from: tuple[pathlib.Path, ...] = ()
+    profile: tuple[int, int] | None = None
 
 
 def run(
@@ -154,7 +156,7 @@ def _train(
             lock.require()
 
     system, timeout = build(asked.config), asked.step_timeout
-    if not loop.train(system, store, workdir, stages, timeout, require_held, taken):
+    if not loop.train(system, store, workdir, stages, timeout, require_held, taken, asked.profile):
         return signals.code
     for stage in stages:
         if "lesions" not in stage.learns:

@@ -19,9 +19,21 @@ from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.meters import StepClock, require_finite, take_means
 from deepsc_jax.training.preemption import Preemption
 from deepsc_jax.training.pretrained import Taken
+from deepsc_jax.training.profiling import Trace
 from deepsc_jax.training.stage import ReadyStage, Run, of_stage, prepare_stage
 from deepsc_jax.training.state import State
 from deepsc_jax.training.step import Scalars
+from deepsc_jax.training.utilisation import (
+    COMPILING,
+    EVALUATING,
+    SAVING,
+    STEPPING,
+    WAITING,
+    WATCHING,
+    Ledger,
+    Throughput,
+    last_line,
+)
 from deepsc_jax.training.validation import Validation, check_split
 from deepsc_jax.training.watch import strip
 
@@ -34,6 +46,7 @@ def train(
     step_timeout: float = 0,
     require_held: Callable[[], None] = lambda: None,
     taken: Mapping[str, Taken] | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> bool:
     """Run `stages` in order, each from where it was stopped; in every process of a job alike.
 
@@ -49,6 +62,7 @@ def train(
       step_timeout: the seconds after which a step that has not ended hangs; 0 for ever.
       require_held: called before something is written; raises where another run has `workdir` now.
       taken: by stage, the checkpoints of another run (`workdir.Record.init_from`).
+      profile: the first and the last step of each stage that are traced, for xprof.
 
     Returns:
       Whether it got to the end; False after a signal.
@@ -78,8 +92,14 @@ def train(
             watchdog,
             require_held,
             taken or {},
+            Ledger(workdir / "time.json", writer=cluster.is_writer()),
+            profile,
         )
-        return all(train_stage(run, stage) for stage in stages)
+        if not all(train_stage(run, stage) for stage in stages):
+            return False
+        run.require_held()
+        run.ledger.keep(ended=True)
+        return True
 
 
 def train_stage(run: Run, stage: Stage) -> bool:
@@ -132,41 +152,54 @@ def _take_steps(
 
     def validate() -> bool:
         """Whether it was stopped."""
-        with run.watchdog.paused():
+        with run.watchdog.paused(), run.ledger.during(EVALUATING):
             found = ready.validate(state) if ready.validate else None
         if found is not None:
             heeding.enter_context(signals.heeded(f"training of {stage.name}"))
             run.require_held()
             _log_validation(run, stage, step, found)
-            checkpoints.add_record(step, found.record)
+            with run.ledger.during(SAVING):
+                checkpoints.add_record(step, found.record)
         return found is None
 
     heeding.callback(run.watchdog.rest)
     heeding.callback(ready.batches.close)
     preempted = validates() and checkpoints.record(step) is None and validate()
-    clock = StepClock(step)
+    clock, ledger = StepClock(step), run.ledger
+    throughput = Throughput(run.system, stage, run.mesh.devices.size, counts=run.log.writer)
+    trace = Trace(run.workdir / "profile" / stage.name, run.profile, run.log.say)
+    heeding.callback(trace.close)
+    values: dict[str, float] = {}
     since: list[Scalars] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
     quiet = not run.log.writer
-    with Progress(stage.name, stage.steps, step, quiet=quiet, lines=True) as progress:
+    with (
+        Progress(stage.name, stage.steps, step, quiet=quiet, lines=True) as progress,
+        ledger.during(STEPPING),
+    ):
         while step < stage.steps and not preempted:
-            with clock.waiting():
+            with clock.waiting(), ledger.during(WAITING):
                 read = next(ready.batches)
             batch = device_mesh.put_batch(read, run.mesh, DEPTH_AXES)
             watched = _watch(run, ready, state, batch, step + 1, clock)
             shape = {name: x.shape for name, x in batch.items()}
-            if shape in shapes:
-                state, scalars = ready.step(state, batch)
-            else:  # it is compiled first, which is no step's time
-                with run.watchdog.paused(), clock.paused():
-                    state, scalars = ready.step(state, batch)
+            if shape not in shapes:  # it is compiled first, which is no step's time
+                with run.watchdog.paused(), clock.paused(), ledger.during(COMPILING):
+                    throughput.learn(batch)
+                    with trace.begin(step + 1):
+                        state, scalars = ready.step(state, batch)
                     compiler.give_back_memory()
                 shapes.append(shape)
                 if step == first:
                     heeding.enter_context(signals.heeded(f"training of {stage.name}"))
                     clock.restart()
+            else:
+                with trace.begin(step + 1):
+                    state, scalars = ready.step(state, batch)
             since.append(scalars)
+            throughput.add(batch)
             step += 1
+            trace.end(step, state)
             if watched:
                 run.require_held()
                 run.log.write(stage.name, step, watched)
@@ -181,13 +214,19 @@ def _take_steps(
                 require_finite(values, stage.name, step)
                 run.require_held()
                 values |= clock.rates(step, stage.batch)
+                values |= throughput.rates(values["seconds_per_step"])
+                values["goodput"] = ledger.shares()[STEPPING]
                 run.log.write(stage.name, step, values)
                 progress.show(step, loss=values["loss"])
             with clock.paused():
                 if saves:
-                    checkpoints.save(state, ready.batches.get_state())
+                    with ledger.during(SAVING):
+                        checkpoints.save(state, ready.batches.get_state())
+                        ledger.keep()
                 if validates() and not preempted:
                     preempted = validate()
+    if values:
+        run.log.say(f"{stage.name}: {last_line(values, ledger)}")
     return step
 
 
@@ -198,7 +237,7 @@ def _watch(
     if ready.watch is None or step % run.system.config.train.watch_every:
         return {}
     jax.block_until_ready(state.params)
-    with run.watchdog.paused(), clock.paused():
+    with run.watchdog.paused(), clock.paused(), run.ledger.during(WATCHING):
         return ready.watch(state, batch)
 
 

@@ -11,6 +11,12 @@ import numpy as np
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.training.step import Scalars
 
+# What a line of the log says of time and memory: no two runs have the same.
+TIMED = (
+    *("seconds_per_step", "scans_per_second", "loader_share", "voxels_per_second"),
+    *("tflops_per_device", "mfu", "goodput", "peak_memory_mib"),
+)
+
 
 class StepClock:
     """The time of steps alone."""

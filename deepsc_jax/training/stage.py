@@ -27,6 +27,7 @@ from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.preemption import Preemption
 from deepsc_jax.training.pretrained import Taken, require_unchanged
 from deepsc_jax.training.step import TrainStep, make_eval_step, make_train_step
+from deepsc_jax.training.utilisation import Ledger
 from deepsc_jax.training.validation import Validation, validate
 from deepsc_jax.training.watch import Watch, make_watch
 
@@ -39,7 +40,8 @@ class Run:
 
     `require_held` raises where another run has taken the folder over; called before it is written.
     `taken` are checkpoints of another run, by stage, in place of those of `workdir`; `programs` are
-    those of the stage before.
+    those of the stage before. `ledger` has where the time goes, and `profile` which steps of each
+    stage are traced.
     """
 
     system: System
@@ -51,6 +53,8 @@ class Run:
     watchdog: Watchdog
     require_held: Callable[[], None]
     taken: Mapping[str, Taken]
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+    profile: tuple[int, int] | None = None
     programs: "Programs" = dataclasses.field(default_factory=lambda: Programs())
 
 

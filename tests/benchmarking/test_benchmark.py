@@ -11,13 +11,15 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import smallest
 from measured import CONFIG, job, measured
 
 from deepsc_jax.benchmarking import bars, energy, jobs, measure, report, works
 from deepsc_jax.benchmarking.jobs import Job
-from deepsc_jax.config import PlatformConfig
+from deepsc_jax.config import PlatformConfig, TrainConfig
+from deepsc_jax.systems.decoding import decode
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -211,6 +213,21 @@ def test_batches_are_those_of_the_pipeline():
     assert "tiles" not in jobs.batch(job(stage="classification"))
 
 
+MOVED = dataclasses.replace(CONFIG.train, rotation_degrees=20.0, noise=0.1, gamma=(0.7, 1.5))
+
+
+@pytest.mark.parametrize("train", [CONFIG.train, MOVED])
+@pytest.mark.parametrize("stage", ["segmentation", "classification", "joint"])
+def test_what_travels_decodes_to_what_peers_are_given(stage: str, train: TrainConfig):
+    made = job(stage=stage, config=dataclasses.replace(CONFIG, train=train))
+    sent, seen = jobs.batch(made, travels=True), jobs.batch(made)
+    assert "augmentation" in sent
+    decoded = decode(sent, made.reads, CONFIG.data, train)
+    for name, expected in seen.items():
+        # A level of 16 bits; where voxels move, two roundings of a resampled one.
+        assert np.abs(np.asarray(decoded[name], np.float64) - expected).max() < 3 / 65535, name
+
+
 @pytest.mark.parametrize(
     ("work", "stage", "expected"),
     [
@@ -285,7 +302,7 @@ def test_a_batch_that_devices_do_not_divide_is_one_line():
 
 
 def test_the_width_of_monais_network_is_the_nearest_in_flops():
-    peers = importlib.import_module("deepsc_jax.benchmarking.peers")
+    peers = importlib.import_module("deepsc_jax.benchmarking.monai_networks")
     tile = (8, 16, 16)
     one, other = (
         peers.nearest_width(tile, 1, peers._unet_flops(w, tile, True), trains=True) for w in (3, 12)

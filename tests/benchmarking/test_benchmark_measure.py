@@ -3,20 +3,21 @@
 import dataclasses
 import pathlib
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from measured import job
 
 from deepsc_jax.benchmarking import measure, worker
 from deepsc_jax.benchmarking.jobs import Job
-from deepsc_jax.benchmarking.measure import Times, interleave, require_agreement
+from deepsc_jax.benchmarking.measure import Times, disagreement, interleave
 from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.runtime.errors import InputError
 
 
 def test_median_least_and_greatest_of_uneven_turns():
-    assert Times.of([5.0, 1.0, 2.0]) == Times((5.0, 1.0, 2.0), 2.0, 1.0, 5.0)
+    turns = (5.0, 1.0, 2.0)
+    assert Times.of(turns) == Times(turns, 2.0, 1.0, 5.0, calls=turns)
     assert Times.of([4.0, 1.0, 2.0, 8.0]).median == 3.0
 
 
@@ -111,17 +112,70 @@ def test_what_was_compiled_is_started_again_and_keeps_the_seconds_of_compiling(m
     assert states == [*ready, "  monai compiled: left out"]
 
 
-def test_a_peer_with_another_result_is_refused():
+def test_a_peer_with_another_result_does_not_agree():
     def ready(loss: float, dtype: str = "float32") -> dict[str, Any]:
         return {"summary": {"loss": loss}, "environment": {"compute_dtype": dtype}}
 
     peer = job(side="torch", variant="eager")
-    require_agreement(peer, ready(1), ready(1.0009))
-    with pytest.raises(InputError, match=r"loss is 1 and 1\.002 by torch eager"):
-        require_agreement(peer, ready(1), ready(1.002))
-    with pytest.raises(InputError, match="nan"):
-        require_agreement(peer, ready(1), ready(float("nan")))
-    require_agreement(peer, ready(1, "bfloat16"), ready(1.04))
+    assert not disagreement(peer, ready(1), ready(1.0009))
+    assert "loss is 1 and 1.002 by torch eager" in disagreement(peer, ready(1), ready(1.002))
+    assert "nan" in disagreement(peer, ready(1), ready(float("nan")))
+    assert not disagreement(peer, ready(1, "bfloat16"), ready(1.04))
+
+
+class Scripted:
+    """A worker whose loss and seconds are those of its variant; started in this order."""
+
+    losses: ClassVar = {"": 1.0, "eager": 1.0, "layers": 2.0, "compiled": 1.0, "one_by_one": 1.0}
+    seconds: ClassVar = {"": 4.0, "eager": 3.0, "layers": 0.1, "compiled": 1.0, "one_by_one": 2.0}
+    started: ClassVar[list[str]] = []
+
+    def __init__(self, job: Job):
+        self.job, self.again = job, True
+        told = {"environment": {"compute_dtype": "float32"}, "long": False, "compile_s": 5.0}
+        self.ready = {**told, "summary": {"loss": self.losses[job.variant]}}
+        self.started.append(job.variant)
+
+    def turn(self) -> dict[str, Any]:
+        return {"seconds": self.seconds[self.job.variant], "joules": None}
+
+    def end(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    monkeypatch.setattr(Scripted, "started", [])
+    monkeypatch.setattr(measure, "Worker", Scripted)
+    monkeypatch.setattr(measure, "PAUSE_SECONDS", 0)
+    return Scripted
+
+
+def of_torch(*variants: str) -> list[Job]:
+    return [job(side="torch", variant=variant) for variant in variants]
+
+
+def test_a_variant_that_computes_something_else_is_left_out_and_named(scripted: type[Scripted]):
+    table = measure.measure([job(), *of_torch("eager", "layers")], 1)
+    assert [one.job.variant for one in table.measured] == ["", "eager"]
+    assert "loss is 1 and 2 by torch layers" in table.left_out["torch layers"]
+    with pytest.raises(InputError, match="by torch layers"):
+        measure.measure([job(), *of_torch("layers")], 1)
+
+
+def test_the_fastest_of_what_was_timed_once_take_turns(scripted: type[Scripted]):
+    peers = of_torch("eager", "layers", "one_by_one", "compiled")
+    table = measure.measure([job(), *peers], 1, screen=2)
+    assert [one.job.variant for one in table.measured] == ["", "compiled", "one_by_one"]
+    timed = [(row["peer"], row["seconds"]) for row in table.screened]
+    assert timed[1:] == [("torch eager", 3), ("torch one_by_one", 2), ("torch compiled", 1)]
+    assert list(table.left_out) == ["torch layers"]  # the fastest, at computing something else
+    # Once each, alone; then ours and what is compiled twice, to be found on disk.
+    once = ["", "eager", "layers", "one_by_one", "compiled"]
+    assert scripted.started == [*once, "", "", "compiled", "compiled", "one_by_one"]
 
 
 def test_a_process_that_dies_is_named_with_its_last_word(tmp_path: pathlib.Path):

@@ -9,12 +9,13 @@ from deepsc_jax.benchmarking import jobs, peers, works
 from deepsc_jax.benchmarking.jobs import Job
 from deepsc_jax.config import Config
 from deepsc_jax.data.batch import Reads
+from deepsc_jax.models.deepsc.config import Options
 
 
 def test_both_sides_find_the_same(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("surface_distance")
     size = (32, 64, 64)
-    job = Job("surface", Config(), size, "joint", Reads(), "ours", "", tmp_path)
+    job = Job("surface", Config(Options()), size, "joint", Reads(), "ours", "", tmp_path)
     beside = dataclasses.replace(job, side="surface_distance", variant="numpy")
     ours, theirs = (module.build(each) for module, each in ((works, job), (peers, beside)))
     found = ours.summary(ours.run())

@@ -26,7 +26,7 @@ from deepsc_jax.inference.request import Request
 from deepsc_jax.inference.results import Outcome
 from deepsc_jax.inference.workers import BatchInference
 from deepsc_jax.phantoms.writing import write_phantoms
-from deepsc_jax.predict import summary, write_table
+from deepsc_jax.predict import summary, utilisation, write_table
 from deepsc_jax.runtime.errors import InputError
 
 DATA = DataConfig(
@@ -173,6 +173,16 @@ def test_a_bad_scan_and_a_failing_network_cost_one_scan_each(
         "1 of 3 scans predicted, 2 failed, 1 with notes in 10 s: 360 scans/hour; the network took "
         "40% of the time and waited for scans 60%"
     )
+
+
+def test_the_network_is_timed_without_the_first_scan_of_a_shape() -> None:
+    line = utilisation(busy=10, first=4, voxels=12_000_000, peak=3 * 2**20)
+    assert line == (
+        "the network: 2e+06 voxels/s, 40% of its time on the first scan of a shape, compiling, "
+        "at most 3 MiB"
+    )
+    alone = utilisation(busy=4, first=4, voxels=0, peak=2**20)
+    assert alone.startswith("the network: 100% of its time on the first scan of a shape")
 
 
 def test_a_killed_worker_costs_one_scan(scans: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""What the training of every reference shares: its input, and Adam with a falling learning rate."""
+"""What the training of every reference shares: its input, and steps with a falling rate."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -24,15 +24,15 @@ def take_steps(
 ) -> Iterator[dict[str, float]]:
     """One step a batch, by the `loss` of its `losses`; yields these, as before the step.
 
-    Adam, whose learning rate falls linearly to 0.
+    Adam, or SGD with Nesterov's momentum, whose learning rate falls linearly to 0.
     """
     options, of_stage = config.train, config.stage(stage)
-    optimizer = torch.optim.Adam(
-        network.parameters(),
-        of_stage.learning_rate,
-        (options.adam_b1, options.adam_b2),
-        options.adam_eps,
-    )
+    parameters, rate = network.parameters(), of_stage.learning_rate
+    if options.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, rate, options.momentum, nesterov=True)
+    else:
+        betas = (options.adam_b1, options.adam_b2)
+        optimizer = torch.optim.Adam(parameters, rate, betas, options.adam_eps)
     steps = of_stage.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1 - step / steps, 0))
     for batch in batches:

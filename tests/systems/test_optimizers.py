@@ -1,7 +1,7 @@
 """Learning rates and optimizers by hand."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from deepsc_jax.config.training import StageConfig, TrainConfig
-from deepsc_jax.systems.optimizers import adam, averaged, learning_rate
+from deepsc_jax.systems.optimizers import adam, averaged, chosen, learning_rate
 
 STAGE = StageConfig(steps=100, batch=8, learning_rate=1e-3)
 PARAMS = {"conv": {"kernel": jnp.full((2, 2), 3.0)}, "norm": {"scale": jnp.full(2, 3.0)}}
@@ -103,3 +103,23 @@ def test_the_average_forgets_its_start_and_then_keeps_its_decay():
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TrainConfig(), **options)
+
+
+def test_sgd_with_nesterovs_momentum_by_hand():
+    train = TrainConfig(optimizer="sgd", momentum=0.5, schedule="constant", weight_decay=0.1)
+    optimizer = chosen(train, learning_rate(train, STAGE))
+    state, gradient = optimizer.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS)
+    # v = g, then v = 1.5 g; a step is the rate times g + 0.5 v. A kernel's g is 1 + 0.1 * 3.
+    for expected in (1.5, 1.75):
+        update, state = optimizer.update(gradient, state, PARAMS)
+        scale, kernel = (
+            cast(Any, update)[a][b] for a, b in (("norm", "scale"), ("conv", "kernel"))
+        )
+        np.testing.assert_allclose(scale, -1e-3 * expected, rtol=1e-6)
+        np.testing.assert_allclose(kernel, -1.3e-3 * expected, rtol=1e-6)
+
+
+def test_adam_is_chosen_by_default():
+    rate = optax.constant_schedule(1e-3)
+    found, expected = (o.init(PARAMS) for o in (chosen(TrainConfig(), rate), optax.adam(rate)))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)

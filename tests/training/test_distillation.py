@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stored
@@ -169,7 +170,7 @@ def test_a_case_is_answered_by_the_teachers_that_have_not_seen_it(
             variables = predictor.load(complete, name).variables
             for case in fold:
                 image = store.read(case.name, "volume")[:1]
-                out = system.outputs(of_stage, variables, {"slices": image[None]})
+                out = system.outputs(of_stage, variables, {"slices": jnp.asarray(image[None])})
                 row = document["logits"][case.name][k]
                 np.testing.assert_allclose(np.asarray(out["logits"])[0], row, rtol=1e-4, atol=1e-5)
                 seen.append((k, case.name))
@@ -332,8 +333,9 @@ def test_more_folds_than_patients_are_refused(store: Store) -> None:
 
 def test_a_student_without_its_weight_is_taught_nothing() -> None:
     """At a weight of 0 the loss is that of the hard labels."""
-    logits = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
-    label, weights = np.asarray([0, 1, 1, 0]), np.ones(2, np.float32)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32))
+    label, weights = jnp.asarray([0, 1, 1, 0]), jnp.ones(2)
+    assert isinstance(CONFIG.model, cnncf.Options)
     for weight, same in ((0.0, True), (0.5, False)):
         options = dataclasses.replace(CONFIG.model, variant="published", distillation_weight=weight)
         config = dataclasses.replace(CONFIG, model=options)
@@ -352,11 +354,11 @@ def test_what_the_terms_add_is_the_loss(is_open: bool) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 4, 2)).astype(np.float32)
     out = {"stage1_logits": logits[0], "stage2_logits": logits[1], "open": np.asarray(is_open)}
-    label, weights = np.asarray([0, 1, 1, 0]), np.ones(2, np.float32)
+    label, weights = jnp.asarray([0, 1, 1, 0]), jnp.ones(2)
+    assert isinstance(CONFIG.model, cnncf.Options)
     carried = {gate.COLLECTION: gate.shut()}
-    terms, _ = network.losses(
-        CONFIG, out, carried, label, weights, rng.normal(size=(4, 2, 2)).astype(np.float32)
-    )
+    soft = jnp.asarray(rng.normal(size=(4, 2, 2)).astype(np.float32))
+    terms, _ = network.losses(CONFIG, out, carried, label, weights, soft)
     assert (np.asarray(terms["distillation"]) > 0).all() == is_open
     added = sum(network.weighted(CONFIG.model, terms).values())
     np.testing.assert_allclose(np.asarray(added), terms["loss"], rtol=1e-6)

@@ -23,6 +23,7 @@ from deepsc_jax.systems.system import initial
 from deepsc_jax.training import state as states
 from deepsc_jax.training import workdir as workdirs
 from deepsc_jax.training.checkpoint import Checkpoints
+from deepsc_jax.training.meters import TIMED
 
 ENDS = {
     signal.SIGKILL: -signal.SIGKILL,
@@ -82,9 +83,8 @@ class Trainings:
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What the run logged, but for how long it took."""
         text = (self.folder / name / "metrics.jsonl").read_text()
-        timed = ("seconds_per_step", "scans_per_second", "loader_share")
         lines = [json.loads(line) for line in text.splitlines()]
-        return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+        return [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
 
     def arrays(self, name: str) -> list[np.ndarray]:
         """The state and the data's place in the newest checkpoint."""

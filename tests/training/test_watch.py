@@ -41,7 +41,7 @@ from deepsc_jax.systems.watching import lesion_figures, plane
 from deepsc_jax.training import loop
 from deepsc_jax.training import state as states
 from deepsc_jax.training.checkpoint import Checkpoints
-from deepsc_jax.training.meters import StepClock
+from deepsc_jax.training.meters import TIMED, StepClock
 from deepsc_jax.training.step import make_eval_step, make_train_step
 from deepsc_jax.training.watch import make_watch, relations, strip
 
@@ -158,9 +158,8 @@ def final(run: pathlib.Path) -> states.State:
 
 def test_watched_or_not_a_run_ends_with_the_same_bits(runs: dict[int, pathlib.Path]) -> None:
     jax.tree.map(np.testing.assert_array_equal, final(runs[0]), final(runs[2]))
-    timed = {"seconds_per_step", "scans_per_second", "loader_share"}
     steps = [
-        [{k: v for k, v in line.items() if k not in timed} for line in lines(run) if "loss" in line]
+        [{k: v for k, v in line.items() if k not in TIMED} for line in lines(run) if "loss" in line]
         for run in runs.values()
     ]
     assert steps[0] == steps[1]
