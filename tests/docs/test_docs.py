@@ -10,9 +10,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 FRONT = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-# Flags that the pages show of other programs, of every command, and of the model that CONTRIBUTING
-# invents.
+# Flags that the pages show of other programs and scripts, of every command, and of the model that
+# CONTRIBUTING invents.
 OTHERS = {
+    "budget_s",
+    "logdir",
     "array",
     "nodes",
     "rm",
