@@ -8,34 +8,22 @@ import jax
 
 from deepsc_jax.data.batch import DEPTH_AXES
 from deepsc_jax.data.store import Store
-from deepsc_jax.runtime import cluster, compiler, device_mesh
+from deepsc_jax.runtime import cluster, device_mesh
 from deepsc_jax.runtime.progress import Progress
 from deepsc_jax.runtime.signals import signals
 from deepsc_jax.runtime.watchdog import Watchdog
-from deepsc_jax.systems.system import Batch, Stage, System
+from deepsc_jax.systems.system import Stage, System
 from deepsc_jax.training import soft_labels
 from deepsc_jax.training.checkpoint import Checkpoints
+from deepsc_jax.training.gauges import Gauges
 from deepsc_jax.training.logs import MetricsLog
-from deepsc_jax.training.meters import StepClock, require_finite, take_means
+from deepsc_jax.training.meters import require_finite, take_means
 from deepsc_jax.training.preemption import Preemption
 from deepsc_jax.training.pretrained import Taken
-from deepsc_jax.training.profiling import Trace
 from deepsc_jax.training.stage import ReadyStage, Run, of_stage, prepare_stage
-from deepsc_jax.training.state import State
 from deepsc_jax.training.step import Scalars
-from deepsc_jax.training.utilisation import (
-    COMPILING,
-    EVALUATING,
-    SAVING,
-    STEPPING,
-    WAITING,
-    WATCHING,
-    Ledger,
-    Throughput,
-    last_line,
-)
-from deepsc_jax.training.validation import Validation, check_split
-from deepsc_jax.training.watch import strip
+from deepsc_jax.training.utilisation import EVALUATING, Ledger
+from deepsc_jax.training.validation import check_split, log_validation
 
 
 def train(
@@ -110,11 +98,10 @@ def train_stage(run: Run, stage: Stage) -> bool:
     """
     run = of_stage(run, stage)
     checkpoints = Checkpoints(run.workdir / stage.name, writer=True)
-    validated = bool(run.store.cases("validation"))
     # Entered once there is something to save, left when it is on disk.
     with contextlib.ExitStack() as heeding, contextlib.closing(checkpoints):
         if checkpoints.latest_step() == stage.steps and (
-            checkpoints.record(stage.steps) is not None or not validated
+            checkpoints.record(stage.steps) is not None or not run.store.cases("validation")
         ):
             run.log.say(f"{stage.name}: already trained for {stage.steps} steps")
             step = stage.steps
@@ -142,9 +129,10 @@ def _take_steps(
     ready: ReadyStage,
     heeding: contextlib.ExitStack,
 ) -> int:
-    train = run.system.config.train
-    state = ready.state
+    train, state = run.system.config.train, ready.state
     first = step = int(state.step)
+    gauges = Gauges(run, stage, step)
+    heeding.callback(gauges.close)
 
     def validates() -> bool:
         due = step == stage.steps or step % train.evaluate_every == 0
@@ -152,54 +140,40 @@ def _take_steps(
 
     def validate() -> bool:
         """Whether it was stopped."""
-        with run.watchdog.paused(), run.ledger.during(EVALUATING):
+        with gauges.apart(EVALUATING):
             found = ready.validate(state) if ready.validate else None
         if found is not None:
             heeding.enter_context(signals.heeded(f"training of {stage.name}"))
             run.require_held()
-            _log_validation(run, stage, step, found)
-            with run.ledger.during(SAVING):
+            log_validation(run.log, run.store, stage, step, found)
+            with gauges.saving():
                 checkpoints.add_record(step, found.record)
         return found is None
 
     heeding.callback(run.watchdog.rest)
     heeding.callback(ready.batches.close)
     preempted = validates() and checkpoints.record(step) is None and validate()
-    clock, ledger = StepClock(step), run.ledger
-    throughput = Throughput(run.system, stage, run.mesh.devices.size, counts=run.log.writer)
-    trace = Trace(run.workdir / "profile" / stage.name, run.profile, run.log.say)
-    heeding.callback(trace.close)
-    values: dict[str, float] = {}
     since: list[Scalars] = []
-    shapes: list[dict[str, tuple[int, ...]]] = []
-    quiet = not run.log.writer
+    shapes = set[frozenset[tuple[str, tuple[int, ...]]]]()
     with (
-        Progress(stage.name, stage.steps, step, quiet=quiet, lines=True) as progress,
-        ledger.during(STEPPING),
+        Progress(stage.name, stage.steps, step, quiet=not run.log.writer, lines=True) as progress,
+        gauges.stepping(),
     ):
         while step < stage.steps and not preempted:
-            with clock.waiting(), ledger.during(WAITING):
+            with gauges.waiting():
                 read = next(ready.batches)
             batch = device_mesh.put_batch(read, run.mesh, DEPTH_AXES)
-            watched = _watch(run, ready, state, batch, step + 1, clock)
-            shape = {name: x.shape for name, x in batch.items()}
-            if shape not in shapes:  # it is compiled first, which is no step's time
-                with run.watchdog.paused(), clock.paused(), ledger.during(COMPILING):
-                    throughput.learn(batch)
-                    with trace.begin(step + 1):
-                        state, scalars = ready.step(state, batch)
-                    compiler.give_back_memory()
-                shapes.append(shape)
-                if step == first:
-                    heeding.enter_context(signals.heeded(f"training of {stage.name}"))
-                    clock.restart()
-            else:
-                with trace.begin(step + 1):
-                    state, scalars = ready.step(state, batch)
+            watched = gauges.watched(ready.watch, state, batch, step + 1)
+            shape = frozenset((name, x.shape) for name, x in batch.items())
+            with gauges.step(step + 1, batch, compiles=shape not in shapes):
+                state, scalars = ready.step(state, batch)
+            if step == first:
+                heeding.enter_context(signals.heeded(f"training of {stage.name}"))
+                gauges.restart()
+            shapes.add(shape)
             since.append(scalars)
-            throughput.add(batch)
             step += 1
-            trace.end(step, state)
+            gauges.took(step, batch, state)
             if watched:
                 run.require_held()
                 run.log.write(stage.name, step, watched)
@@ -207,46 +181,20 @@ def _take_steps(
                 run.log.say(f"{stage.name} {step}/{stage.steps}  {line}")
             preempted = run.preemption.agreed()
             run.watchdog.beat(step)
-            last = step == stage.steps
-            saves = validates() or preempted or last or step % train.checkpoint_every == 0
+            ends = preempted or step == stage.steps
+            saves = validates() or ends or step % train.checkpoint_every == 0
             if saves or step % train.log_every == 0:
                 values = take_means(since)
                 require_finite(values, stage.name, step)
                 run.require_held()
-                values |= clock.rates(step, stage.batch)
-                values |= throughput.rates(values["seconds_per_step"])
-                values["goodput"] = ledger.shares()[STEPPING]
+                values |= gauges.rates(step)
                 run.log.write(stage.name, step, values)
                 progress.show(step, loss=values["loss"])
-            with clock.paused():
-                if saves:
-                    with ledger.during(SAVING):
-                        checkpoints.save(state, ready.batches.get_state())
-                        ledger.keep()
-                if validates() and not preempted:
-                    preempted = validate()
-    if values:
-        run.log.say(f"{stage.name}: {last_line(values, ledger)}")
+            if saves:
+                with gauges.saving():
+                    checkpoints.save(state, ready.batches.get_state())
+            if validates() and not preempted:
+                preempted = validate()
+    if said := gauges.last_line():
+        run.log.say(f"{stage.name}: {said}")
     return step
-
-
-def _watch(
-    run: Run, ready: ReadyStage, state: State, batch: Batch, step: int, clock: StepClock
-) -> dict[str, float]:
-    """What is watched of the step to come, if that is one of those that are; no step's time."""
-    if ready.watch is None or step % run.system.config.train.watch_every:
-        return {}
-    jax.block_until_ready(state.params)
-    with run.watchdog.paused(), clock.paused(), run.ledger.during(WATCHING):
-        return ready.watch(state, batch)
-
-
-def _log_validation(run: Run, stage: Stage, step: int, found: Validation) -> None:
-    known = {name: value for name, value in found.record.items() if value is not None}
-    logged = found.figures | known
-    run.log.write(stage.name, step, {f"validation_{k}": v for k, v in logged.items()})
-    cases = run.store.cases("validation")
-    pictures = {cases[i].name: strip(of_case) for i, of_case in found.pictures.items()}
-    run.log.show(stage.name, step, pictures)
-    shown = "  ".join(f"{name} {value:.3f}" for name, value in known.items())
-    run.log.say(f"{stage.name} {step}/{stage.steps}  validation  {shown}")

@@ -13,7 +13,9 @@ from deepsc_jax.data.store import Store
 from deepsc_jax.runtime import device_mesh
 from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.systems.system import Batch, Stage, System, Variables
+from deepsc_jax.training.logs import MetricsLog
 from deepsc_jax.training.step import WATCHED
+from deepsc_jax.training.watch import strip
 
 FACTS = ("valid", "case", "label")
 SHOWN = 4  # scans of which pictures are kept, spread over the split
@@ -125,3 +127,17 @@ def check_split(store: Store, stage: Stage) -> None:
             f"{store.path}: split validation has {lacking[0]} expected to choose the best "
             f"checkpoint of the {stage.name} stage: add one, or leave validation empty"
         )
+
+
+def log_validation(
+    log: MetricsLog, store: Store, stage: Stage, step: int, found: Validation
+) -> None:
+    """Log a validation: its figures, its pictures, and a line."""
+    known = {name: value for name, value in found.record.items() if value is not None}
+    logged = found.figures | known
+    log.write(stage.name, step, {f"validation_{k}": v for k, v in logged.items()})
+    cases = store.cases("validation")
+    pictures = {cases[i].name: strip(of_case) for i, of_case in found.pictures.items()}
+    log.show(stage.name, step, pictures)
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in known.items())
+    log.say(f"{stage.name} {step}/{stage.steps}  validation  {shown}")

@@ -57,13 +57,19 @@ def test_what_is_not_finite_is_not_saved(
 ) -> None:
     """Not even where steps are logged less often than saved: at 2, with a log line at 4."""
 
-    def broken(*_: object) -> Any:
-        return lambda state, _: (
-            dataclasses.replace(state, step=state.step + 1),
-            {"loss": jnp.ones(()), "gradient_norm": jnp.ones(())} | {name: jnp.asarray(jnp.nan)},
-        )
+    class Broken:
+        def __init__(self, *_: object):
+            pass
 
-    monkeypatch.setattr(stages, "make_train_step", broken)
+        def given(self, _: object) -> "Broken":
+            return self
+
+        def __call__(self, state: states.State, _: object) -> tuple[states.State, Any]:
+            scalars = {"loss": jnp.ones(()), "gradient_norm": jnp.ones(())}
+            after = dataclasses.replace(state, step=state.step + 1)
+            return after, scalars | {name: jnp.asarray(jnp.nan)}
+
+    monkeypatch.setattr(stages, "make_train_step", Broken)
     train = dataclasses.replace(CONFIG.train, log_every=4)
     system = build(dataclasses.replace(CONFIG, train=train), "cpu")
     with pytest.raises(InputError, match=f"classification: {name} is nan by step 2"):
