@@ -197,7 +197,7 @@ def _compare(made: list[Job], sides: list[str], document: JsonObject) -> None:
         print(mlperf.table(document["rows"]))
         if flags.FLAGS.mlperf_log:
             path = local_path("mlperf_log", flags.FLAGS.mlperf_log)
-            mlperf.write_log(path, made[0].config, document["rows"])
+            mlperf.write_log(path, made[0].config, made[0].stage, document["rows"])
 
 
 def _scaling(made: list[Job], document: JsonObject) -> None:

@@ -63,22 +63,22 @@ def require_logging() -> None:
         )
 
 
-def write_log(path: pathlib.Path, config: Config, rows: Sequence[Row]) -> None:
+def write_log(path: pathlib.Path, config: Config, stage: str, rows: Sequence[Row]) -> None:
     """Write the figures of ours as events of `mlperf-logging`, with what they are not."""
     mllog = importlib.import_module("mlperf_logging.mllog")
     constants = importlib.import_module("mlperf_logging.mllog.constants")
     with own(path) as partial:
         mllog.config(filename=str(partial), default_namespace="deepsc_jax")
         logger = mllog.get_mllogger()
-        for key, value, metadata in _events(constants, config, rows):
+        for key, value, metadata in _events(constants, config, stage, rows):
             logger.event(key=key, value=value, metadata=metadata)
 
 
 def _events(
-    constants: ModuleType, config: Config, rows: Sequence[Row]
+    constants: ModuleType, config: Config, name: str, rows: Sequence[Row]
 ) -> Iterator[tuple[str, object, JsonObject]]:
     """Key, value and metadata of each."""
-    stage = config.stage("segmentation")
+    stage = config.stage(name)
     facts = {
         constants.SUBMISSION_BENCHMARK: WORK,
         constants.SUBMISSION_DIVISION: "open",

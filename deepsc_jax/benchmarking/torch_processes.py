@@ -19,6 +19,7 @@ from deepsc_jax.benchmarking.jobs import InapplicableError, Job
 from deepsc_jax.benchmarking.torch_ways import CUDA, WAYS, load, peer_module, synchronised, tensors
 from deepsc_jax.benchmarking.works import Built
 from deepsc_jax.runtime import device_mesh, memory
+from deepsc_jax.systems.building import stages_of
 
 TIMEOUT = datetime.timedelta(minutes=10)
 STEP, BYTES = "step", "bytes"
@@ -91,12 +92,13 @@ def _step(job: Job, rank: int) -> Callable[[], dict[str, Tensor]]:
     given = peer.inputs(job.config, job.stage, batch)
     made = load(job, peer.network(job.config))
     weights = torch.ones(len(job.config.data.classes))
+    (stage,) = stages_of(job.config, job.stage)
     objective = peer.Objective(made, job.config, job.stage, batch, weights, parts.Parts()).float()
     both = DistributedDataParallel(
         objective,
         broadcast_buffers=False,  # matrices, which no step changes
         gradient_as_bucket_view=True,
-        find_unused_parameters=job.stage != "joint",  # a stage leaves those of the others alone
+        find_unused_parameters=not stage.after,  # a pre-training leaves other parts alone
     )
     step = parts.make_step(both, job.config, job.stage, given)
 

@@ -59,7 +59,7 @@ def test_the_log_is_of_mlperf_logging(tmp_path: pathlib.Path):
     pytest.importorskip("mlperf_logging")
     (row,) = report.rows([measured()], 5)
     path = tmp_path / "log.txt"
-    mlperf.write_log(path, CONFIG, [row])
+    mlperf.write_log(path, CONFIG, "segmentation", [row])
     lines = path.read_text().splitlines()
     assert all(line.startswith(":::MLLOG ") for line in lines)
     events = {e["key"]: e["value"] for e in (json.loads(x.split(" ", 1)[1]) for x in lines)}
