@@ -227,7 +227,7 @@ def test_stages_that_are_taken_are_not_trained(
 
     def train(*arguments: Any) -> bool:
         trained.extend(stage.name for stage in arguments[3])
-        assert arguments[-1].keys() == {"segmentation", "classification"}
+        assert arguments[6].keys() == {"segmentation", "classification"}
         return False  # as if it was stopped
 
     monkeypatch.setattr(job.loop, "train", train)
