@@ -54,7 +54,7 @@ if [[ -n "$small" ]]; then
   joint=("${tiny[@]}" --deepsc.joint.batch=2)
   inference=("${tiny[@]}" --work=inference)
   unet3d+=(--tile=16,16,16 --working_size=16,16 --depth_bucket=16 --working_spacing_mm=20,20,20
-    --unet3d.widths=4,8 --unet3d.segmentation.batch=2)
+    --unet3d.widths=4,8,8 --unet3d.segmentation.batch=2)
 fi
 
 failed=() unreached=()

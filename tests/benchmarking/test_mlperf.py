@@ -15,7 +15,7 @@ from deepsc_jax.benchmarking.measure import Times
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SMALL = (
     *("--work=unet3d", "--tile=16,16,16", "--working_size=16,16", "--depth_bucket=16"),
-    *("--working_spacing_mm=20,20,20", "--unet3d.widths=4,8", "--unet3d.segmentation.batch=2"),
+    *("--working_spacing_mm=20,20,20", "--unet3d.widths=4,8,8", "--unet3d.segmentation.batch=2"),
 )
 
 

@@ -6,9 +6,12 @@ from typing import Any
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor
 
+from deepsc_jax.benchmarking.jobs import InapplicableError
 from deepsc_jax.config import Config
 from deepsc_jax.models.comparators.unet3d import CLASSES, Options
 from peers.unet3d import Forward, Objective, Predictor, inputs
+
+LEAST_LEVELS = 3
 
 __all__ = ["Forward", "Objective", "Predictor", "inputs", "name_of", "network"]
 
@@ -42,9 +45,18 @@ class Network(DynUNet):
 
 
 def network(config: Config) -> Network:
-    """Of the widths of a configuration."""
+    """Of the widths of a configuration.
+
+    Raises:
+      InapplicableError: fewer levels than DynUNet has.
+    """
     assert isinstance(config.model, Options)
-    return Network(config.model.widths)
+    widths = config.model.widths
+    if len(widths) < LEAST_LEVELS:
+        raise InapplicableError(
+            f"--peer=dynunet: --unet3d.widths has {len(widths)} levels: give {LEAST_LEVELS}"
+        )
+    return Network(widths)
 
 
 def name_of(name: str) -> str:
