@@ -132,7 +132,9 @@ def _evidence_table(metrics: JsonObject) -> str:
             rows.append([name, *("-" if x is None else _figure(x, 3, x["n"]) for x in found)])
     tests = [_at(metrics, ("agreement", each, "difference", "energy")) for each in maps]
     if any(tests):
-        rows.append(["p that these are alike", *(_number(x and x["p"]) for x in tests)])
+        rows.append(
+            ["p that these are alike", *("-" if x is None else _number(x["p"]) for x in tests)]
+        )
     return aligned([["evidence", *maps], *rows])
 
 
@@ -165,7 +167,7 @@ def _method(made: JsonObject) -> str:
     )
 
 
-def _figure(spread: Spread, decimals: int, scans: int) -> str:
+def _figure(spread: Spread | JsonObject, decimals: int, scans: int) -> str:
     """Mean and deviation; of how many, where some of the scans have none."""
     if spread["mean"] is None:
         return "-"
