@@ -20,6 +20,8 @@ def table(metrics: JsonObject) -> str:
         parts.append(_detection_table(metrics["lesions"]["detection"]))
     if "classes" in metrics:
         parts.append(_classification_table(metrics["classes"]))
+    if "evidence" in metrics:
+        parts.append(_evidence_table(metrics))
     if "indicators" in metrics:
         parts.append(_indicator_table(metrics["indicators"]))
     if "intervals" in metrics:
@@ -104,6 +106,47 @@ def _temperature(figures: JsonObject) -> str:
     )
 
 
+# What the table of evidence prints: name, and where it is in metrics.json; `*` is the map.
+EVIDENCE = {
+    "AUC of lesion voxels": ("evidence", "*", "auc"),
+    "energy in lesions": ("evidence", "*", "energy"),
+    "highest voxel in a lesion": ("evidence", "*", "hit"),
+    "DSC at its threshold": ("evidence", "*", "dice"),
+    "energy in predicted lesions, right": ("agreement", "*", "right", "energy"),
+    "energy in predicted lesions, wrong": ("agreement", "*", "wrong", "energy"),
+    "deletion": ("perturbation", "*", "deletion"),
+    "insertion": ("perturbation", "*", "insertion"),
+    "deletion in random order": ("perturbation", "*", "random"),
+}
+
+
+def _evidence_table(metrics: JsonObject) -> str:
+    maps = list(metrics["evidence"])
+    wanted: dict[str, tuple[str, ...]] = dict(EVIDENCE)
+    for check in metrics.get("sanity", {}):
+        wanted[f"likeness, {check}"] = ("sanity", check, "*", "likeness")
+    rows = []
+    for name, place in wanted.items():
+        found = [_at(metrics, [each if part == "*" else part for part in place]) for each in maps]
+        if any(found):
+            rows.append([name, *("-" if x is None else _figure(x, 3, x["n"]) for x in found)])
+    tests = [_at(metrics, ("agreement", each, "difference", "energy")) for each in maps]
+    if any(tests):
+        rows.append(
+            ["p that these are alike", *("-" if x is None else _number(x["p"]) for x in tests)]
+        )
+    return aligned([["evidence", *maps], *rows])
+
+
+def _at(metrics: JsonObject, place: Sequence[str]) -> JsonObject | None:
+    """What is at a place of metrics.json; None where it is not there."""
+    for name in place:
+        if name not in metrics:
+            return None
+        metrics = metrics[name]
+    return metrics
+
+
 def _indicator_table(figures: JsonObject) -> str:
     rows = [[f"indicator (n={figures['n']})", "r", "95 % of r", "R²", "MAE", "MSE"]]
     named = figures["each"] | {"mean of each": figures["mean"], "all pooled": figures["pooled"]}
@@ -124,7 +167,7 @@ def _method(made: JsonObject) -> str:
     )
 
 
-def _figure(spread: Spread, decimals: int, scans: int) -> str:
+def _figure(spread: Spread | JsonObject, decimals: int, scans: int) -> str:
     """Mean and deviation; of how many, where some of the scans have none."""
     if spread["mean"] is None:
         return "-"

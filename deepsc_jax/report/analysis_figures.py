@@ -50,7 +50,7 @@ def lesion_sizes(classes: Classes) -> str:
         axes.plot(width, length, height, mark, color=colour, markersize=3.5, label=short(name))
     axes.set(xlabel="width, mm", ylabel="length, mm", zlabel="height, mm")
     axes.view_init(20, -55)
-    # Or the label of heights is cut; the stub of `zoom` says int, matplotlib float.
+    # Or the label of heights is cut. Its annotation says a whole number.
     axes.set_box_aspect(None, zoom=0.85)  # pyright: ignore[reportArgumentType]
     return source(figure, axes, "upper left")
 

@@ -241,7 +241,8 @@ def test_any_name_is_printed_whatever_the_terminal_takes(
     )
     assert done.returncode == 0, done.stderr
     said, notes = done.stdout.decode("ascii"), done.stderr.decode("ascii")
-    assert len(said.splitlines()) == len(names) + 3  # how many, and where the files are
+    # How many, how well it ran, and where the files are.
+    assert len(said.splitlines()) == len(names) + 4
     for name in (r"gr\xf6\xdfe: ", r"\u75c5\u4eba: ", r"\x1b[2J\n: "):
         assert name in said
     assert f"{len(names)} of {len(names)} scans predicted, 1 left out in" in said

@@ -113,6 +113,9 @@ def test_evidence_is_measured_in_every_way(store: Store) -> None:
     assert broken["evidence_1"]["likeness"]["mean"] == pytest.approx(1)  # it points as before
     assert broken["probability"]["n"] == 3
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    text = table(metrics)
+    for name in ("energy in lesions", "DSC at its threshold", "insertion", "likeness, blind"):
+        assert name in text
 
 
 def test_evidence_is_compared_between_right_and_wrong_answers() -> None:
