@@ -118,13 +118,8 @@ def main() -> None:
     _write(rows, table_of_scans)
     _write(metrics, summary)
     print(table(metrics))
-<<<<<<< HEAD
-    if score_other is not None:
-        name, (of_other, others) = shown(str(options.against)), score_other()
-=======
     if other is not None and score_other is not None:
         name, (of_other, others) = shown(other), score_other()
->>>>>>> analyze
         patients, classes = [case.patient for case in cases], store.data.classes
         found = paired(rows, others, patients, classes, resampling)
         kept = {key: of_other[key] for key in OF_OTHER if key in of_other}
