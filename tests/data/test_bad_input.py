@@ -139,7 +139,10 @@ SCANS = {
     "slice twice": (copied_slice, r"1\.2\.3\.4_003\.dcm and copy\.dcm lie at one position"),
     "position missing": (series(0x00200032, None, 4), r"1 of 9 slices .*expected three numbers"),
     "no distance": (series(0x00200032, None), "no ImagePositionPatient"),
-    "spacing missing": (series(0x00280030, None), "its PixelSpacing is '', expected two positive"),
+    "spacing missing": (
+        series(0x00280030, None),
+        "its PixelSpacing is absent or no number, expected two positive",
+    ),
     "turn": (series(0x00200037, "1\\0\\0\\1\\0\\0"), "expected two unit vectors at a right angle"),
 }
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -37,7 +38,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def analyze(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deepsc_jax.analyze", "--workers=1", "--resamples=20"]
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, check=False
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        check=False,
     )
 
 
