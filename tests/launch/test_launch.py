@@ -16,8 +16,8 @@ SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix in (".sh"
 
 
 def test_every_script_passes_shellcheck() -> None:
-    own = ["benchmark_gpu.sh", "folds.sbatch", "local.sh", "predict.sbatch", "slurm.sbatch"]
-    assert [*own, "tpu.sh"] == SCRIPTS
+    jobs = ["distil.sbatch", "folds.sbatch", "local.sh", "predict.sbatch", "slurm.sbatch"]
+    assert ["benchmark_gpu.sh", *jobs, "tpu.sh"] == SCRIPTS
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     found = shutil.which("shellcheck", path=path)
     assert found, "shellcheck is missing: pip install -e '.[test]'"
