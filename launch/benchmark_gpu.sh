@@ -12,13 +12,13 @@
 # monai.
 set -uo pipefail
 
-budget= out= small=
+budget='' out='' small=''
 for argument in "$@"; do
   case "$argument" in
     --budget_s=*) budget=${argument#*=} ;;
     --out=*) out=${argument#*=} ;;
     --small) small=1 ;;
-    *) budget= && break ;;
+    *) budget='' && break ;;
   esac
 done
 if ! [[ "$budget" =~ ^[1-9][0-9]{0,5}$ && -n "$out" ]]; then
@@ -42,19 +42,19 @@ if ! command -v "$PYTHON" >/dev/null; then
 fi
 mkdir -p "$out" || exit 2
 
-joint=("--flagfile=configs/deepsc.flags" --deepsc.joint.batch=1 --scan_size=64,512,512)
-inference=("--flagfile=configs/deepsc.flags" --work=inference --scan_size=128,512,512)
+joint=("--flagfile=configs/deepsc.flags" --deepsc.joint.batch=1 '--scan_size=64,512,512')
+inference=("--flagfile=configs/deepsc.flags" --work=inference '--scan_size=128,512,512')
 unet3d=(--work=unet3d)
 repeats=5
 if [[ -n "$small" ]]; then
-  tiny=(--working_size=16,16 --tile=8,16,16 --slices=8 --depth_bucket=8 --tiles_per_scan=1
-    --deepsc.inception=plain --deepsc.inception_branches=1,3 --deepsc.inception_channels=4
-    --deepsc.lesion_channels=4,4,4 --deepsc.classifier_stem_channels=4
-    --deepsc.encoder_channels=4,4,4 --deepsc.norm_groups=2)
+  tiny=('--working_size=16,16' '--tile=8,16,16' --slices=8 --depth_bucket=8 --tiles_per_scan=1
+    --deepsc.inception=plain '--deepsc.inception_branches=1,3' --deepsc.inception_channels=4
+    '--deepsc.lesion_channels=4,4,4' --deepsc.classifier_stem_channels=4
+    '--deepsc.encoder_channels=4,4,4' --deepsc.norm_groups=2)
   joint=("${tiny[@]}" --deepsc.joint.batch=2)
   inference=("${tiny[@]}" --work=inference)
-  unet3d+=(--tile=16,16,16 --working_size=16,16 --depth_bucket=16 --working_spacing_mm=20,20,20
-    --unet3d.widths=4,8,8 --unet3d.segmentation.batch=2)
+  unet3d+=('--tile=16,16,16' '--working_size=16,16' --depth_bucket=16 '--working_spacing_mm=20,20,20'
+    '--unet3d.widths=4,8,8' --unet3d.segmentation.batch=2)
 fi
 
 failed=() unreached=()

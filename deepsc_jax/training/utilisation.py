@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from deepsc_jax.data.batch import Reads
+from deepsc_jax.models import registry
 from deepsc_jax.planning import model_flops
 from deepsc_jax.runtime import memory
 from deepsc_jax.runtime.errors import InputError
@@ -171,7 +172,8 @@ def _depth(batch: Batch, reads: Reads, system: System) -> int:
 
 def _flops(system: System, stage: Stage, depth: int) -> Mapping[str, float]:
     """Of a step; nothing where they cannot be counted."""
-    if type(build(system.config)) is not type(system):  # not one of the registry's
+    known = system.config.name in registry.MODELS
+    if not known or type(build(system.config)) is not type(system):  # what no plan traces
         return {}
     try:
         return model_flops.of_step(system.config, stage.name, stage.batch, depth)

@@ -183,7 +183,7 @@ def test_an_indicator_that_is_the_same_in_all_training_cases_is_refused(
 def test_it_stands_beside_baselines(folder: pathlib.Path, config: Config) -> None:
     store = Store(folder / "data" / "store", config.data)
     metrics, rows = evaluate(predictor.load(folder / "run"), store, "test")
-    assert list(metrics) == ["indicators"]
+    assert list(metrics) == ["indicators", "split", "scans_sha256"]
     assert [row["targets"] for row in rows] == [
         dict(zip(CEILINGS, case.targets, strict=True)) for case in store.cases("test")
     ]
