@@ -267,22 +267,29 @@ def test_bars_are_judged_against_the_variant_that_is_best_in_them():
     assert (memory["against"], memory["found"], memory["reached"]) == ("torch eager", 1.2, False)
 
 
+# A process each: the rest of them is slow.
+BAD_INPUT = [
+    (["--work=training"], "--work=training: expected some of train,.*,train_segmentation,"),
+    (["--repeats=4"], "--repeats=4: 4 is not integer >= 5"),
+    (["--work=loading", "--peer=torch"], "--peer=torch: it has none of --work=loading"),
+    (["--peer=torch", "--variants=native"], "--variants=native: give some of eager,"),
+    (["--peer=torch", "--variants="], "--variants=: give some of eager,.*, each once"),
+    (["--scan_size=8,17,16"], "--scan_size=8,17,16: no tile of 16x16 fits"),
+    (["--devices=1,3"], r"--devices=1,3: deepsc\.joint\.batch is 2: give a multiple of 3"),
+    (["--devices=1,2", "--peer=torch"], "--devices: scaling tables are of ours alone"),
+    (["--variants=eager"], "--variants: they are a peer's"),
+    (["--work="], "--work=: give some of train,forward,"),
+    (["--json=/proc/none/rows.json"], "--json: /proc/none cannot be written to"),
+    (["--first_prediction=a.nii", "--peer=torch"], "--first_prediction: give --checkpoint,"),
+    (["--growth=voxels", "--work=forward", "--out=x"], "--work=forward: --growth is of train"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--work=training"], "--work=training: expected some of train,.*,train_segmentation,"),
-        (["--repeats=4"], "--repeats=4: 4 is not integer >= 5"),
-        (["--work=loading", "--peer=torch"], "--peer=torch: it has none of --work=loading"),
-        (["--peer=torch", "--variants=native"], "--variants=native: give some of eager,"),
-        (["--peer=torch", "--variants="], "--variants=: give some of eager,.*, each once"),
-        (["--scan_size=8,17,16"], "--scan_size=8,17,16: no tile of 16x16 fits"),
-        (["--devices=1,3"], r"--devices=1,3: deepsc\.joint\.batch is 2: give a multiple of 3"),
-        (["--devices=1,2", "--peer=torch"], "--devices: scaling tables are of ours alone"),
-        (["--variants=eager"], "--variants: they are a peer's"),
-        (["--work="], "--work=: give some of train,forward,"),
-        (["--json=/proc/none/rows.json"], "--json: /proc/none cannot be written to"),
-        (["--first_prediction=a.nii", "--peer=torch"], "--first_prediction: give --checkpoint,"),
-        (["--growth=voxels", "--work=forward", "--out=x"], "--work=forward: --growth is of train"),
+        *BAD_INPUT[:4],
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in BAD_INPUT[4:]),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: pathlib.Path):

@@ -83,10 +83,10 @@ def off(found: Any, expected: Any) -> float:
 @pytest.mark.parametrize(
     ("config", "stage"),
     [
-        (DEEPSC, "segmentation"),
-        (DEEPSC, "classification"),
+        pytest.param(DEEPSC, "segmentation", marks=pytest.mark.slow),
+        pytest.param(DEEPSC, "classification", marks=pytest.mark.slow),
         (DEEPSC, "joint"),
-        (ABLATED, "joint"),
+        pytest.param(ABLATED, "joint", marks=pytest.mark.slow),
         (UNET3D, "segmentation"),
     ],
 )

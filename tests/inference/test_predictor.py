@@ -127,6 +127,7 @@ def test_a_network_trained_on_whole_scans_sees_a_deeper_one_as_one_tile(
     assert whole.network.digest != predictor_of(params, config=ONE_TILE).network.digest
 
 
+@pytest.mark.slow
 def test_a_network_broken_on_purpose_is_another_in_that_alone(params: Any) -> None:
     whole, scan = predictor_of(params), volume(20)
     broken = whole.broken()

@@ -179,7 +179,7 @@ def test_a_case_is_answered_by_the_teachers_that_have_not_seen_it(
     assert len(np.unique(rows.reshape(len(cases), -1), axis=0)) == len(cases)  # a shift would show
 
 
-@pytest.mark.parametrize("lost", ["teacher", "student"])
+@pytest.mark.parametrize("lost", [pytest.param("teacher", marks=pytest.mark.slow), "student"])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     complete: pathlib.Path, run: pathlib.Path, store: Store, lost: str
 ) -> None:
@@ -272,6 +272,7 @@ def test_processes_of_a_job_must_see_the_same_soft_labels(run: pathlib.Path, sto
     assert [name for name in before if before[name] != after[name]] == [soft_labels.NAME]
 
 
+@pytest.mark.slow
 def test_teachers_of_several_runs_are_taken_together(
     complete: pathlib.Path, store: Store, tmp_path: pathlib.Path
 ) -> None:

@@ -173,6 +173,7 @@ def test_nothing_is_traced_unasked(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_says_how_well_it_ran(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
