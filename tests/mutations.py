@@ -64,6 +64,12 @@ MUTATIONS = (
         "(centres <= at[:, None]).sum(axis=1), 0, last)",
     ),
     Mutation(
+        "what lies beside the lungs mixed into their border",
+        "data/preprocess.py",
+        "    np.divide(volume, share, out=volume, where=lung)\n",
+        "",
+    ),
+    Mutation(
         "slices sampled as if the scan had one less",
         "geometry/sampling.py",
         "np.arange(slices) * depth // slices",

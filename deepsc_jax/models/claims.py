@@ -23,9 +23,8 @@ from deepsc_jax.config import CLASSES
 from deepsc_jax.data.datasets import read_cases
 from deepsc_jax.metrics.comparison import Difference, paired_bootstrap
 from deepsc_jax.metrics.statistics import roc_area
-from deepsc_jax.models.deepsc.arms import kept, program
+from deepsc_jax.models.trials import kept, program, require_known, settings
 from deepsc_jax.runtime import entry
-from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import write_json, write_own_json
 from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.places import output_folder
@@ -115,12 +114,7 @@ def define_flags() -> None:
 def main() -> None:
     """Make what is not there yet, and print what there is."""
     options = flags.FLAGS
-    unknown = [name for name in options.only if name not in ARMS]
-    if unknown:
-        raise InputError(f"--only={unknown[0]}: expected some of {','.join(ARMS)}")
-    wrong = [seed for seed in options.seeds if not seed.isdecimal()]
-    if wrong or not options.seeds:
-        raise InputError(f"--seeds={','.join(wrong)}: expected whole numbers with commas between")
+    require_known(ARMS, options.only, options.seeds)
     out = output_folder("out", options.out, "claims.json")
     results: dict[str, dict[str, JsonObject]] = {}
     for name in options.only or ARMS:
@@ -143,17 +137,14 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
     task = TASKS[arm.task]
     count, folds = arm.teachers
     taught = (f"--cnncf.teachers={count}", f"--cnncf.teacher_folds={folds}") if count else ()
-    settings: JsonObject = {
-        "data": list(task.data),
-        "train": [*arm.train, *taught, *options.more, f"--seed={seed}"],
-        "phantoms": options.phantoms,
-    }
+    training = (*arm.train, *taught, *options.more, f"--seed={seed}")
+    asked = settings(task.data, training, options.phantoms)
     file, needed = out / f"{name}-{seed}.json", ("seconds", "metrics", "cases", "teachers")
     if file.exists():
-        return kept(file, settings, needed)
+        return kept(file, asked, needed)
     data, begun = store(arm.task, out), time.monotonic()
     workdir = out / "runs" / f"{name}-{seed}"
-    given = [*settings["data"], *settings["train"]]
+    given = [*asked["data"], *asked["train"]]
     program("train", *given, f"--data_dir={data}", f"--workdir={workdir}")
     seconds = time.monotonic() - begun
     place = out / "evaluated" / f"{name}-{seed}"
@@ -164,7 +155,7 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
         program(*evaluate, f"--stage={stage}", f"--out={place / stage}")
         teachers[stage] = scores(place / stage, task.figure)
     metrics = json.loads((place / "metrics.json").read_text("utf-8"))
-    result: JsonObject = {"settings": settings, "seconds": seconds, "metrics": metrics}
+    result: JsonObject = {"settings": asked, "seconds": seconds, "metrics": metrics}
     result |= {"cases": scores(place, task.figure), "teachers": teachers}
     write_json(result, file)
     return result

@@ -9,7 +9,6 @@ from absl import flags
 from fresh_flags import REPOSITORY, parse
 
 from deepsc_jax.models import claims
-from deepsc_jax.runtime.errors import InputError
 
 HEAD = "case,patient,split,label,scan,lesion_mask,lung_mask\n"
 # Four X-rays of two patients, whose probabilities order them wholly, or but for one pair of four.
@@ -97,26 +96,6 @@ def test_arms_of_lesions_are_compared_by_their_dsc(
     _, off = json.loads((tmp_path / "claims.json").read_text())["arms"]
     assert (off["figure"], off["mean"], off["seeds"]) == ("dsc", pytest.approx(0.55), ["0", "1"])
     assert off["difference"] == [0, 0, 0]
-
-
-def test_a_result_of_other_settings_is_not_taken(programs: Programs) -> None:
-    claims.main()
-    flags.FLAGS.more = ["--cnncf.classification.steps=4"]
-    with pytest.raises(InputError, match=r"student-0\.json: made with other settings"):
-        claims.main()
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "said"),
-    [("only", ["student", "other"], "--only=other"), ("seeds", ["0", "x"], "--seeds=x")],
-)
-def test_what_is_not_there_is_said(
-    programs: Programs, flag: str, value: list[str], said: str
-) -> None:
-    setattr(flags.FLAGS, flag, value)
-    with pytest.raises(InputError, match=said):
-        claims.main()
-    assert programs.asked == []
 
 
 @pytest.mark.parametrize("name", claims.ARMS)

@@ -13,9 +13,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
@@ -24,9 +21,9 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from deepsc_jax.metrics.comparison import Difference, paired_bootstrap
+from deepsc_jax.models.trials import kept, program, require_known, settings
 from deepsc_jax.report.figures import save_png
 from deepsc_jax.runtime import entry
-from deepsc_jax.runtime.errors import InputError
 from deepsc_jax.runtime.files import own, write_json, write_own_json
 from deepsc_jax.runtime.names import shown
 from deepsc_jax.runtime.places import output_folder
@@ -97,12 +94,7 @@ def define_flags() -> None:
 def main() -> None:
     """Make what is not there yet, and print what there is."""
     options = flags.FLAGS
-    unknown = [name for name in options.only if name not in ARMS]
-    if unknown:
-        raise InputError(f"--only={unknown[0]}: expected some of {','.join(ARMS)}")
-    wrong = [seed for seed in options.seeds if not seed.isdecimal()]
-    if wrong or not options.seeds:
-        raise InputError(f"--seeds={','.join(wrong)}: expected whole numbers with commas between")
+    require_known(ARMS, options.only, options.seeds)
     out = output_folder("out", options.out, "arms.json", "arms.png")
     results: dict[str, list[JsonObject]] = {}
     for seed in options.seeds:
@@ -123,17 +115,14 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
       InputError: what is there was made with other settings, or a program failed.
     """
     arm, options = ARMS[name], flags.FLAGS
-    settings: JsonObject = {
-        "data": [SETTINGS, *arm.data],
-        "train": [*arm.train, f"--deepsc.{STAGE}.steps={options.steps}", f"--seed={seed}"],
-        "phantoms": options.phantoms,
-    }
+    training = (*arm.train, f"--deepsc.{STAGE}.steps={options.steps}", f"--seed={seed}")
+    asked = settings([SETTINGS, *arm.data], training, options.phantoms)
     file = out / f"{name}-{seed}.json"
     if file.exists():
-        return kept(file, settings, ("metrics", "dsc", "seconds"))
+        return kept(file, asked, ("metrics", "dsc", "seconds"))
     data, begun = store(arm, out), time.monotonic()
     workdir = out / "runs" / f"{name}-{seed}"
-    given = [*settings["data"], *settings["train"]]
+    given = [*asked["data"], *asked["train"]]
     program("train", *given, f"--stage={STAGE}", f"--data_dir={data}", f"--workdir={workdir}")
     seconds = time.monotonic() - begun
     place = out / "evaluated" / f"{name}-{seed}"
@@ -142,24 +131,8 @@ def run_arm(name: str, seed: str, out: pathlib.Path) -> JsonObject:
         json.loads((place / f"{part}.json").read_text("utf-8")) for part in ("metrics", "scans")
     )
     scores = {row["case"]: row.get("dsc") for row in scans}
-    result = {"settings": settings, "seconds": seconds, "metrics": metrics, "dsc": scores}
+    result = {"settings": asked, "seconds": seconds, "metrics": metrics, "dsc": scores}
     write_json(result, file)
-    return result
-
-
-def kept(file: pathlib.Path, settings: JsonObject, names: Sequence[str]) -> JsonObject:
-    """The result in a file, of these settings and with these entries.
-
-    Raises:
-      InputError: it is damaged, or of other settings.
-    """
-    try:
-        result = json.loads(file.read_text("utf-8"))
-        same = result["settings"] == settings and result.keys() >= set(names)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: not a run's result ({error!r}): remove it") from error
-    if not same:
-        raise InputError(f"{file}: made with other settings: name another --out, or remove it")
     return result
 
 
@@ -177,19 +150,6 @@ def store(arm: Arm, out: pathlib.Path) -> pathlib.Path:
         cases = f"--cases={first / 'cases.csv'}"
         program("prepare", SETTINGS, *arm.data, cases, f"--out={data}")
     return data
-
-
-def program(module: str, *arguments: str) -> None:
-    """Run one of the commands.
-
-    Raises:
-      InputError: it failed.
-    """
-    print(f"\ndeepsc {module} {shown(shlex.join(arguments))}", flush=True)
-    command = [sys.executable, "-m", f"deepsc_jax.{module}", *arguments]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise InputError(f"deepsc {module} ended with {code}: its own line says why")
 
 
 def best_dsc(curve: JsonObject, most_ml: float = np.inf) -> float | None:

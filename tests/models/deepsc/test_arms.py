@@ -9,7 +9,6 @@ from absl import flags
 from fresh_flags import REPOSITORY, parse
 
 from deepsc_jax.models.deepsc import arms
-from deepsc_jax.runtime.errors import InputError
 
 DSC = {"default": 0.5, "wide": 0.7}
 
@@ -69,28 +68,6 @@ def test_each_run_is_made_once_and_a_store_for_each_preprocessing(
     assert "DSC +0.200 (+0.200 to +0.200)" in capsys.readouterr().out
     programs.asked.clear()
     arms.main()
-    assert programs.asked == []
-
-
-def test_a_result_of_other_settings_is_not_taken(
-    programs: Programs, tmp_path: pathlib.Path
-) -> None:
-    arms.main()
-    flags.FLAGS.steps = 300
-    with pytest.raises(InputError, match=r"default-0\.json: made with other settings"):
-        arms.main()
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "said"),
-    [("only", ["default", "other"], "--only=other"), ("seeds", ["0", "x"], "--seeds=x")],
-)
-def test_what_is_not_there_is_said(
-    programs: Programs, flag: str, value: list[str], said: str
-) -> None:
-    setattr(flags.FLAGS, flag, value)
-    with pytest.raises(InputError, match=said):
-        arms.main()
     assert programs.asked == []
 
 
